@@ -57,7 +57,7 @@ def plan(
     from simulator.base.caches import findings_folder
     from simulator.commands.plan import plan as answer_question
     from simulator.planner.store import Store
-    from simulator.results.plan_sentences import tell_rate
+    from simulator.results.plan_sentences import find_rate
     from simulator.scenario.question import list_routing_notes, load_question
     from simulator.scenario.training_question import FAMILY
     from simulator.scenario.user_table import is_training
@@ -91,12 +91,12 @@ def plan(
         console.emit(answer.model_dump(mode="json"))
     else:
         print_plan(answer)
-    console.say_notes(list_routing_notes(loaded))
+    console.say_notes(map(str, list_routing_notes(loaded)))
     console.err.say(tell_simulated(answer.num_simulated, store))
     if answer.traffic is not None:
         console.err.say(
             f"judged by {answer.traffic.num_requests:,} requests at "
-            f"{tell_rate(answer.traffic)} (seed {answer.seed})"
+            f"{find_rate(answer.traffic)} (seed {answer.seed})"
         )
     console.err.say(f"report: {folder / 'report.html'}")
     if answer.recommended is None:
@@ -161,8 +161,9 @@ def print_plan(answer: Answer) -> None:
 
 def _candidates(answer: Answer) -> Iterator[Text]:
     """A row a deployment under the headings of its numbers, the text of the deployment last."""
+    from simulator.base.formats import amount
     from simulator.report.plan_page import groups
-    from simulator.results.plan_text import amount, share, target_short, value_text
+    from simulator.results.plan_text import share, target_short, value_text
 
     currency = answer.currency
     head = [

@@ -262,12 +262,12 @@ def print_run(results: Any) -> None:
 def print_explanation(results: Any) -> None:
     """Print where the time of each deployment's tokens goes."""
     from simulator.results.explanation_text import (
+        describe_limits,
+        find_help,
+        find_token,
         list_limits,
         list_pieces,
         read_explanation,
-        tell_changes,
-        tell_limits,
-        tell_token,
     )
     from simulator.results.verdict import short_names
 
@@ -275,14 +275,14 @@ def print_explanation(results: Any) -> None:
     for name, explained in read_explanation(results.run).items():
         for waterfall in explained.waterfalls:
             console.out.print()
-            console.out.say(console.fill(tell_token(short[name], waterfall)), "bold")
+            console.out.say(console.fill(str(find_token(short[name], waterfall))), "bold")
             console.print_table(list_pieces(waterfall))
             console.out.print()
             console.print_table(list_limits(explained, waterfall))
-            for sentence in tell_limits(explained, waterfall):
+            for sentence in map(str, describe_limits(explained, waterfall)):
                 console.out.say(console.fill(sentence, "- ", "  "))
         console.out.print()
-        headline, *sentences = tell_changes(explained.changes)
+        headline, *sentences = map(str, find_help(explained.changes))
         console.out.say(console.fill(headline), "bold")
         for sentence in sentences:
             console.out.say(console.fill(sentence, "- ", "  "))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
+from simulator.base.findings import tell
 from simulator.base.frozen import validate
 from simulator.base.plugins import build
 from simulator.base.quantities import MOST_RANKS
@@ -163,7 +164,7 @@ def _check_scenario(source: Any, overrides: Overrides) -> _Found:
         for p in plans
     )
     details = f", {trace.num_requests:,} requests; {fits}"
-    return _Found(details, (*trace.notes, *list_notes(scenario, plans, trace)))
+    return _Found(details, (*trace.notes, *tell(list_notes(scenario, plans, trace))))
 
 
 def _check_plan(source: Any, overrides: Overrides) -> _Found:
@@ -181,7 +182,7 @@ def _check_plan(source: Any, overrides: Overrides) -> _Found:
         f", {trace.num_requests:,} requests in {lasts_s:,.0f} s; models: {models}; "
         f"clusters: {clusters}"
     )
-    return _Found(details, tuple(list_routing_notes(question)))
+    return _Found(details, tuple(map(str, list_routing_notes(question))))
 
 
 def _check_training(source: Any, overrides: Overrides) -> _Found:
@@ -227,11 +228,11 @@ def _check_model(path: Path, _: Overrides) -> _Found:
     if model.routing is not None and model.moe is not None:
         build("routing", model.routing, f"{path} [routing]")
     total, active = model.num_parameters, model.num_active_parameters
-    note = routing_note(model.title or model.name, model.routing_source)
+    notes = routing_note(model.title or model.name, model.routing_source)
     return _Found(
         f", {total / 1e9:,.2f} B parameters, {active / 1e9:,.2f} B "
         f"active, {model.num_layers} layers",
-        () if note is None else (note,),
+        tuple(map(str, notes)),
     )
 
 
@@ -250,7 +251,7 @@ def _check_claim(path: Path, _: Overrides) -> _Found:
 def _check_accelerator(path: Path, _: Overrides) -> _Found:
     found = validate(AcceleratorSpec, {"name": path.stem, **read_toml(path)}, str(path))
     load_any_calibration(found.calibration, str(path))
-    return _Found(f", {found.title}", tuple(list_odd(found, found.name)))
+    return _Found(f", {found.title}", tuple(map(str, list_odd(found, found.name))))
 
 
 def _check_engine(path: Path, _: Overrides) -> _Found:
@@ -283,7 +284,7 @@ def _check_cluster(path: Path, _: Overrides) -> _Found:
     most = min(MOST_RANKS, _WIRED_NODES * found.gpus_per_node)
     for num_gpus in {min(size, most) for size in (min(sizes), max(sizes))}:
         wire_cluster(topology, found.model_copy(update={"num_gpus": num_gpus}), num_gpus)
-    odd = tuple(clusters.list_odd_wires(found))
+    odd = tuple(map(str, clusters.list_odd_wires(found)))
     return _Found(f", {found.title}; {', '.join(map(str, sizes))} GPUs", odd)
 
 

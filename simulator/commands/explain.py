@@ -55,7 +55,7 @@ class _Place:
         (plan,), trace = prepare_run(alone)
         for pool in plan.pools if overrides else ():
             for note in start_notes(pool, longest_tokens(trace)):
-                raise UserError(note)
+                raise UserError(str(note))
         return Trial(plan, trace, alone.workload.slo, seed, self.fidelity)
 
 

@@ -14,7 +14,7 @@ from simulator.base.writing import toml_text
 from simulator.config.training_question import TrainingQuestion
 from simulator.planner.training.search import Trained, search_training
 from simulator.results.provenance import Provenance
-from simulator.results.training_answer import COLUMNS, TrainingAnswer, tell_training_answer
+from simulator.results.training_answer import COLUMNS, TrainingAnswer, find_training_answer
 from simulator.scenario.training_question import load_training_question
 from simulator.work.flops import trained_flops
 
@@ -51,7 +51,8 @@ def plan_training(
         "ruled_out": {reason: count for reason, count in found.ruled_out.items() if count},
     }
     answer = TrainingAnswer(run, candidates, _write_scenario(question, found.trained))
-    headline, reasons = tell_training_answer(candidates, answer, question.targets.days, currency)
+    told = find_training_answer(candidates, answer, question.targets.days, currency)
+    headline, *reasons = map(str, told)
     reasons += [f"{name} {why}." for name, why in found.absent.items()]
     verdict = {"verdict": {"headline": headline, "reasons": reasons}}
     return replace(answer, run=run | verdict | made.describe())

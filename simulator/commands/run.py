@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.base.errors import UserError
+from simulator.base.findings import Finding, tell
 from simulator.base.progress import Progress, show_nothing
 from simulator.commands.deployments import Question, prepare_run, serve_deployments
 from simulator.commands.explain import explain_run
@@ -28,7 +29,7 @@ from simulator.parallel.work_list import check_count
 from simulator.planner.uncertainty.run_bands import make_bands
 from simulator.results.folder import Results, gather
 from simulator.results.provenance import Provenance
-from simulator.results.shown_steps import TELLS, describe_record
+from simulator.results.shown_steps import describe_record, find_errors
 from simulator.results.verdict import verdict
 from simulator.runtime import require
 from simulator.scenario.scenario import Scenario, load_scenario
@@ -37,67 +38,50 @@ from simulator.workload.requests import describe, longest_tokens
 from simulator.workload.traces import LEAST_ROUNDS, RequestTrace
 
 
-def list_notes(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTrace) -> list[str]:
-    """Notes on a run: reasons why a deployment may not start, assumptions, and things left out."""
+def list_notes(
+    scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTrace
+) -> Iterator[Finding]:
+    """Find reasons why a deployment may not start, assumptions, and things left out."""
     longest = longest_tokens(trace)
-    notes = [
-        note
-        for plan in plans
-        for pool in plan.pools
-        for note in start_notes(pool, longest, ", prefill" if pool is plan.prefill else "")
-    ]
-    notes += [note for plan in plans for note in refusal_notes(plan, trace.num_input)]
-    notes += limit_notes(plans, trace)
-    notes += [note for plan in plans if (note := describe_choices(plan.placement, trace))]
-    notes += default_notes(plans)
-    notes += [note for plan in plans for pool in plan.pools for note in notes_of(pool)]
+    for plan in plans:
+        for pool in plan.pools:
+            yield from start_notes(pool, longest, ", prefill" if pool is plan.prefill else "")
+    for plan in plans:
+        yield from refusal_notes(plan, trace.num_input)
+    yield from limit_notes(plans, trace)
+    for plan in plans:
+        yield from describe_choices(plan.placement, trace)
+    yield from default_notes(plans)
+    for plan in plans:
+        for pool in plan.pools:
+            yield from notes_of(pool)
     for plan in plans:
         if plan.spec.kv_tiers and not trace.prefix_block_tokens:
-            notes.append(
-                f"kv_tiers of {plan.name} have nothing to keep: the trace has no prefix blocks"
-            )
+            yield Finding("note.no_prefixes", plan=plan.name)
     if trace.judge_from_s:
-        notes.append(
-            f"lead-in: {trace.num_lead_in:,} of {trace.num_requests:,} requests arrive before "
-            f"{trace.judge_from_s:g} s (workload.judge_from_s); they are served and not judged"
+        yield Finding(
+            "note.lead_in",
+            lead_in=trace.num_lead_in,
+            requests=trace.num_requests,
+            from_s=trace.judge_from_s,
         )
     if trace.concurrency is not None:
-        notes += _list_loop_notes(trace)
-    if trace.concurrency is not None and any(plan.failures for plan in plans):
-        notes.append(
-            "failures in a closed loop: a client whose request is lost sends its next one at once, "
-            "so that all clients lose many while no replica is there"
-        )
+        yield from _list_loop_notes(trace, trace.concurrency)
+        if any(plan.failures for plan in plans):
+            yield Finding("note.lost_in_loop")
     if scenario.execution.faults:
-        count = len(scenario.execution.faults)
-        notes.append(
-            f"execution.faults ({count}) {'is' if count == 1 else 'are'} not simulated: faults are "
-            "injected by moesim execute only"
-        )
-    return list(dict.fromkeys(notes))
+        yield Finding("note.faults", number=len(scenario.execution.faults))
 
 
-def _list_loop_notes(trace: RequestTrace) -> list[str]:
-    """Notes on a closed loop: whether its first round is judged, and requests in lockstep."""
-    clients, notes = trace.concurrency or 1, []
+def _list_loop_notes(trace: RequestTrace, clients: int) -> Iterator[Finding]:
+    """Find whether the first round of a closed loop is judged, and requests in lockstep."""
     if trace.num_lead_in:
-        notes.append(
-            f"the first request of each of the {clients:,} clients is served and not judged, since "
-            "the load builds up then (judge_ramp = true judges all, as benchmark clients do)"
-        )
+        yield Finding("note.first_round_left_out", clients=clients)
     elif clients > 1 and not trace.judge_ramp:
-        notes.append(
-            f"the load builds up in the first {clients:,} requests, which are judged too: at least "
-            f"{LEAST_ROUNDS * clients:,} requests leave them out"
-        )
+        yield Finding("note.first_round_judged", clients=clients, least=LEAST_ROUNDS * clients)
     is_equal = not np.ptp(trace.num_input) and not np.ptp(trace.num_output)
     if clients > 1 and trace.start == "at_once" and is_equal:
-        notes.append(
-            "lockstep: requests of equal lengths that begin together end together, round after "
-            "round, and their prompts wait for each other, which drawn lengths or "
-            'start = "spread" avoid'
-        )
-    return notes
+        yield Finding("note.lockstep")
 
 
 def run(
@@ -171,8 +155,8 @@ def run(
             for plan, record in zip(plans, records, strict=True)
         },
         "notes": [
-            *list_notes(scenario, plans, trace),
-            *(text for one in records for tell in TELLS if (text := tell(one)) is not None),
+            *tell(list_notes(scenario, plans, trace)),
+            *(str(found) for one in records for found in find_errors(one)),
         ],
         "scenario": scenario.model_dump(mode="json"),
     }

@@ -26,7 +26,7 @@ from simulator.deployment.training.plan import TrainingPlan, list_training_notes
 from simulator.deployment.training.quality import TokensToLoss, find_tokens_to_loss
 from simulator.engine.training import TrainingStep, find_band, run_training_step
 from simulator.results.provenance import Provenance
-from simulator.results.training import METRICS, TrainingResults, tell_training
+from simulator.results.training import METRICS, TrainingResults, find_training
 from simulator.scenario.training import TrainingScenario, load_training
 from simulator.step.training import TrainingPrices, find_rank_imbalance, price_micro_batch
 from simulator.work.flops import expert_flops, trained_flops
@@ -79,7 +79,8 @@ def train(
     for plan in plans:
         check_training_memory(plan, 1.0, scenario.where)
     targets = _find_targets(scenario, plans)
-    rows, facts, spans, notes = [], {}, [], []
+    rows, facts, spans = [], {}, []
+    notes: list[str] = []
     for number, plan in enumerate(plans):
         progress("training steps", number, len(plans))
         parts = [_run_part(plan, 0.0)]
@@ -92,17 +93,17 @@ def train(
         rows.append(_measure(scenario, parts, memory, tokens))
         facts[plan.name] = _describe(plan, parts, memory) | _describe_target(target)
         spans.append(_list_spans(plan, parts[0].step))
-        notes += list_training_notes(plan, target)
+        notes += map(str, list_training_notes(plan, target))
     progress("training steps", len(plans), len(plans))
     summary = pd.DataFrame(rows, columns=["deployment", *METRICS])
-    headline, reasons = tell_training(summary, facts)
+    headline, reasons = find_training(summary, facts)
     run = {
         "name": scenario.name,
         "seed": scenario.seed,
         "training": scenario.training.model_dump(mode="json"),
         "deployments": facts,
         "notes": list(dict.fromkeys(notes)),
-        "verdict": {"headline": headline, "reasons": reasons},
+        "verdict": {"headline": str(headline), "reasons": list(map(str, reasons))},
         "scenario": scenario.model_dump(mode="json"),
     }
     return TrainingResults(run | made.describe(), summary, pd.concat(spans, ignore_index=True))

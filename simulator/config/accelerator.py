@@ -4,7 +4,10 @@ is calibration.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from simulator.base.data import find_file
+from simulator.base.findings import Finding
 from simulator.base.frozen import Frozen, validate
 from simulator.base.quantities import (
     BytesPerSecond,
@@ -48,19 +51,14 @@ _FAR = 10.0
 """Factor beyond these from which on a number is told: rather a wrong unit than a new machine."""
 
 
-def list_odd(spec: Frozen, what: str) -> list[str]:
-    """List numbers of an accelerator or of wires that are far from every shipped one's, each as a
-    sentence.
-    """
-    found = []
+def list_odd(spec: Frozen, what: str) -> Iterator[Finding]:
+    """List numbers of an accelerator or of wires that are far from every shipped one's."""
     for key, (low, high, unit) in _SHIPPED.items():
         value = getattr(spec, key, None)
         if value is not None and not low / _FAR <= value <= high * _FAR:
-            found.append(
-                f"{what}: {key} is {value:.3g} {unit}, and no shipped one's is below {low:.3g} or "
-                f"above {high:.3g}; is the unit right?"
+            yield Finding(
+                "note.odd_number", what=what, key=key, value=value, unit=unit, low=low, high=high
             )
-    return found
 
 
 class AcceleratorSpec(Frozen):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from simulator.base.data import available_files, load_once
 from simulator.base.errors import UserError, check_known, did_you_mean
+from simulator.base.findings import Finding
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.kinds import PolicyOf
 from simulator.base.quantities import (
@@ -43,15 +44,11 @@ class WireSpec(Frozen):
     """Seconds that the smallest message takes one way."""
 
 
-def list_odd_wires(cluster: ClusterSpec) -> list[str]:
+def list_odd_wires(cluster: ClusterSpec) -> Iterator[Finding]:
     """List numbers of a cluster's wires that are far from every shipped one's."""
-    wires = {"scale_up": cluster.scale_up, "scale_out": cluster.scale_out}
-    return [
-        note
-        for name, wire in wires.items()
-        if wire is not None
-        for note in list_odd(wire, f"{cluster.name} {name}")
-    ]
+    for name, wire in (("scale_up", cluster.scale_up), ("scale_out", cluster.scale_out)):
+        if wire is not None:
+            yield from list_odd(wire, f"{cluster.name} {name}")
 
 
 class ClusterSpec(Frozen):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from simulator.base.findings import Finding
 from simulator.base.frozen import Policy
 
 MEDIAN_SIGMA = 0.55
@@ -28,12 +31,7 @@ def complete_routing(routing: Policy | None, source: str) -> tuple[Policy, str]:
     return routing, source
 
 
-def routing_note(model: str, source: str) -> str | None:
-    """Note on a model whose routing is assumed; ``None`` where it was given."""
-    if source != ASSUMED_SOURCE and _SOURCED.format(sigma=MEDIAN_SIGMA) not in source:
-        return None
-    return (
-        f"{model}: how unevenly tokens use its experts was not given; assumed is log-normal "
-        f"popularity with sigma {MEDIAN_SIGMA}, the median of seven models (0.1 to 1.2). "
-        'Give routing = { kind = "lognormal", sigma = ... }, or replay a recording'
-    )
+def routing_note(model: str, source: str) -> Iterator[Finding]:
+    """Find whether the routing of a model is assumed."""
+    if source == ASSUMED_SOURCE or _SOURCED.format(sigma=MEDIAN_SIGMA) in source:
+        yield Finding("note.assumed_routing", model=model, sigma=MEDIAN_SIGMA)

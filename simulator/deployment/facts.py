@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simulator.base.findings import Finding, tell
 from simulator.config.calibration import CalibrationFile, CollectiveFit, ExchangeFit, Fit, PrunedFit
 from simulator.config.engine import find_engine
 from simulator.config.host import ExchangeTable, MatrixTable, Steps, load_any_calibration
@@ -65,10 +66,8 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         "assumptions": [
             row._asdict() for row in _list_assumptions(plan) + _list_prefill_assumptions(plan)
         ],
-        "warnings": list(
-            dict.fromkeys(
-                text for pool in plan.pools for text in (*notes_of(pool), *warnings_of(pool))
-            )
+        "warnings": tell(
+            one for pool in plan.pools for one in (*notes_of(pool), *warnings_of(pool))
         ),
         "currency": placement.cluster.currency,
     }
@@ -85,74 +84,41 @@ def _list_hits(plan: DeploymentPlan) -> list[float] | None:
     return [round(float(share), 4) for share in hits_L]
 
 
-def warnings_of(plan: DeploymentPlan) -> list[str]:
-    """List warnings that a reader must know before believing the numbers."""
-    placement = plan.placement
-    found = []
-    model = placement.model
+def warnings_of(plan: DeploymentPlan) -> Iterator[Finding]:
+    """Find what a reader must know before believing the numbers."""
+    placement, model = plan.placement, plan.placement.model
     if model.is_rumour:
-        found.append(
-            f"{model.title or model.name} is a rumour: its makers publish no size or shape."
-        )
+        yield Finding("warning.rumour", model=model.title or model.name)
     nodes = placement.fabric.num_nodes
     for name, fit in fits_of(plan).items():
         if isinstance(fit, ExchangeFit) and fit.outside(nodes=nodes):
-            found.append(
-                f"Extrapolated: {name} over {nodes} nodes; its calibration covers up "
-                f"to {fit.domain['nodes'][1]:.0f}."
-            )
-    found += _pruning_warnings(plan)
+            yield Finding("warning.nodes", what=name, nodes=nodes, most=fit.domain["nodes"][1])
+    yield from _find_pruning(plan)
     if plan.spec.reduction is not None:
-        found.append(
-            "What fewer experts cost in quality is not known here: give models a score of your own."
-        )
+        yield Finding("warning.fewer_experts")
     assumed = [name for name, fit in fits_of(plan).items() if fit.kind == "assumed"]
     if _ENGINE in assumed and _fits_other_releases(plan):
         assumed.remove(_ENGINE)
-        found.append(
-            f"Assumed: {_ENGINE} of {plan.spec.engine.replace('@', ' ')}; "
-            "other releases were measured."
-        )
+        yield Finding("warning.release", what=_ENGINE, engine=plan.spec.engine.replace("@", " "))
     if placement.layout.pp > 1:
-        found.append(
-            f"Pipelines of {placement.layout.pp} stages were compared with no measured server. "
-            "Chunks of one prompt follow each other a whole pass apart here, "
-            "so prompts longer than a step's tokens are slower than with engines that send them "
-            "one behind the other."
-        )
+        yield Finding("warning.pipeline", stages=placement.layout.pp)
     if assumed:
-        found.append(
-            f"Assumed, not measured on {placement.accelerator.title}: {', '.join(assumed)}."
-        )
-    return found
+        yield Finding("warning.assumed", what=assumed, accelerator=placement.accelerator.title)
 
 
-def _pruning_warnings(plan: DeploymentPlan) -> list[str]:
-    """Warn where products with pruned matrices are priced beyond what was measured."""
+def _find_pruning(plan: DeploymentPlan) -> Iterator[Finding]:
+    """Find where products with pruned matrices are priced beyond what was measured."""
     pruning, fit = plan.spec.pruning, fits_of(plan).get("pruned matrices")
     if pruning is None or not isinstance(fit, PrunedFit):
-        return []
-    found = []
+        return
     if fit.outside(sparsity=pruning.sparsity):
-        low, high = fit.domain["sparsity"]
-        found.append(
-            f"Extrapolated: pruned matrices at {pruning.sparsity:.0%} sparsity; "
-            f"products were measured from {low:.0%} to {high:.0%}."
-        )
+        measured = fit.domain["sparsity"]
+        yield Finding("warning.sparsity", sparsity=pruning.sparsity, measured=measured)
     if "rows" in fit.domain:
-        found.append(
-            f"Pruned matrices were measured with {fit.domain['rows'][0]:,.0f} "
-            f"to {fit.domain['rows'][1]:,.0f} tokens a step."
-        )
+        yield Finding("warning.pruned_rows", rows=fit.domain["rows"])
     if choose_experts(pruning) is not None:
-        found.append(
-            "Assumed: kernels for pruned experts differ from those for whole ones as single "
-            "products were measured to; nobody has published grouped products with pruned experts."
-        )
-    return [
-        *found,
-        "What pruning costs in quality is not simulated: a plan takes the scores that are given.",
-    ]
+        yield Finding("warning.pruned_experts")
+    yield Finding("warning.pruned_quality")
 
 
 _ENGINE = "engine overhead"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.findings import Finding
 from simulator.base.frozen import Policy
 from simulator.config.accelerator import list_odd
 from simulator.config.cluster import list_odd_wires
@@ -17,209 +19,180 @@ from simulator.config.routing import routing_note
 from simulator.config.speeds import Speeds
 from simulator.deployment.fits import list_unseen
 from simulator.deployment.memory import memory_rules, start_probability
-from simulator.deployment.offload_text import describe_offload
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.splits import refined_block
+from simulator.work.memory import expert_bytes
 from simulator.workload.traces import RequestTrace
 
+_STARTS = 0.95
+"""Probability of starting below which a deployment is noted."""
 
-def notes_of(plan: DeploymentPlan) -> list[str]:
-    """Write a sentence for each default that matters, for each setting without effect, for what is
-    slower than usual or far from every machine, and for a release that was not measured.
+
+def notes_of(plan: DeploymentPlan) -> Iterator[Finding]:
+    """Find each default that matters, each setting without effect, what is slower than usual or far
+    from every machine, and a release that was not measured.
     """
     placement = plan.placement
-    slower = []
+    if placement.experts is not None:
+        name = placement.model.title or placement.model.name
+        yield from routing_note(name, placement.experts.routing_source)
+        yield from _find_no_copies(plan)
+        yield from _find_refined_blocks(plan)
+        yield from _find_offload(plan)
     if plan.spec.speeds == Speeds():  # else numbers are not those of a file
-        accelerator = placement.accelerator
-        slower += [*list_odd(accelerator, accelerator.name), *list_odd_wires(placement.cluster)]
-    slower += _degraded_note(plan)
+        yield from list_odd(placement.accelerator, placement.accelerator.name)
+        yield from list_odd_wires(placement.cluster)
+    if placement.cluster.degraded:
+        degraded = [one.model_dump() for one in placement.cluster.degraded]
+        yield Finding("note.degraded", plan=plan.name, parts=degraded)
     if release := list_unseen(plan).get("release"):
-        slower.append(f"{release}; bands are those of whole releases that were left out")
-    slower += _format_note(plan)
-    if module := describe_module(plan):
-        slower.append(f"{plan.name}{module}")
-    if placement.experts is None:
-        return slower
-    name = placement.model.title or placement.model.name
-    found = [
-        routing_note(name, placement.experts.routing_source),
-        _copies_note(plan),
-        _block_note(plan),
-        describe_offload(placement),
-    ]
-    return [note for note in found if note is not None] + slower
+        yield Finding("note.unseen_release", release=release)
+    yield from _find_other_formats(plan)
+    if plan.serving.capacity.module_bytes:
+        yield Finding("note.module", plan=plan.name, module=describe_module(plan))
 
 
-def describe_module(plan: DeploymentPlan) -> str:
+def describe_module(plan: DeploymentPlan) -> Finding | str:
     """Describe the memory of a drafting module; empty where there is none."""
     capacity = plan.serving.capacity
     if not capacity.module_bytes:
         return ""
-    return (
-        f": the module that drafts takes {capacity.module_bytes / 1e9:.3g} GB of weights on a GPU, "
-        f"and {capacity.module_token_bytes:,.0f} of the "
-        f"{capacity.cache.bytes_per_token:,.0f} bytes that a token has in the cache"
+    return Finding(
+        "note.module_memory",
+        weights_bytes=capacity.module_bytes,
+        token_bytes=capacity.module_token_bytes,
+        cache_token_bytes=capacity.cache.bytes_per_token,
     )
 
 
-_SLOWER = {
-    "compute": "computes at {:g} % of its usual speed",
-    "scale_up": "has {:g} % of its wires inside the fast domain",
-    "scale_out": "has {:g} % of its wires between domains",
-}
-"""Words for what is slower, by key of :class:`~simulator.config.failures.Degraded`."""
-
-_ANOTHER = "is of another kind, {} (utilisation is told of the cluster's own peaks)"
-
-
-def _degraded_note(plan: DeploymentPlan) -> list[str]:
-    """Say what is slower than usual."""
-    parts = []
-    for one in plan.placement.cluster.degraded:
-        whose = f"GPU {one.gpu}" if one.gpu is not None else "every GPU"
-        whose = f"each GPU of node {one.node}" if one.node is not None else whose
-        shares = {key: getattr(one, key) for key in _SLOWER}
-        slower = [_ANOTHER.format(one.accelerator)] if one.accelerator else []
-        slower += [_SLOWER[key].format(100 * share) for key, share in shares.items() if share < 1]
-        since = f" from {one.at_s:g} s" if one.at_s else ""
-        until = f" until {one.until_s:g} s" if one.for_s is not None else ""
-        parts.append(f"{whose} {' and '.join(slower)}{since}{until}")
-    return [f"{plan.name}: {'; '.join(parts)}"] if parts else []
-
-
-def start_notes(plan: DeploymentPlan, longest_tokens: int, part: str = "") -> list[str]:
-    """Write a sentence where a pool may not start, from how far engines' logs are from the counted
-    memory.
+def start_notes(plan: DeploymentPlan, longest_tokens: int, part: str = "") -> Iterator[Finding]:
+    """Find whether a pool may not start, from how far engines' logs are from the counted memory.
 
     Args:
         part: text behind the deployment's name, such as ``, prefill``.
     """
     capacity = plan.serving.capacity
     probability = start_probability(capacity, longest_tokens)
-    if probability >= _STARTS:
-        return []
-    low, high = (edge / 1e9 for edge in capacity.off_bytes)
-    needed = capacity.blocks_for(longest_tokens) * capacity.block_bytes / 1e9
-    is_fitted = memory_rules(plan.spec.engine, plan.placement.accelerator).off_kind == "fitted"
-    whose = "logs of engines" if is_fitted else "engines are assumed to"
-    return [
-        f"{plan.name}{part} may not start: {capacity.kv_bytes / 1e9:.1f} GB of a GPU are left for "
-        f"the KV cache, the longest request takes {needed:.1f} GB, and {whose} have {low:+.1f} to "
-        f"{high:+.1f} GB more, so that it starts with a probability of {probability:.0%}; "
-        f"{_SURER[capacity.kind]} make it surer"
-    ]
+    if probability < _STARTS:
+        yield Finding(
+            "note.may_not_start",
+            plan=plan.name + part,
+            kv_bytes=capacity.kv_bytes,
+            needed_bytes=capacity.blocks_for(longest_tokens) * capacity.block_bytes,
+            off=memory_rules(plan.spec.engine, plan.placement.accelerator).off_kind,
+            off_bytes=capacity.off_bytes,
+            probability=probability,
+            rule=capacity.kind,
+        )
 
 
-def limit_notes(plans: Iterable[DeploymentPlan], trace: RequestTrace) -> list[str]:
-    """Write a sentence where engines go by ``max_tokens`` and nobody says them."""
-    reads = [
-        plan.name
-        for plan in plans
-        if plan.serving.rules.reserves_output or plan.serving.rules.output_share
-    ]
-    if not reads or "max_tokens" in trace.attributes:
-        return []
-    return [
-        f"max_tokens of the requests are assumed: {', '.join(reads)} admit by them, and have each "
-        "output's true length here, which no engine knows; give max_tokens in [workload], or a "
-        "column of that name"
-    ]
+def limit_notes(plans: Iterable[DeploymentPlan], trace: RequestTrace) -> Iterator[Finding]:
+    """Find engines that go by ``max_tokens`` where nobody says them."""
+    rules = {plan.name: plan.serving.rules for plan in plans}
+    reads = [name for name, one in rules.items() if one.reserves_output or one.output_share]
+    if reads and "max_tokens" not in trace.attributes:
+        yield Finding("note.assumed_max_tokens", plans=reads)
 
 
-def refusal_notes(plan: DeploymentPlan, num_input: NDArray[np.int64]) -> list[str]:
-    """Write a sentence where the engine refuses prompts, with what would take them."""
+def refusal_notes(plan: DeploymentPlan, num_input: NDArray[np.int64]) -> Iterator[Finding]:
+    """Find prompts that the engine refuses, and what would take them."""
     rules = (plan.prefill or plan).serving.rules
     refused = num_input > rules.longest_prompt
-    if not refused.any():
-        return []
-    return [
-        f"{plan.name} refuses {refused.sum():,} of {len(num_input):,} requests: their prompts are "
-        f"longer than a step's {rules.token_budget:,} tokens (up to {num_input.max():,}), and are "
-        "not computed in chunks; chunked_prompts = true in its scheduling takes them, or "
-        f"token_budget = {num_input.max()}"
-    ]
+    if refused.any():
+        yield Finding(
+            "note.refused",
+            plan=plan.name,
+            refused=refused.sum(),
+            requests=len(num_input),
+            token_budget=rules.token_budget,
+            longest=num_input.max(),
+        )
 
 
-_SURER = {
-    "of_total": "fewer max_sequences, a larger memory_fraction, or more GPUs",
-    "before_loading": "a larger memory_fraction, or more GPUs",
-    "left": "a larger free_memory_fraction, or more GPUs",
-}
-"""Settings that leave more for the KV cache, by the rule that divides memory."""
-
-
-def _copies_note(plan: DeploymentPlan) -> str | None:
-    """Note that ``eplb`` without slots makes no copies of hot experts, which it is known for."""
+def _find_no_copies(plan: DeploymentPlan) -> Iterator[Finding]:
+    """Find ``eplb`` without slots for copies of hot experts, which it is known for."""
     policy, moe, experts = plan.spec.placement, plan.placement.model.moe, plan.placement.experts
     if experts is None or moe is None or policy.get("kind") != "eplb":
-        return None
-    num_slots = experts.placed.expert_LP.shape[1]
-    if "num_slots" in policy or num_slots > moe.num_experts:
-        return None
-    return (
-        f"{plan.name}: placement 'eplb' without num_slots has a slot for each of the "
-        f"{moe.num_experts} experts, so that no expert is copied; num_slots = "
-        f"{num_slots + plan.placement.layout.ep} would give every rank one slot for a copy"
+        return
+    slots = experts.placed.expert_LP.shape[1]
+    if "num_slots" not in policy and slots <= moe.num_experts:
+        more = slots + plan.placement.layout.ep
+        yield Finding("note.no_copies", plan=plan.name, experts=moe.num_experts, slots=more)
+
+
+def _find_refined_blocks(plan: DeploymentPlan) -> Iterator[Finding]:
+    """Find scales that are refined where kernels take scales of whole blocks only."""
+    placed = plan.placement
+    block = refined_block(plan.spec.engine, placed.model, placed.layout, placed.precision)
+    if block is not None:
+        moe = placed.model.moe
+        width = moe.intermediate_size // placed.layout.moe_tp if moe else 0
+        yield Finding("note.refined_blocks", plan=plan.name, width=width, block=block)
+
+
+def _find_offload(plan: DeploymentPlan) -> Iterator[Finding]:
+    """Find what offloaded experts cost a sequence that is served alone."""
+    placed, offload = plan.placement, plan.placement.offload
+    if offload is None:
+        return
+    uses, rates = offload.replay(1), offload.rates
+    size = expert_bytes(placed.model, placed.layout, placed.precision, placed.pruning)
+
+    def measure(experts_SL: NDArray[np.int64]) -> float:
+        return float(experts_SL.sum(axis=1).mean()) * size
+
+    yield Finding(
+        "note.offload",
+        plan=placed.name,
+        slots=offload.rules.slots,
+        experts=offload.num_experts,
+        hit_rate=uses.hit_rate,
+        brought_bytes=measure(uses.uploaded_SL + uses.ahead_SL),
+        copy_bytes_per_s=rates.copy_bytes_per_s,
+        below_bytes=measure(uses.below_SL),
+        read_bytes_per_s=rates.read_bytes_per_s,
+        in_vain_bytes=measure(uses.fetched_SL - uses.ahead_SL),
     )
 
 
-def _block_note(plan: DeploymentPlan) -> str | None:
-    """Note that scales are refined where kernels take scales of whole blocks only."""
-    placement = plan.placement
-    block = refined_block(plan.spec.engine, placement.model, placement.layout, placement.precision)
-    if block is None:
-        return None
-    part = (
-        placement.model.moe.intermediate_size // placement.layout.moe_tp
-        if placement.model.moe
-        else 0
-    )
-    return (
-        f"{plan.name}: a rank's part of an expert is {part} wide, for which the engine refines the "
-        f"scales to blocks of {block}; Triton's kernels alone take them, and DeepGEMM, CUTLASS and "
-        "FlashInfer do not, which the price does not contain"
-    )
-
-
-def _format_note(plan: DeploymentPlan) -> list[str]:
-    """Note that a machine was timed in one format of weights, and prices others like it."""
+def _find_other_formats(plan: DeploymentPlan) -> Iterator[Finding]:
+    """Find weights in another format than that in which a machine was timed."""
     rates, precision = plan.placement.calibration, plan.placement.precision
     if not isinstance(rates, HostRates):
-        return []
-    others = dict.fromkeys((precision.weights, precision.experts))
-    others.pop(rates.host.dtype, None)
-    if not others:
-        return []
-    return [
-        f"{plan.name}: products of matrices in {' and '.join(others)} take as long here as in "
-        f"{rates.host.dtype}, in which '{rates.host.machine}' was timed; what the weights take of "
-        "its memory and caches differs"
-    ]
+        return
+    timed = rates.host.dtype
+    others = [one for one in dict.fromkeys((precision.weights, precision.experts)) if one != timed]
+    if others:
+        machine = rates.host.machine
+        yield Finding(
+            "note.other_formats", plan=plan.name, others=others, timed=timed, machine=machine
+        )
 
 
-_STARTS = 0.95
-"""Probability of starting below which a deployment is noted."""
-
-
-def default_notes(plans: Iterable[DeploymentPlan]) -> list[str]:
+def default_notes(plans: Iterable[DeploymentPlan]) -> Iterator[Finding]:
     """Describe the scheduling and the KV caches of pools whose engine decides what files leave
     open.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[Any, ...], list[tuple[str, float]]] = {}
     for plan in plans:
         for pool in plan.pools:
             engine, rules = find_engine(pool.spec.engine), pool.serving.rules
             if engine is None:
                 continue
-            part = ", prefill" if pool is plan.prefill else ""
-            cache = f"{pool.serving.capacity.kv_bytes / 1e9:.1f} GB of KV cache a GPU"
-            text = (
-                f"{(pool.spec.scheduling or {})['kind']}, {rules.token_budget:,} tokens a step, "
-                f"{rules.max_sequences:,} sequences, by the file's keys and else as {engine.title} "
-                f"starts on {pool.placement.accelerator.title}"
-            )
-            found.setdefault(text, []).append(f"{plan.name}{part} ({cache})")
-    return [f"scheduling of {', '.join(names)}: {text}" for text, names in found.items()]
+            name = f"{plan.name}{', prefill' if pool is plan.prefill else ''}"
+            kind, machine = (pool.spec.scheduling or {})["kind"], pool.placement.accelerator.title
+            key = kind, rules.token_budget, rules.max_sequences, engine.title, machine
+            found.setdefault(key, []).append((name, pool.serving.capacity.kv_bytes))
+    for (kind, budget, sequences, title, machine), pools in found.items():
+        yield Finding(
+            "note.engine_defaults",
+            pools=pools,
+            scheduling=kind,
+            token_budget=budget,
+            max_sequences=sequences,
+            engine=title,
+            accelerator=machine,
+        )
 
 
 def describe_policies(plan: DeploymentPlan) -> dict[str, str | None]:

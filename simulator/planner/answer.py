@@ -88,7 +88,7 @@ def make_answer(
         moe_vs_dense=found.moe_vs_dense,
     )
     answer = answer.model_copy(update={"undetermined": find_undetermined(answer)})
-    told = {"headline": headline(answer), "reasons": reasons(answer)}
+    told = {"headline": str(headline(answer)), "reasons": tuple(map(str, reasons(answer)))}
     answer = answer.model_copy(update=told)
     check_answer(answer)
     return answer

@@ -382,7 +382,7 @@ def crossover(
         at_same_time=tuple(found.at_same_time),
         at_full_load=tuple(found.at_full_load),
     )
-    return answer.model_copy(update={"flips": describe_flips(answer)})
+    return answer.model_copy(update={"flips": tuple(map(str, describe_flips(answer)))})
 
 
 class _Side:

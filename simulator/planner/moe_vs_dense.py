@@ -273,8 +273,8 @@ def _text(
 ) -> str:
     if moe is None or dense is None:
         listed = [model.moe is not None for model in result.space.models]
-        return state_only_kind(moe is not None, listed)
-    return compare_kinds(moe, dense, ratio, points, flips)
+        return str(state_only_kind(moe is not None, listed))
+    return str(compare_kinds(moe, dense, ratio, points, flips))
 
 
 def _point(

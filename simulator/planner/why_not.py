@@ -87,7 +87,7 @@ def _describe_miss(result: SearchResult, evaluation: Evaluation) -> WhyNot:
         times_over=outcome.worst,
         bound=machines.bound,
         row=row_of(result, there),
-        text=state_shortfall(target, outcome.worst, most.size, most_of),
+        text=str(state_shortfall(target, outcome.worst, most.size, most_of)),
     )
 
 

@@ -15,10 +15,10 @@ from simulator.report.gallery import FigureCards, load_figures
 from simulator.report.rendering import render_page
 from simulator.results.explained import Explained
 from simulator.results.explanation_text import (
+    describe_limits,
+    find_help,
     list_limits,
     read_explanation,
-    tell_changes,
-    tell_limits,
 )
 from simulator.results.folder import Results
 from simulator.results.formats import KEY_METRICS, better_way, heading_unit
@@ -73,6 +73,6 @@ def _tell(explained: Explained) -> _Told:
     limits = [list(list_limits(explained, pool)) for pool in pools]
     return _Told(
         [TextTable(rows[0][0], rows) for rows in limits],
-        [sentence for pool in pools for sentence in tell_limits(explained, pool)],
-        list(tell_changes(explained.changes)),
+        [str(one) for pool in pools for one in describe_limits(explained, pool)],
+        list(map(str, find_help(explained.changes))),
     )

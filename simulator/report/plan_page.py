@@ -10,6 +10,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
+from simulator.base.formats import amount, chance
 from simulator.report import marks, style
 from simulator.report.deployment_tables import (
     KINDS,
@@ -30,8 +31,6 @@ from simulator.results.formats import TIMES, number, percent
 from simulator.results.plan_sentences import explain_traffic, share_of_time, warn_of_short_traffic
 from simulator.results.plan_text import (
     OfModel,
-    amount,
-    chance,
     kind_of,
     share,
     target_short,
@@ -404,7 +403,7 @@ def render(plan: PlanResults) -> str:
         answer.name,
         cards,
         headline=answer.headline or "No answer.",
-        warning=warn_of_short_traffic(answer.traffic),
+        warning=warn_of_short_traffic(answer.traffic) or "",
         reasons=answer.reasons,
         answer=answer,
         text=plan_text,

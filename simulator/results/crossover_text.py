@@ -1,12 +1,13 @@
-"""Sentences on where the winner of a crossover map changes."""
+"""Findings on where the winner of a crossover map changes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from simulator.base.findings import Finding
 from simulator.results.answer.crossover import (
     CrossoverMap,
     FullPoint,
@@ -14,29 +15,25 @@ from simulator.results.answer.crossover import (
     MapPoint,
     SpeedPoint,
 )
-from simulator.results.formats import TIMES, number
-from simulator.results.plan_text import doubt
 
 Point = TypeVar("Point", bound=MapPoint)
 
 
-def describe_flips(found: CrossoverMap) -> tuple[str, ...]:
-    """Describe the changes of the winner along loads, times per token, lengths, the network's speed
-    and expert-parallel sizes; the network as it is unless said.
+def describe_flips(found: CrossoverMap) -> Iterator[Finding]:
+    """Find the changes of the winner along loads, times per token, lengths, the network's speed and
+    expert-parallel sizes; the network as it is unless said.
 
     A winner that never changes is described along loads and times per token only. A ratio that the
     map marks as uncertain carries the same mark.
     """
-    return tuple(
-        f"{moe} against {dense}, {text}"
-        for moe in found.models.moe
-        for dense in found.models.dense
-        for text in _describe_pair(
-            _select_pair(found.cells, moe, dense),
-            _select_pair(found.at_same_time, moe, dense),
-            _select_pair(found.at_full_load, moe, dense),
-        )
-    )
+    for moe in found.models.moe:
+        for dense in found.models.dense:
+            for reading in _describe_pair(
+                _select_pair(found.cells, moe, dense),
+                _select_pair(found.at_same_time, moe, dense),
+                _select_pair(found.at_full_load, moe, dense),
+            ):
+                yield Finding("map.pair", moe=moe, dense=dense, reading=reading)
 
 
 def _select_pair(points: Iterable[Point], moe: str, dense: str) -> list[Point]:
@@ -45,93 +42,51 @@ def _select_pair(points: Iterable[Point], moe: str, dense: str) -> list[Point]:
 
 def _describe_pair(
     cells: list[LoadPoint], same_time: list[SpeedPoint], full_load: list[FullPoint]
-) -> list[str]:
+) -> Iterator[Finding]:
     usual_cells = [point for point in cells if point.network == 1.0]
-    said = [
-        *_describe_stretches(
-            _choose_best_ep(usual_cells),
-            "batch_per_gpu",
-            lambda value: f"{value:g} sequences a GPU",
-            "at the same load",
-        ),
-        *_describe_stretches(
-            [point for point in same_time if point.gpus is None and point.network == 1.0],
-            "time_per_token_s",
-            lambda value: f"{value * 1000:g} ms a token",
-            "at the same time per token",
-        ),
-    ]
+    yield from _find_stretches(_choose_best_ep(usual_cells), "batch_per_gpu")
+    every = [point for point in same_time if point.gpus is None and point.network == 1.0]
+    yield from _find_stretches(every, "time_per_token_s")
     usual = [point for point in full_load if point.network == 1.0]
     for gpus, part in _group(usual, lambda point: point.gpus or 0):
-        where = f"at full load with TP {gpus} on both" if gpus else "at full load"
-        said += _compare_lengths(part, where)
-    said += _describe_turns(
-        _choose_best_ep(cells), "network", lambda value: f"{value:g}{TIMES} the network"
-    )
-    said += _describe_turns(
-        usual_cells, "ep", lambda value: f"EP {value:g}" if value > 1 else "no EP"
-    )
-    return said
+        if turning := _select_turning(part):
+            yield Finding("map.lengths", gpus=gpus, points=turning)
+    yield from _find_turns(_choose_best_ep(cells), "network")
+    yield from _find_turns(usual_cells, "ep")
 
 
-def _describe_stretches(
-    points: list[Point], axis: str, text: Callable[[float], str], where: str
-) -> list[str]:
-    """One sentence for requests of one length: who wins up to where on an axis.
+def _find_stretches(points: list[Point], axis: str) -> Iterator[Finding]:
+    """Find for requests of one length who wins up to where on an axis.
 
     Args:
-        axis: name of the field that lies on it.
+        axis: name of the field that lies on it, a row of the table.
     """
-    said = []
     for (num_input, num_output), part in _group(points, attrgetter("input", "output")):
         decided = [point for point in part if point.winner is not None]
-        if not decided:
-            continue
         stretches = [
             (name, list(here)) for name, here in groupby(decided, key=attrgetter("winner"))
         ]
-        place = f"{lengths(num_input, num_output)} {where}"
-        if len(stretches) == 1:
-            said.append(f"{place}: {stretches[0][0]} wins throughout ({_state_range(decided)})")
-            continue
         parts = [
-            (
-                f"{name} {'up to' if n == 0 else 'from'} "
-                f"{text(getattr(here[-1 if n == 0 else 0], axis))} ({_state_range(here)})"
+            Finding(
+                "map.stretch",
+                winner=name,
+                axis=axis,
+                is_first=not n,
+                value=getattr(here[0 if n else -1], axis),
+                range=_find_range(here),
             )
             for n, (name, here) in enumerate(stretches)
         ]
-        said.append(f"{place}: " + ", ".join(parts))
-    return said
-
-
-def _compare_lengths(points: list[FullPoint], where: str) -> list[str]:
-    """One sentence where the winner depends on the requests' lengths."""
-    decided = _select_turning(points)
-    parts = [
-        (
-            f"{point.winner} at {lengths(point.input, point.output)} "
-            f"({_state_ratio(point)}, {point.deciding_term})"
-        )
-        for point in decided
-    ]
-    return [f"{where}: " + ", ".join(parts)] if parts else []
-
-
-def _describe_turns(points: list[LoadPoint], axis: str, text: Callable[[float], str]) -> list[str]:
-    """One sentence for every length and load at which the winner depends on the axis."""
-    said = []
-    for (num_input, num_output, batch), part in _group(
-        points, attrgetter("input", "output", "batch_per_gpu")
-    ):
-        parts = [
-            f"{point.winner} with {text(getattr(point, axis))} ({_state_ratio(point)})"
-            for point in _select_turning(part)
-        ]
         if parts:
-            place = f"{lengths(num_input, num_output)} at {batch:g} sequences a GPU"
-            said.append(f"{place}: " + ", ".join(parts))
-    return said
+            kind = "map.stretches" if len(parts) > 1 else "map.throughout"
+            yield Finding(kind, input=num_input, output=num_output, axis=axis, parts=parts)
+
+
+def _find_turns(points: list[LoadPoint], axis: str) -> Iterator[Finding]:
+    """Find every length and load at which the winner depends on the axis."""
+    for _, part in _group(points, attrgetter("input", "output", "batch_per_gpu")):
+        if turning := _select_turning(part):
+            yield Finding("map.turns", axis=axis, points=turning)
 
 
 def _select_turning(points: list[Point]) -> list[Point]:
@@ -149,7 +104,7 @@ def _choose_best_ep(cells: list[LoadPoint]) -> list[LoadPoint]:
     ]
 
 
-def _group(points: Iterable[Point], key: Callable[[Point], Any]) -> list[tuple[Any, list[Point]]]:
+def _group(points: Iterable[Point], key: Any) -> list[tuple[Any, list[Point]]]:
     """Points with the same key, in the order in which they stand."""
     found: dict[Any, list[Point]] = {}
     for point in points:
@@ -157,36 +112,16 @@ def _group(points: Iterable[Point], key: Callable[[Point], Any]) -> list[tuple[A
     return list(found.items())
 
 
-def _state_range(points: Sequence[MapPoint]) -> str:
-    """The MoE's tokens over the dense model's, what decides most often, and at how many of several
-    places the winner is not sure.
+def _find_range(points: Sequence[MapPoint]) -> Finding:
+    """Find the MoE's tokens over the dense model's, what decides most often, and at how many of
+    several places the winner is not sure.
     """
     known = [point for point in points if point.ratio is not None]
     terms = [point.deciding_term for point in points if point.deciding_term is not None]
-    term = max(dict.fromkeys(terms), key=terms.count)
-    if not known:
-        return f"the other cannot: {term}"
-    if len(known) == 1:
-        return f"{_state_ratio(known[0])}, {term}"
-    ratios = [point.ratio for point in known if point.ratio is not None]
-    low, high = number(min(ratios)), number(max(ratios))
-    narrow = sum(not point.is_clear for point in known)
-    unsure = f", either may win (?) at {narrow} of {len(points)} places" if narrow else ""
-    return f"{low if low == high else f'{low} to {high}'}{TIMES}, {term}{unsure}"
-
-
-def _state_ratio(point: MapPoint) -> str:
-    """The ratio at one place as the map has it."""
-    return f"{number(point.ratio or 0.0)}{TIMES}{doubt(point)}"
-
-
-def lengths(num_input: int, num_output: int) -> str:
-    """Prompt and output tokens.
-
-    >>> lengths(1024, 8192), lengths(1000, 500)
-    ('1k/8k', '1000/500')
-    """
-    return "/".join(
-        f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
-        for tokens in (num_input, num_output)
+    return Finding(
+        "map.range",
+        ratios=[point.ratio for point in known],
+        unsure=sum(not point.is_clear for point in known),
+        places=len(points),
+        term=max(dict.fromkeys(terms), key=terms.count),
     )

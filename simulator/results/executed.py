@@ -41,7 +41,7 @@ from simulator.results.formats import (
 )
 from simulator.results.phases import STEP_PHASES
 from simulator.results.results_folder import Content, ResultsFolder
-from simulator.results.run_sentences import tell_rebalances
+from simulator.results.run_sentences import find_rebalances
 from simulator.results.shown_steps import chrome_trace, shown_step
 from simulator.results.tables import ExpertsMoved, ReplicasChanged
 from simulator.work.uniform_load import UniformImbalance
@@ -251,8 +251,7 @@ def tell_all_changes(executed: Executed) -> Iterator[str]:
     """Tell what changed while each deployment ran, measured beside predicted."""
     for name in executed.deployments:
         facts = executed.facts(name)
-        if told := tell_rebalances(facts, name):
-            yield told
+        yield from map(str, find_rebalances(facts, name))
         for cache in facts.get("caches") or []:
             yield _tell_cache(name, cache)
         changes = [told for change in facts.get("changes") or [] if (told := _tell_change(change))]

@@ -6,12 +6,11 @@ import html
 import textwrap
 from typing import Protocol
 
+from simulator.base.formats import amount, count, number, percent, seconds, times
 from simulator.results.answer import Answer, DeploymentRow
 from simulator.results.answer.crossover import MapPoint
 from simulator.results.answer.deployments import BACKLOG, TARGETS
-from simulator.results.formats import TIMES, count, number, percent, seconds
 
-_NO_BOUND = 1e6
 _HOVER_WIDTH = 44
 KINDS = ("MoE", "dense", "pruned")
 
@@ -61,15 +60,6 @@ def limit_text(name: str, limit: float) -> str:
     return f"{target_short(name)} {'≥' if is_floor(name) else '≤'} {value_text(name, limit)}"
 
 
-def amount(value: float) -> str:
-    """Write an amount of money: cents where they show.
-
-    >>> amount(5.98), amount(0.39816), amount(23920.0), amount(0.0)
-    ('5.98', '0.398', '23,920', '0')
-    """
-    return f"{value:,.2f}" if 1 <= abs(value) < 1000 else number(value, keep_zeros=value != 0)
-
-
 def money(value: float, currency: str) -> str:
     """An amount with its currency.
 
@@ -91,30 +81,6 @@ def hourly(answer: Answer, value: float) -> str:
     return per_hour(value, answer)
 
 
-def times(ratio: float) -> str:
-    """Write a ratio as a multiple; ``far`` where it is unbounded.
-
-    >>> [times(ratio).replace(TIMES, "x") for ratio in (1.04, 1.5, 12.34, 1e9)]
-    ['1.04x', '1.5x', '12x', 'far']
-    """
-    if ratio >= _NO_BOUND:
-        return "far"
-    digits = 2 if ratio < 1.1 else 1 if ratio < 10 else 0
-    return f"{ratio:,.{digits}f}{TIMES}"
-
-
-def chance(value: float) -> str:
-    """A probability in whole hundredths; what is not quite certain or not quite impossible reads
-    so.
-
-    >>> [chance(value) for value in (0.0, 0.001, 0.627, 0.999, 1.0)]
-    ['0 %', '< 1 %', '63 %', '> 99 %', '100 %']
-    """
-    if 0 < value < 0.01:
-        return "< 1 %"
-    return "> 99 %" if 0.99 < value < 1 else percent(value)
-
-
 def doubt(point: MapPoint) -> str:
     """The mark behind a ratio that is not clear."""
     return "" if point.is_clear else " ?"
@@ -127,16 +93,6 @@ def share(ratio: float) -> str:
     ('50 %', '52x')
     """
     return percent(ratio) if ratio < 10 else times(ratio)
-
-
-def state_use(name: str, ratio: float) -> str:
-    """Describe the share of a target's limit that is used.
-
-    >>> state_use("tpot_s.p90", 0.5), state_use("attainment", 0.4)
-    ('is at 50 % of its limit', 'has 40 % of the misses that it may have')
-    """
-    what = "the misses that it may have" if name == "attainment" else "its limit"
-    return f"{'has' if name == 'attainment' else 'is at'} {percent(ratio)} of {what}"
 
 
 def count_gpus(number_of: int) -> str:

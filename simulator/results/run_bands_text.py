@@ -5,21 +5,19 @@ deployment is better.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
+from simulator.base.findings import Finding
 from simulator.results.folder import Results
-from simulator.results.formats import metric, seconds_text
+from simulator.results.formats import metric
 from simulator.results.metrics import METRICS
 
 SURE = 0.9
 """Probability from which on the headline states a difference as a fact."""
-_NEVER = 0.005
-"""Probability that reads as 0 %."""
 _SHOWN = {"ttft_p50_s": "TTFT p50", "tpot_p50_s": "TPOT p50"}
 _JUDGED = {*_SHOWN, "slo_attainment"}
 """Figures that deployments are compared by."""
-_NEARER = " Between two runs that differ by a factor of two, the probability takes the nearer one."
 NEAR_SATURATION = "near saturation: this figure is not determined"
 _NOTES = {
     "near_saturation": NEAR_SATURATION,
@@ -60,38 +58,32 @@ def note_on(results: Results, deployment: str, key: str) -> str:
     return ""
 
 
-def tell_undetermined(
+def find_undetermined(
     results: Results, short: dict[str, str], names: Collection[str], keys: Collection[str]
-) -> list[str]:
-    """Say of each of some deployments which of some figures are not determined near saturation."""
-    told = []
+) -> Iterator[Finding]:
+    """Find which figures of some deployments are not determined near saturation."""
     for name in names:
         currency = str(results.run["deployments"][name].get("currency") or "")
         figures = [
-            f"{METRICS[note.metric].label} of {short[name]}, "
-            f"{metric(note.metric, note.low, currency)} to "
-            f"{metric(note.metric, note.high, currency)}"
+            (METRICS[note.metric].label, [metric(note.metric, end, currency) for end in note[3:]])
             for note in list_notes(results, "near_saturation")
             if note.deployment == name and note.metric in keys
         ]
-        told += [f"{'; '.join(figures)} ({NEAR_SATURATION})."] if figures else []
-    return told
+        if figures:
+            yield Finding(
+                "band.undetermined", name=short[name], figures=figures, why=NEAR_SATURATION
+            )
 
 
-def tell_stretches(results: Results, short: dict[str, str]) -> str:
-    """Say by which requests bands were made, where not by all; empty otherwise."""
+def _find_stretches(
+    results: Results, short: dict[str, str]
+) -> list[tuple[tuple[int, int], list[str]]]:
+    """Find by which requests bands were made, where not by all, and of which deployments."""
     by_stretch: dict[tuple[int, int], list[str]] = {}
     for name, (first, last) in _bands(results).get("requests", {}).items():
-        total = results.run["workload"]["num_requests"]
-        if last - first + 1 < total:
+        if last - first + 1 < results.run["workload"]["num_requests"]:
             by_stretch.setdefault((first, last), []).append(short[name])
-    is_all = len(by_stretch) == 1 and sum(map(len, by_stretch.values())) == len(short)
-    told = [
-        f"requests {first:,} to {last:,} of {total:,}"
-        + ("" if is_all else f" ({', '.join(names)})")
-        for (first, last), names in by_stretch.items()
-    ]
-    return f" Bands from {' and '.join(told)}." if told else ""
+    return list(by_stretch.items())
 
 
 def chance_of(results: Results, first: str, second: str, has_targets: bool) -> float | None:
@@ -111,42 +103,33 @@ def find_chance(results: Results, first: str, second: str, key: str) -> float | 
     return None if found is None else float(found)
 
 
-def tell_chance(chance: float) -> str:
-    """Write a probability in words.
-
-    >>> tell_chance(0.934), tell_chance(1.0), tell_chance(0.001)
-    ('93 %', 'more than 99 %', 'less than 1 %')
-    """
-    if chance > 1 - 2 * _NEVER:
-        return "more than 99 %"
-    return "less than 1 %" if chance < 2 * _NEVER else f"{100 * chance:.0f} %"
-
-
-def tell_bands(results: Results, short: dict[str, str], chance: str) -> str | None:
-    """Describe the 80 % bands of the median latencies, and the probability that the better one is
-    better; ``None`` where nothing was drawn.
+def find_bands(
+    results: Results, short: dict[str, str], better: Finding | None
+) -> Iterator[Finding]:
+    """Find the 80 % bands of the median latencies, where any were drawn.
 
     Args:
-        chance: beginning of a sentence on which deployment is better with which probability; empty
-            for a single one.
+        better: which deployment is better with which probability; ``None`` for a single one.
     """
     names = [name for name in results.deployments if name in _bands(results).get("deployments", {})]
     values = results.summary.set_index("deployment")
     pieces = []
     for key, label in _SHOWN.items():
         edges = [edges_of(results, name, key, float(values[key][name])) for name in names]
-        known = [one for one in edges if one is not None]
-        if names and len(known) == len(edges):
-            told = [f"{seconds_text(low)} to {seconds_text(high)}" for low, high in known]
-            pieces.append(f"{label} {' against '.join(told)}")
-    if not pieces:
-        return None
-    which = f" ({' against '.join(short[name] for name in names)})" if len(names) > 1 else ""
-    alone = "80 % bands, going by how far off the simulator was elsewhere"
-    begin = f"{chance}; 80 % bands" if chance else alone
-    knees = _bands(results).get("knees", {}) if chance else {}
-    nearer = _NEARER if any(_JUDGED & {*knees.get(name, [])} for name in names) else ""
-    return f"{begin}{which}: {', '.join(pieces)}.{nearer}{tell_stretches(results, short)}"
+        if edges and None not in edges:
+            pieces.append((label, edges))
+    if pieces:
+        knees = _bands(results).get("knees", {}) if better else {}
+        yield Finding(
+            "band.latencies",
+            better=better,
+            names=[short[name] for name in names],
+            pieces=pieces,
+            takes_nearer=any(_JUDGED & {*knees.get(name, [])} for name in names),
+            stretches=_find_stretches(results, short),
+            requests=results.run.get("workload", {}).get("num_requests"),
+            deployments=len(short),
+        )
 
 
 def band_text(results: Results, deployment: str, key: str, value: float, currency: str) -> str:

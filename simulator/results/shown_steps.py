@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
-from simulator.results.formats import count, seconds_text
-from simulator.results.tables import DeploymentRecord, PriceAudit
+from simulator.base.findings import Finding
+from simulator.results.formats import seconds_text
+from simulator.results.tables import DeploymentRecord
 
 
 def chrome_trace(spans: pd.DataFrame, title: Callable[[str, str], str]) -> dict[str, Any]:
@@ -76,62 +77,25 @@ def describe_record(record: DeploymentRecord) -> dict[str, Any]:
     } | {name: found._asdict() for name, found in optional.items() if found is not None}
 
 
-def tell_audit(record: DeploymentRecord) -> str | None:
-    """Describe how far prices by mixes of requests are off on the run's own steps; ``None`` where
-    steps were not priced so.
+def find_errors(record: DeploymentRecord) -> Iterator[Finding]:
+    """Find how far prices by mixes of requests, and those of steps that something else slows, are
+    off on the run's own steps; how much caches between pools and steps may slow each other beyond
+    what they were priced at; and how long requests waited for blocks in tiers.
     """
-    how = "are priced by their mix of requests"
-    return record.price_audit and f"steps of {record.name} {how}: {_compare(record.price_audit)}"
-
-
-def tell_changed(record: DeploymentRecord) -> str | None:
-    """Describe how far prices of steps that something else slows are off on the run's own steps;
-    ``None`` without any.
-    """
-    what = "slower GPUs or wires, lost ranks, or experts that move beside them"
-    audit = record.changed_audit
-    return audit and f"steps of {record.name} with {what}: {_compare(audit)}"
-
-
-def _compare(audit: PriceAudit) -> str:
-    side = "longer" if audit.mean > 0 else "shorter"
-    return (
-        f"{audit.num_steps} of them, priced rank by rank as well, are "
-        f"{100 * abs(audit.mean):.1f} % {side} in the mean and {100 * audit.p90:.1f} % apart at "
-        "the 90th percentile"
-    )
-
-
-def tell_wires(record: DeploymentRecord) -> str | None:
-    """Describe how much caches between pools and steps may slow each other, beyond what they were
-    priced at; ``None`` where they share no wires or these were simulated.
-    """
-    most = record.wires_shared
-    if most is None:
-        return None
-    return (
-        f"caches and steps of {record.name} are priced with the wires to themselves: where they "
-        f"meet, caches take up to {100 * most.caches:.1f} % longer on the wires, decode steps "
-        f"{100 * most.decode:.2g} % and prompts' steps {100 * most.prefill:.2g} %, not counting "
-        "caches that meet each other at a receiver; fidelity rank simulates both"
-    )
-
-
-def tell_reads(record: DeploymentRecord) -> str | None:
-    """Describe how long requests waited for blocks in tiers; ``None`` where none did."""
+    audits = {"audit.mix": record.price_audit, "audit.slowed": record.changed_audit}
+    for kind, audit in audits.items():
+        if audit is not None:
+            yield Finding(kind, name=record.name, audit=audit)
+    if record.wires_shared is not None:
+        yield Finding("audit.wires", name=record.name, most=record.wires_shared)
     waits_s = record.requests["read_wait_s"]
     waits_s = waits_s[waits_s > 0]
-    if not len(waits_s):
-        return None
-    return (
-        f"{count(len(waits_s), 'request')} of {record.name} read first blocks from tiers below the "
-        f"GPU: {seconds_text(float(waits_s.mean()))} in the mean, at most "
-        f"{seconds_text(float(waits_s.max()))}, in which they hold KV blocks and a place"
-    )
-
-
-TELLS = (tell_audit, tell_changed, tell_wires, tell_reads)
-"""Functions from a record to a sentence beside its figures, or to ``None``."""
+    if len(waits_s):
+        mean_s, most_s = float(waits_s.mean()), float(waits_s.max())
+        requests = len(waits_s)
+        yield Finding(
+            "audit.reads", name=record.name, requests=requests, mean_s=mean_s, most_s=most_s
+        )
 
 
 def shown_step(run: dict[str, Any], deployment: str, phase: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from simulator.base.findings import Finding
 from simulator.results.formats import metric
 from simulator.results.metrics import METRICS
 from simulator.results.results_folder import FILES, ResultsFolder, check_columns
@@ -163,47 +164,34 @@ def setting_text(setting: Mapping[str, Any]) -> str:
 
 def tell_sweep(sweep: Sweep) -> tuple[str, list[str]]:
     """Write a headline, and further sentences."""
-    reasons = []
-    refused = [point for point in sweep.run["points"] if "refusal" in point]
-    if refused:
-        reasons.append(
-            f"{len(refused):,} of {len(sweep.run['points']):,} points are refused, the first since "
-            f"{refused[0]['refusal']}"
-        )
-    if (spread := _tell_spread(sweep)) is not None:
-        reasons.append(spread)
+    headline, *reasons = map(str, find_sweep(sweep))
+    return headline, reasons
+
+
+def find_sweep(sweep: Sweep) -> Iterator[Finding]:
+    """Find a headline, and what else there is to say."""
     winners = [(setting, _winners_at(sweep, setting)) for setting in sweep.settings]
     winners = [(setting, own) for setting, own in winners if own]
+    is_one = len({tuple(own) for _, own in winners}) == 1 and len(winners[0][1]) == 1
     if not winners:
-        return _tell_range(sweep), reasons
-    if len(winners) == 1:
-        return _tell_seeds(winners[0][1]), reasons
-    if len({tuple(own) for _, own in winners}) == 1 and len(winners[0][1]) == 1:
-        left_out = " that was not refused" if len(winners) < len(sweep.settings) else ""
-        return _tell_best(next(iter(winners[0][1])), f"at every setting{left_out}"), reasons
-    told = [f"{setting_text(setting)}: {_tell_winners(own)}" for setting, own in winners]
-    if len(told) > _MOST_TOLD:
-        told[_MOST_TOLD:] = [f"{len(told) - _MOST_TOLD:,} more settings are in the table."]
-    return (
-        "Which deployment serves the traffic better depends on the setting.",
-        [*told, *reasons],
-    )
-
-
-def _tell_seeds(winners: Mapping[str, int]) -> str:
-    """Write a headline where there is one setting."""
-    total = sum(winners.values())
-    if len(winners) > 1:
-        return (
-            "Which deployment serves the traffic better depends on the seed: "
-            f"{_tell_winners(winners)}"
-        )
-    return _tell_best(next(iter(winners)), f"with all {total} seeds" if total > 1 else "")
-
-
-def _tell_best(best: str, where: str) -> str:
-    said = "It is a tie or a trade-off" if best == _NONE else f"{best} serves this traffic better"
-    return f"{said} {where}".rstrip() + "."
+        yield _find_range(sweep)
+    elif len(winners) == 1:
+        yield Finding("sweep.seeds", winners=winners[0][1])
+    elif is_one:
+        has_refused = len(winners) < len(sweep.settings)
+        yield Finding("sweep.everywhere", best=next(iter(winners[0][1])), has_refused=has_refused)
+    else:
+        yield Finding("sweep.depends")
+        for setting, own in winners[:_MOST_TOLD]:
+            yield Finding("sweep.at_setting", setting=setting_text(setting), winners=own)
+        if len(winners) > _MOST_TOLD:
+            yield Finding("sweep.more_settings", more=len(winners) - _MOST_TOLD)
+    points = sweep.run["points"]
+    refused = [point for point in points if "refusal" in point]
+    if refused:
+        why = refused[0]["refusal"]
+        yield Finding("sweep.refused", refused=len(refused), points=len(points), why=why)
+    yield from _find_spread(sweep)
 
 
 def _winners_at(sweep: Sweep, setting: Mapping[str, Any]) -> dict[str, int]:
@@ -219,43 +207,30 @@ def _winners_at(sweep: Sweep, setting: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
-def _tell_winners(winners: Mapping[str, int]) -> str:
-    total = sum(winners.values())
-    if len(winners) == 1:
-        return f"{next(iter(winners))}."
-    counted = sorted(winners.items(), key=lambda one: -one[1])
-    return ", ".join(f"{name} for {count} of {total} seeds" for name, count in counted) + "."
-
-
-def _tell_spread(sweep: Sweep) -> str | None:
-    """Describe the figure that seeds differ in most, over all settings."""
-    widest = (0.0, "")
+def _find_spread(sweep: Sweep) -> Iterator[Finding]:
+    """Find the figure that seeds differ in most, over all settings."""
+    widest, found = 0.0, None
     for setting in sweep.settings:
-        rows = sweep.rows_at(setting)
-        for deployment, own in rows.groupby("deployment", sort=False):
+        at = setting_text(setting) if setting else ""
+        for deployment, own in sweep.rows_at(setting).groupby("deployment", sort=False):
             for name in _SPREAD_OF:
                 mean, spread, count = measure_spread(own, name)
-                if math.isfinite(spread) and mean > 0 and spread / mean > widest[0]:
-                    at = f" at {setting_text(setting)}" if setting else ""
-                    what = f"{METRICS[name].label} of {deployment}{at}, over {count} seeds"
-                    widest = (spread / mean, what)
-    share, what = widest
-    if not what:
-        return None
-    if share < _WIDE:
-        return f"Seeds differ by at most {100 * share:.1f} % of their mean ({what})."
-    return (
-        f"Seeds differ by up to {100 * share:.0f} % of their mean ({what}): a single one says "
-        "little of that."
-    )
+                if math.isfinite(spread) and mean > 0 and spread / mean > widest:
+                    widest = share = spread / mean
+                    facts = {"label": METRICS[name].label, "name": deployment, "at": at}
+                    found = Finding(
+                        "sweep.spread", share=share, seeds=count, is_wide=share >= _WIDE, **facts
+                    )
+    if found is not None:
+        yield found
 
 
-def _tell_range(sweep: Sweep) -> str:
-    """Describe the range of the medians of a single deployment."""
-    pieces = []
+def _find_range(sweep: Sweep) -> Finding:
+    """Find the range of the medians of a single deployment."""
+    ranges = {}
     for name in ("ttft_p50_s", "tpot_p50_s"):
         values = sweep.table[name].dropna()
         if len(values):
-            low, high = (metric(name, float(edge), "") for edge in (values.min(), values.max()))
-            pieces.append(f"{METRICS[name].label} from {low} to {high}")
-    return f"{sweep.deployments[0]}: {' and '.join(pieces)}."
+            ends = [metric(name, float(edge), "") for edge in (values.min(), values.max())]
+            ranges[METRICS[name].label] = ends
+    return Finding("sweep.range", name=sweep.deployments[0], ranges=ranges)

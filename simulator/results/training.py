@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from simulator.base.findings import Finding
 from simulator.results.formats import (
     TIMES,
     UNDEFINED,
@@ -18,7 +19,6 @@ from simulator.results.formats import (
     num_bytes,
     number,
     parameters,
-    percent,
     seconds,
 )
 from simulator.results.formats import (
@@ -210,16 +210,8 @@ class Trained(ResultsFolder):
 
 _ADJACENT = 0.02
 """Relative difference below which two rates are called alike."""
-_CAUSES = {
-    "bubble": "waits for other pipeline stages",
-    "wait": "waits for the ranks with the busiest experts",
-    "dispatch": "sends tokens to experts",
-    "combine": "gets experts' outputs back",
-    "collective": "exchanges activations between tensor- and context-parallel ranks",
-    "gradients": "adds up gradients",
-    "optimizer": "updates weights",
-}
-"""Parts of a step that do not compute the model, as a sentence says them."""
+_CAUSES = ("bubble", "wait", "dispatch", "combine", "collective", "gradients", "optimizer")
+"""Parts of a step that do not compute the model."""
 _LEAST_CAUSE = 0.03
 """Smallest share of a step that a reason names."""
 
@@ -268,120 +260,97 @@ def write_band(name: str, value: float, facts: Mapping[str, Any]) -> str:
     return " to ".join(write_metric(name, end, facts["currency"]) for end in ends)
 
 
-def tell_training(
+def find_training(
     summary: pd.DataFrame, deployments: Mapping[str, Mapping[str, Any]]
-) -> tuple[str, list[str]]:
-    """Tell a headline, and reasons: what each deployment needs in all, and what its step is spent
+) -> tuple[Finding, list[Finding]]:
+    """Find a headline, and reasons: what each deployment needs in all, and what its step is spent
     on besides computing.
     """
     rows = {str(row["deployment"]): row for row in summary.to_dict("records")}
-    rates = {name: float(row["tokens_per_s_per_gpu"]) for name, row in rows.items()}
     is_to_loss = any("loss" in facts for facts in deployments.values())
-    headline = _tell_best_to_loss(rows, deployments) if is_to_loss else _tell_headline(rates)
+    headline = _find_best_to_loss(rows, deployments) if is_to_loss else _find_fastest(rows)
     return headline, [
-        *_tell_quality(rows, deployments),
-        *_tell_whole(rows, deployments),
-        *(_tell_step(name, deployments[name]) for name in rows),
+        *_find_quality(rows, deployments),
+        *_find_whole(rows, deployments),
+        *(_find_causes(name, deployments[name]) for name in rows),
     ]
 
 
-def _tell_headline(rates: Mapping[str, float]) -> str:
+def _find_fastest(rows: Mapping[str, Mapping[Any, Any]]) -> Finding:
+    rates = {name: float(row["tokens_per_s_per_gpu"]) for name, row in rows.items()}
     best, *others = sorted(rates, key=lambda name: -rates[name])
-    if not others:
-        return f"{best} trains {number(rates[best])} tokens/s on each GPU."
-    if rates[best] < rates[others[0]] * (1 + _ADJACENT):
-        return (
-            f"{best} and {others[0]} train about equally many tokens/s on each GPU "
-            f"({number(rates[best])})."
-        )
-    ratios = " and ".join(
-        f"{rates[best] / rates[name]:.2f}{TIMES} those of {name}" for name in others
+    return Finding(
+        "training.fastest",
+        name=best,
+        tokens_per_s=rates[best],
+        others={name: rates[best] / rates[name] for name in others},
+        is_alike=bool(others) and rates[best] < rates[others[0]] * (1 + _ADJACENT),
     )
-    return f"{best} trains most tokens/s on each GPU: {number(rates[best])}, {ratios}."
 
 
-def _tell_best_to_loss(
+def _find_best_to_loss(
     rows: Mapping[str, Mapping[Any, Any]], deployments: Mapping[str, Mapping[str, Any]]
-) -> str:
-    """Tell which deployment needs the fewest GPU-hours to the loss."""
+) -> Finding:
+    """Find which deployment needs the fewest GPU-hours to the loss."""
     hours = {name: float(row["gpu_hours"]) for name, row in rows.items()}
     best, *others = sorted(hours, key=lambda name: hours[name])
-    told = [
-        f"{hours[name] / hours[best]:.2f}{TIMES} as many for {name}"
-        if math.isfinite(hours[name])
-        else f"{name} never gets there"
-        for name in others
-    ]
-    behind = f": {', '.join(told)}" if told else ""
-    loss = next(facts["loss"] for facts in deployments.values())
-    fewest = number(hours[best])
-    return f"{best} reaches a loss of {loss:.3f} in the fewest GPU-hours, {fewest}{behind}."
+    return Finding(
+        "training.fewest_hours",
+        name=best,
+        loss=next(facts["loss"] for facts in deployments.values()),
+        gpu_hours=hours[best],
+        others={name: hours[name] / hours[best] for name in others},
+    )
 
 
-def _tell_quality(
+def _find_quality(
     rows: Mapping[str, Mapping[Any, Any]], deployments: Mapping[str, Mapping[str, Any]]
-) -> Iterator[str]:
-    """Tell the tokens that each deployment needs to the same loss, and how far laws differ."""
+) -> Iterator[Finding]:
+    """Find the tokens that each deployment needs to the same loss, and how far laws differ."""
     for name, row in rows.items():
-        facts, tokens = deployments[name], float(row["tokens"])
-        if "loss" not in facts:
-            continue
-        found = [math.inf if one is None else one for one in facts["tokens_by_law"].values()]
-        spread = ""
-        if len(set(found)) > 1:
-            low, high = min(found), max(found)
-            ends = [parameters(one) if math.isfinite(one) else "never" for one in (low, high)]
-            if ends[0] != ends[1]:
-                spread = f"; {len(found)} laws say {ends[0]} to {ends[1]}"
-        if math.isfinite(tokens):
-            yield (
-                f"{name} has a loss of {facts['loss']:.3f} after {parameters(tokens)} tokens"
-                f"{spread}."
+        facts = deployments[name]
+        if "loss" in facts:
+            by_law = [math.inf if one is None else one for one in facts["tokens_by_law"].values()]
+            ends = [write_metric("tokens", end(by_law), "") for end in (min, max)]
+            yield Finding(
+                "training.quality",
+                name=name,
+                loss=facts["loss"],
+                tokens=float(row["tokens"]),
+                laws=len(by_law),
+                ends=ends,
             )
-        else:
-            yield f"{name} never has a loss of {facts['loss']:.3f}{spread}."
 
 
-def _tell_whole(
+def _find_whole(
     rows: Mapping[str, Mapping[Any, Any]], deployments: Mapping[str, Mapping[str, Any]]
-) -> Iterator[str]:
-    """Tell days and cost, where the number of tokens is known."""
+) -> Iterator[Finding]:
+    """Find days and cost, where the number of tokens is known; and how steps change in the course
+    of the training, where what else is said of them is of the first ones.
+    """
     for name, row in rows.items():
         facts, days = deployments[name], float(row["days"])
         if not math.isfinite(days):
             continue
-        cost = write_metric("cost", float(row["cost"]), facts["currency"])
-        paid = "" if cost == UNDEFINED else f" for {cost}"
-        band = write_band("days", days, facts)
         if facts.get("later_steps"):
-            yield _tell_later(name, facts)
-        yield (
-            f"{name} takes {number(days)} days ({band}) on {facts['num_gpus']:,} GPUs{paid}, "
-            f"{percent(facts['uptime'])} of the time training."
+            yield Finding("training.later", name=name, steps=facts["later_steps"])
+        cost = write_metric("cost", float(row["cost"]), facts["currency"])
+        yield Finding(
+            "training.days",
+            name=name,
+            days=days,
+            band=write_band("days", days, facts),
+            gpus=facts["num_gpus"],
+            cost="" if cost == UNDEFINED else cost,
+            uptime=facts["uptime"],
         )
 
 
-def _tell_later(name: str, facts: Mapping[str, Any]) -> str:
-    """Tell how the steps of a deployment change in the course of the training; what else is said
-    of its steps is of the first ones.
-    """
-    told = [
-        f"{seconds(one['step_s'])} after {parameters(one['after_tokens'])} tokens"
-        for one in facts["later_steps"]
-    ]
-    return f"A step of {name} takes {' and '.join(told)}; rates and parts are of the first ones."
-
-
-def _tell_step(name: str, facts: Mapping[str, Any]) -> str:
-    """Tell where a step's time goes besides the model's computation, the largest part first."""
+def _find_causes(name: str, facts: Mapping[str, Any]) -> Finding:
+    """Find where a step's time goes besides the model's computation, the largest part first."""
     parts: dict[str, float] = facts["parts_s"]
     total = sum(parts.values())
     computed = sum(parts[part] for part in ("attention", "dense", "experts")) / total
-    causes = sorted(_CAUSES, key=lambda part: -parts[part])
-    told = [
-        f"{percent(parts[part] / total)} {_CAUSES[part]}"
-        for part in causes
-        if parts[part] > _LEAST_CAUSE * total
-    ]
-    more = f"; {', '.join(told)}" if told else ""
-    return f"A GPU of {name} computes for {percent(computed)} of a step{more}."
+    shares = {part: parts[part] / total for part in sorted(_CAUSES, key=lambda part: -parts[part])}
+    large = {part: share for part, share in shares.items() if share > _LEAST_CAUSE}
+    return Finding("training.step", name=name, computed=computed, causes=large)

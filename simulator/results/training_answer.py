@@ -11,15 +11,16 @@ model that keeps the target |
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from simulator.base.findings import Finding
 from simulator.base.reading import read_text
-from simulator.results.formats import TIMES, count, num_bytes, number, percent
+from simulator.results.formats import num_bytes, number, percent
 from simulator.results.results_folder import (
     Cell,
     Content,
@@ -128,39 +129,17 @@ def list_sizes(candidates: pd.DataFrame) -> pd.DataFrame:
     return best.sort_values("keeps_target", ascending=False, kind="stable")
 
 
-def tell_training_answer(
+def find_training_answer(
     candidates: pd.DataFrame, answer: TrainingAnswer, days: float, currency: str
-) -> tuple[str, list[str]]:
-    """Tell a headline, and a sentence for each model.
+) -> Iterator[Finding]:
+    """Find a headline, and how each other model compares.
 
     Args:
         days: that were asked for.
     """
-    best = answer.list_best().to_dict("records")
-    first, *others = best
-    reasons = [_tell_other(first, other, days, currency) for other in others]
-    if not first["keeps_target"]:
-        most = int(candidates["num_gpus"].max())
-        return (
-            f"No model is trained in {number(days)} days on up to {most:,} GPUs; "
-            f"{_tell_split(first, currency)} is the fastest of the cheapest model.",
-            reasons,
-        )
-    return f"The cheapest training in {number(days)} days: {_tell_split(first, currency)}.", reasons
-
-
-def _tell_split(row: dict[Any, Any], currency: str) -> str:
-    band = f"{number(row['days_low'])} to {number(row['days_high'])}"
-    return (
-        f"{row['model']} on {count(int(row['num_gpus']), 'GPU')} of {row['cluster']} "
-        f"({row['split']}): {number(row['days'])} days ({band}), {row['cost']:,.0f} {currency}"
-    )
-
-
-def _tell_other(first: dict[Any, Any], other: dict[Any, Any], days: float, currency: str) -> str:
-    told = _tell_split(other, currency)
-    if not other["keeps_target"]:
-        return f"{told}, its fastest, takes longer than {number(days)} days."
-    if not first["cost"]:
-        return f"{told}."
-    return f"{told}, {other['cost'] / first['cost']:.2f}{TIMES} as much."
+    first, *others = answer.list_best().to_dict("records")
+    facts: dict[str, Any] = {"first": first, "days": days, "currency": currency}
+    most = int(candidates["num_gpus"].max())
+    yield Finding("training_plan.cheapest", row=first, most=most, **facts)
+    for other in others:
+        yield Finding("training_plan.other", row=other, **facts)

@@ -11,32 +11,31 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from simulator.base.columns import Columns, Picked
+from simulator.base.columns import Picked
+from simulator.base.findings import Finding
 from simulator.cost.engine_time import BEYOND_S, MEASURED_SEQUENCES
 from simulator.results.folder import Results
-from simulator.results.formats import count, parameters, percent, seconds_text
 from simulator.results.phases import STEP_PHASES
 from simulator.results.run_bands_text import (
     SURE,
     chance_of,
+    find_bands,
     find_chance,
-    tell_bands,
-    tell_chance,
-    tell_undetermined,
+    find_undetermined,
 )
 from simulator.results.run_sentences import (
-    tell_changes,
-    tell_drops,
+    find_changes,
+    find_drops,
+    find_queue,
+    find_rebalances,
+    find_recomputation,
+    find_refusals,
+    find_room_wait,
+    find_scaling,
     tell_gpus,
-    tell_queue,
-    tell_rebalances,
-    tell_recomputation,
-    tell_refusals,
-    tell_room_wait,
-    tell_scaling,
 )
 from simulator.results.tables import TURNED_AWAY
-from simulator.results.why import PHASE_WORDS, SAME, explain
+from simulator.results.why import SAME, explain
 
 _ATTAINMENT_STEP = 0.005
 """Difference between shares of requests in time below which they count as equal."""
@@ -48,58 +47,40 @@ _EVEN = 1.005
 _NO_SKEW = 0.02
 """Relative difference to the imbalance of uniform routing below which a run has no skew: the run's
 own draws scatter by as much."""
-_LATENCIES = {
-    "tpot_p50_s": "the following tokens come {:.2f} times faster",
-    "ttft_p50_s": "the first token comes {:.2f} times sooner",
-}
-"""Differences of latencies in words."""
+_LATENCIES = ("tpot_p50_s", "ttft_p50_s")
 _TOLD = ("ttft_p50_s", "tpot_p50_s", "output_tokens_per_s", "slo_attainment")
 """Figures that headlines name."""
 _IN_TIME = 0.99
 """Share of requests in time above which targets count as met."""
 
 
+class Verdict(NamedTuple):
+    """Judgement of a run."""
+
+    headline: Finding
+    reasons: list[Finding]
+    winner: str | None
+    """Better deployment; ``None`` for a tie, a trade-off or a single one."""
+
+
 def verdict(results: Results) -> dict[str, Any]:
-    """Judge a run: ``{"headline", "reasons", "winner"}``; the winner is ``None`` for a tie, a
-    trade-off or a single deployment.
-    """
+    """Judge a run in sentences: ``{"headline", "reasons", "winner"}``."""
+    found = find_verdict(results)
+    return {
+        "headline": str(found.headline),
+        "reasons": list(map(str, found.reasons)),
+        "winner": found.winner,
+    }
+
+
+def find_verdict(results: Results) -> Verdict:
+    """Judge a run: which deployment serves the traffic better, by how much, and why."""
     rows = {str(row["deployment"]): row for _, row in results.summary.iterrows()}
     short = short_names(results)
-    insides = [_describe_steps(results, name, rows[name], short[name]) for name in rows]
-    queues = [text for name in rows if (text := tell_queue(results, name, rows[name], short[name]))]
-    again = [
-        text
-        for name, row in rows.items()
-        for text in (tell_room_wait(row, short[name]), tell_recomputation(row, short[name]))
-        if text
-    ]
-    gone = [text for name in rows if (text := tell_refusals(rows[name], short[name]))]
-    gone += [
-        text
-        for name, row in rows.items()
-        for tell in (tell_changes, tell_scaling)
-        if (text := tell(results, name, row, short[name]))
-    ]
-    told = results.run["deployments"]
-    gone += [text for name in rows if (text := tell_rebalances(told[name], short[name]))]
-    dropped = [text for name in rows if (text := tell_drops(rows[name], told[name], short[name]))]
+    insides = list(_list_insides(results, rows, short))
     if len(rows) == 1:
-        ((name, row),) = rows.items()
-        headline = f"{short[name]} serves this traffic with {_numbers(row)}."
-        headline += _doubt(results, short, [name])
-        return {
-            "headline": headline,
-            "reasons": [
-                *_bands(results, short, ""),
-                *gone,
-                *dropped,
-                *queues,
-                *again,
-                *insides,
-                *_notes(results, short),
-            ],
-            "winner": None,
-        }
+        headline = _describe_single(results, rows, short)
+        return Verdict(headline, [*find_bands(results, short, None), *insides], None)
     ranked = sorted(rows, key=lambda name: _order(rows[name]))
     best, second = ranked[:2]
     if abs(
@@ -113,39 +94,68 @@ def verdict(results: Results) -> dict[str, Any]:
     if has_targets or not differs:
         chance = chance_of(results, best, second, has_targets and differs)
     winner = best if differs else _find_quicker(rows, best, second)
-    better = ""
-    if chance is not None and winner is not None and _draws_hits(told[best], told[second]):
-        better = (
-            f"how sure it is that {short[best]} is better, synthetic routing cannot tell: how "
-            "often its caches find an expert is assumed (replay a recording to know)"
-        )
-    elif chance is not None and winner is not None:
-        better = (
-            f"{short[best]} is better with a probability of {tell_chance(chance)}, going by how "
-            "far off the simulator was elsewhere"
-        )
+    better = None
+    if chance is not None and winner is not None:
+        told = results.run["deployments"]
+        is_drawn = _draws_hits(told[best], told[second])
+        kind = "verdict.chance_unknown" if is_drawn else "verdict.chance"
+        better = Finding(kind, name=short[best], chance=chance)
     is_sure = chance is None or chance >= SURE
-    headline = _compare(results, rows, best, second, short, winner if is_sure else None)
-    headline += _doubt(results, short, [best, second])
-    if len(ranked) > 2:
-        headline += f" Behind them: {', '.join(short[name] for name in ranked[2:])}."
-    if not queues:
-        queues = [_headroom(rows, short)]
+    pair = _Pair(results, rows, short, best, second, winner if is_sure else None)
     why = explain(results.token_time, best, second, short)
-    return {
-        "headline": headline,
-        "reasons": [
-            *_bands(results, short, better),
-            *why,
-            *gone,
-            *dropped,
-            *queues,
-            *again,
-            *insides,
-            *_notes(results, short),
-        ],
-        "winner": winner,
-    }
+    bands = find_bands(results, short, better)
+    return Verdict(pair.compare(ranked[2:]), [*bands, *why, *insides], winner)
+
+
+def _list_insides(
+    results: Results, rows: dict[str, pd.Series], short: dict[str, str]
+) -> Iterator[Finding]:
+    """List findings on each deployment by itself: what it refused, lost and moved, dropped choices,
+    queues, repeated work, and the composition of its steps.
+    """
+    each = [(name, row, short[name]) for name, row in rows.items()]
+    told = results.run["deployments"]
+    for _, row, own in each:
+        yield from find_refusals(row, own)
+    for name, row, own in each:
+        yield from find_changes(results, name, row, own)
+        yield from find_scaling(results, name, row, own)
+    for name, _, own in each:
+        yield from find_rebalances(told[name], own)
+    for name, row, own in each:
+        yield from find_drops(row, told[name], own)
+    queues = [one for name, row, own in each for one in find_queue(results, name, row, own)]
+    yield from queues if queues or len(rows) == 1 else [_find_headroom(rows, short)]
+    for _, row, own in each:
+        yield from find_room_wait(row, own)
+        yield from find_recomputation(row, own)
+    for name, row, own in each:
+        yield _describe_steps(results, name, row, own)
+    yield from _find_notes(results, short)
+
+
+def _describe_single(
+    results: Results, rows: dict[str, pd.Series], short: dict[str, str]
+) -> Finding:
+    """Describe the service of the only deployment."""
+    ((name, row),) = rows.items()
+    return Finding(
+        "verdict.single",
+        name=short[name],
+        ttft_s=float(row["ttft_p50_s"]),
+        tpot_s=float(row["tpot_p50_s"]),
+        output_tokens_per_s=float(row["output_tokens_per_s"]),
+        gpus=tell_gpus(row),
+        attained=float(row["slo_attainment"]),
+        undetermined=list(find_undetermined(results, short, [name], _TOLD)),
+    )
+
+
+def _find_headroom(rows: dict[str, pd.Series], short: dict[str, str]) -> Finding:
+    """Find the headroom where no requests wait: whether targets leave room for more traffic."""
+    peaks = {short[name]: float(row["kv_used_max"]) for name, row in rows.items()}
+    keeps = all(float(row["slo_attainment"]) >= _IN_TIME for row in rows.values())
+    return Finding("verdict.no_queue", peaks=peaks, has_room=keeps and max(peaks.values()) < _FULL)
 
 
 def _draws_hits(*pair: dict[str, Any]) -> bool:
@@ -155,30 +165,6 @@ def _draws_hits(*pair: dict[str, Any]) -> bool:
     drawn = [str(one["routing"]).split()[0] for one in pair if one.get("offload")]
     return pair[0].get("offload") != pair[1].get("offload") and any(
         kind != "replay" and "." not in kind for kind in drawn
-    )
-
-
-def _bands(results: Results, short: dict[str, str], better: str) -> list[str]:
-    said = tell_bands(results, short, better)
-    return [] if said is None else [said]
-
-
-def _doubt(results: Results, short: dict[str, str], names: Sequence[str]) -> str:
-    """Say which figures of a headline are not determined; empty where all are."""
-    return "".join(f" {text}" for text in tell_undetermined(results, short, names, _TOLD))
-
-
-def _headroom(rows: dict[str, pd.Series], short: dict[str, str]) -> str:
-    """Describe the headroom where no requests wait; the targets decide whether there is room for
-    more.
-    """
-    peaks = {short[name]: float(row["kv_used_max"]) for name, row in rows.items()}
-    full = ", ".join(f"{percent(peak)} ({name})" for name, peak in peaks.items())
-    keeps = all(float(row["slo_attainment"]) >= _IN_TIME for row in rows.values())
-    room = ", so there is room for more traffic" if keeps and max(peaks.values()) < _FULL else ""
-    return (
-        "No queue builds up: hardly a request waits for a place, and at the peak the KV "
-        f"caches are {full} full{room}."
     )
 
 
@@ -242,13 +228,11 @@ def _find_quicker(rows: dict[str, pd.Series], best: str, second: str) -> str | N
 class _Difference(NamedTuple):
     """Difference between two deployments."""
 
-    text: str
+    finding: Finding
     better: str
-    """The better deployment, which may be named behind the text."""
+    """The better deployment."""
     chance: float | None
     """Probability that it is better; ``None`` where none was drawn."""
-    rest: str = ""
-    """Rest of the text, behind that name."""
     is_cost: bool = False
 
     @property
@@ -256,108 +240,109 @@ class _Difference(NamedTuple):
         return self.chance is None or self.chance >= SURE
 
 
-def _compare(
-    results: Results,
-    rows: dict[str, pd.Series],
-    best: str,
-    second: str,
-    short: dict[str, str],
-    winner: str | None,
-) -> str:
-    """Compare two deployments: first what is sure, then the rest with its probability.
+class _Pair(NamedTuple):
+    """Two deployments to compare."""
 
-    Args:
-        winner: the better one, as far as that is sure.
-    """
+    results: Results
+    rows: dict[str, pd.Series]
+    short: dict[str, str]
+    """Names of deployments in sentences."""
+    best: str
+    second: str
+    winner: str | None
+    """The better one, as far as that is sure."""
 
-    def tell(one: _Difference) -> str:
-        who = "" if one.better == winner else f" with {short[one.better]}"
-        return f"{one.text}{who}{one.rest}"
+    def compare(self, behind: Sequence[str]) -> Finding:
+        """Compare them: first what is sure, then the rest with its probability.
 
-    found = list(_list_differences(results, rows, (best, second), short))
-    sure = [one for one in found if one.is_sure]
-    lead, names_both = "", not sure or all(one.is_cost for one in found)
-    if winner is not None:
-        lead = f"{short[winner]} serves this traffic better than {short[second]}"
-    elif all(one.is_cost for one in found):
-        lead = f"{short[best]} and {short[second]} serve this traffic equally well"
-    elif not sure:
-        lead = f"Between {short[best]} and {short[second]} no difference is sure"
-    elif len({one.better for one in sure if not one.is_cost}) > 1:
-        lead = "It is a trade-off"
-    facts = "; ".join(map(tell, sure))
-    told = ("; " if names_both else ": ").join(filter(None, (lead, facts)))
-    numbers = _pairs(rows[best], rows[second], ("ttft", "tpot"))
-    sides = "" if winner or names_both else f"{short[best]} against {short[second]}: "
-    numbers = f" ({sides}{numbers})" if numbers else ""
-    unsure = "".join(
-        f" With a probability of {tell_chance(one.chance)}, {tell(one)}."
-        for one in found
-        if one.chance is not None and not one.is_sure
-    )
-    both = _tell_both(rows[best], rows[second])
-    return f"{told[0].upper() if not lead else told[0]}{told[1:]}{numbers}.{both}{unsure}"
-
-
-def _list_differences(
-    results: Results, rows: dict[str, pd.Series], pair: tuple[str, str], short: dict[str, str]
-) -> Iterator[_Difference]:
-    """List the differences of two deployments that are large enough to be mentioned."""
-    first, second = (rows[name] for name in pair)
-
-    def order(is_first: bool) -> tuple[str, str]:
-        return pair if is_first else (pair[1], pair[0])
-
-    attained = [float(row["slo_attainment"]) for row in (first, second)]
-    if abs(attained[0] - attained[1]) >= _ATTAINMENT_STEP:
-        who, other = order(attained[0] > attained[1])
-        chance = find_chance(results, who, other, "slo_attainment")
-        text = f"{_share(max(attained))} of requests meet the targets"
-        yield _Difference(
-            text, who, chance, f", against {_share(min(attained))} with {short[other]}"
+        Args:
+            behind: further deployments, the best first.
+        """
+        found = [*self._compare_shares(), *self._compare_latencies(), *self._compare_costs()]
+        sure = [one for one in found if one.is_sure]
+        first, second = (self.rows[name] for name in (self.best, self.second))
+        attained = [float(row["slo_attainment"]) for row in (first, second)]
+        is_alike = np.ptp(attained) < _ATTAINMENT_STEP  # nor undefined
+        medians = {
+            name: [float(row[f"{name}_p50_s"]) for row in (first, second)]
+            for name in ("ttft", "tpot")
+        }
+        undetermined = find_undetermined(self.results, self.short, (self.best, self.second), _TOLD)
+        return Finding(
+            "verdict.compared",
+            lead=self._choose_lead(found, sure),
+            first=self.short[self.best],
+            second=self.short[self.second],
+            sure=[one.finding for one in sure],
+            medians={name: both for name, both in medians.items() if not np.isnan(both).all()},
+            attained=min(attained) if is_alike else None,
+            unsure=[(one.chance, one.finding) for one in found if not one.is_sure],
+            undetermined=list(undetermined),
+            behind=[self.short[name] for name in behind],
         )
-    kept = [_share_kept(row) for row in (first, second)]
-    if np.isnan(attained[0]) and abs(kept[0] - kept[1]) >= _ATTAINMENT_STEP:
-        who, other = order(kept[0] > kept[1])
-        few, many = (_count_away(rows[name]) for name in (who, other))
-        how = "refused" if rows[other]["num_refused"] > 0 else "lost"
-        text = (
-            f"{count(few, 'request') if few else 'no request'} {'is' if few < 2 else 'are'} {how}"
-        )
-        yield _Difference(text, who, None, f", against {many:,} with {short[other]}")
-    for key, text in _LATENCIES.items():
-        ratio = _ratio(second, first, key)
-        if max(ratio, 1 / ratio) >= SAME:
-            who, other = order(ratio > 1)
-            chance = find_chance(results, who, other, key)
-            yield _Difference(text.format(max(ratio, 1 / ratio)), who, chance)
-    # Where arrivals decide how many tokens are served, costs differ by what the GPUs cost.
-    key, what = "cost_per_million_output_tokens", "a token costs"
-    costs = [float(row[key]) for row in (first, second)]
-    if results.is_open:
-        what = "the GPUs cost"
-        costs = [
-            cost * float(rows[name]["output_tokens_per_s"])
-            for cost, name in zip(costs, pair, strict=True)
-        ]
-    currencies = {results.run["deployments"][name].get("currency") for name in pair}
-    if len(currencies) == 1 and min(costs) > 0 and max(costs) >= SAME * min(costs):
-        who, other = order(costs[0] < costs[1])
-        chance = None if results.is_open else find_chance(results, who, other, key)
-        text = f"{what} {max(costs) / min(costs):.2f} times less"
-        yield _Difference(text, who, chance, is_cost=True)
 
+    def _choose_lead(self, found: list[_Difference], sure: list[_Difference]) -> str:
+        """Choose what the comparison begins with, a row of the table."""
+        if self.winner is not None:
+            return "better"
+        if all(one.is_cost for one in found):
+            return "alike"
+        if not sure:
+            return "unsure"
+        is_mixed = len({one.better for one in sure if not one.is_cost}) > 1
+        return "trade_off" if is_mixed else "differs"
 
-def _tell_both(first: pd.Series, second: pd.Series) -> str:
-    """Say how far two deployments meet the targets, where they do so alike."""
-    attained = [float(row["slo_attainment"]) for row in (first, second)]
-    lowest = min(attained)
-    if np.isnan(attained).any() or max(attained) - lowest >= _ATTAINMENT_STEP:
-        return ""
-    if lowest < _ATTAINMENT_STEP:
-        return " Neither meets the targets, or hardly ever."
-    least = "at least " if lowest < 1 else ""
-    return f" Both meet the targets for {least}{_share(lowest)} of requests."
+    def _differ(
+        self, what: str, first_is_better: bool, chance: str | None, **facts: Any
+    ) -> _Difference:
+        """Find a difference.
+
+        Args:
+            what: row of the table.
+            chance: figure by which one is better with a probability.
+        """
+        pair = (self.best, self.second)
+        who, other = pair if first_is_better else pair[::-1]
+        named = "" if who == self.winner else self.short[who]
+        found = Finding(f"difference.{what}", who=named, other=self.short[other], **facts)
+        drawn = None if chance is None else find_chance(self.results, who, other, chance)
+        return _Difference(found, who, drawn, what in ("cost", "price"))
+
+    def _compare_shares(self) -> Iterator[_Difference]:
+        """Compare the shares of requests in time; without targets, those that were served."""
+        first, second = (self.rows[name] for name in (self.best, self.second))
+        shares = [float(row["slo_attainment"]) for row in (first, second)]
+        if abs(shares[0] - shares[1]) >= _ATTAINMENT_STEP:
+            facts = {"most": max(shares), "least": min(shares)}
+            yield self._differ("attained", shares[0] > shares[1], "slo_attainment", **facts)
+        kept = [_share_kept(row) for row in (first, second)]
+        if np.isnan(shares[0]) and abs(kept[0] - kept[1]) >= _ATTAINMENT_STEP:
+            better, worse = (first, second) if kept[0] > kept[1] else (second, first)
+            few, many = _count_away(better), _count_away(worse)
+            refuses = worse["num_refused"] > 0
+            yield self._differ("away", kept[0] > kept[1], None, few=few, many=many, refuses=refuses)
+
+    def _compare_latencies(self) -> Iterator[_Difference]:
+        for key in _LATENCIES:
+            ratio = _ratio(self.rows[self.second], self.rows[self.best], key)
+            if max(ratio, 1 / ratio) >= SAME:
+                yield self._differ(key, ratio > 1, key, ratio=max(ratio, 1 / ratio))
+
+    def _compare_costs(self) -> Iterator[_Difference]:
+        """Compare prices of a token; where arrivals decide how many tokens are served, costs differ
+        by what the GPUs cost.
+        """
+        pair, is_open = (self.best, self.second), self.results.is_open
+        key = "cost_per_million_output_tokens"
+        costs = [float(self.rows[name][key]) for name in pair]
+        if is_open:
+            rates = (float(self.rows[name]["output_tokens_per_s"]) for name in pair)
+            costs = [cost * rate for cost, rate in zip(costs, rates, strict=True)]
+        currencies = {self.results.run["deployments"][name].get("currency") for name in pair}
+        if len(currencies) == 1 and min(costs) > 0 and max(costs) >= SAME * min(costs):
+            what, chance = ("price", None) if is_open else ("cost", key)
+            ratio = max(costs) / min(costs)
+            yield self._differ(what, costs[0] < costs[1], chance, ratio=ratio)
 
 
 def _ratio(second: pd.Series, first: pd.Series, key: str) -> float:
@@ -365,108 +350,57 @@ def _ratio(second: pd.Series, first: pd.Series, key: str) -> float:
     return 1.0 if np.isnan(ratio) else ratio
 
 
-def _pairs(first: pd.Series, second: pd.Series, latencies: tuple[str, ...]) -> str:
-    """Compare medians, without those that neither deployment has."""
-    times = {name: [float(row[f"{name}_p50_s"]) for row in (first, second)] for name in latencies}
-    return ", ".join(
-        f"{name.upper()} p50 {' against '.join(map(seconds_text, pair))}"
-        for name, pair in times.items()
-        if not np.isnan(pair).all()
-    )
-
-
-def _numbers(row: pd.Series) -> str:
-    attained = float(row["slo_attainment"])
-    targets = (
-        ""
-        if np.isnan(attained)
-        else f"; {_share(attained)} of requests meet{'s' if attained == 0 else ''} the targets"
-    )
-    return (
-        f"TTFT p50 {seconds_text(float(row['ttft_p50_s']))}, TPOT "
-        f"p50 {seconds_text(float(row['tpot_p50_s']))} "
-        f"and {float(row['output_tokens_per_s']):,.0f} output tokens/s "
-        f"on {tell_gpus(row)}{targets}"
-    )
-
-
-def _decodes(results: Results, name: str) -> Columns:
-    steps = results.steps[name]
-    return Picked(steps, ((steps["prefill_tokens"] == 0) & (steps["decodes"] > 0)).to_numpy())
-
-
-def _describe_steps(results: Results, name: str, row: pd.Series, short: str) -> str:
+def _describe_steps(results: Results, name: str, row: pd.Series, short: str) -> Finding:
     """Describe the composition of a deployment's steps."""
-    facts = results.run["deployments"][name]
-    decodes = _decodes(results, name)
-    active, total = (parameters(facts[f"{name}_parameters"]) for name in ("active", "total"))
-    size = (
-        f"{active} of its {total} parameters" if facts["is_moe"] else f"all its {total} parameters"
+    facts, steps = results.run["deployments"][name], results.steps[name]
+    is_decode = (steps["prefill_tokens"] == 0) & (steps["decodes"] > 0)
+    decodes = Picked(steps, is_decode.to_numpy())
+    shares = sorted(((float(row[f"{phase}_share"]), phase) for phase in STEP_PHASES), reverse=True)
+    held = decodes["decodes"].sum() / decodes["num_steps"].sum() if len(decodes) else None
+    imbalance, uniform, dropped = (float(row[key]) for key in _LOAD)
+    return Finding(
+        "verdict.steps",
+        name=short,
+        is_moe=facts["is_moe"],
+        active=facts["active_parameters"],
+        total=facts["total_parameters"],
+        sequences=held,
+        tokens=float(row["tokens_per_decode"]),
+        phases={phase: share for share, phase in shares[:3]},
+        load=_choose_load(imbalance, uniform, dropped),
+        imbalance=imbalance,
+        uniform=uniform,
     )
-    step = ""
-    if len(decodes):
-        held = decodes["decodes"].sum() / decodes["num_steps"].sum()
-        step = f" A decode step holds {held:.1f} sequences a replica on average"
-        found = float(row["tokens_per_decode"])
-        step += f" and finds {found:.2f} tokens of each." if found > 1 else "."
-    shares = sorted(((float(row[f"{phase}_share"]), phase) for phase in STEP_PHASES), reverse=True)[
-        :3
-    ]
-    spent = ", ".join(f"{PHASE_WORDS[phase]} {percent(share)}" for share, phase in shares)
-    load = _load(*(float(row[key]) for key in _LOAD))
-    return f"{short} uses {size} for each token.{step} Of its step time: {spent}.{load}"
 
 
-def _load(imbalance: float, uniform: float, dropped: float) -> str:
-    """Describe the load imbalance of ranks, and its part beyond chance."""
+def _choose_load(imbalance: float, uniform: float, dropped: float) -> str:
+    """Choose what is said of the load imbalance of ranks, and of its part beyond chance."""
     if not imbalance > _EVEN:
-        return ""
-    said = f" Its busiest rank computes {imbalance:.2f} times the mean rank's tokens"
+        return "even"
     if dropped > 0:
-        return f"{said}, of those that are not dropped."
-    chance = f"uniform routing of the same batches would come to {uniform:.2f} by chance"
-    skew = imbalance - uniform
-    if skew < _NO_SKEW * uniform:
-        return f"{said}, which is no skew: {chance}."
-    if uniform <= _EVEN:
-        return f"{said}, which is the skew of its routing."
-    return f"{said}: {chance}, and the skew of its routing adds {skew:.2f}."
+        return "dropped"
+    if imbalance - uniform < _NO_SKEW * uniform:
+        return "chance"
+    return "skew" if uniform <= _EVEN else "both"
 
 
-def _notes(results: Results, short: dict[str, str]) -> list[str]:
+def _find_notes(results: Results, short: dict[str, str]) -> Iterator[Finding]:
+    """Find what else a reader must know."""
     facts = results.run["deployments"]
-    notes = []
     gpus = {short[str(row["deployment"])]: tell_gpus(row) for _, row in results.summary.iterrows()}
     if len(set(gpus.values())) > 1:
-        notes.append(
-            "Not the same hardware: "
-            + ", ".join(f"{name} has {text}" for name, text in gpus.items())
-            + "."
-        )
+        yield Finding("verdict.other_hardware", gpus=gpus)
     for name in results.deployments:
         steps = results.steps[name]
         most = int(steps["running"].max()) // facts[name]["num_batches"]
         if most > MEASURED_SEQUENCES and (steps["pool"] == "both").all():
-            notes.append(
-                f"Extrapolated: some {most:,} sequences in a batch of {short[name]}; engines were "
-                f"measured with {MEASURED_SEQUENCES:,}, and their own time is taken to grow by at "
-                f"most {BEYOND_S * 1e6:.0f} us with each one more."
+            yield Finding(
+                "verdict.extrapolated",
+                name=short[name],
+                sequences=most,
+                measured=MEASURED_SEQUENCES,
+                beyond_s=BEYOND_S,
             )
-    notes += [
-        (
-            f"Rumour: the size and shape of {facts[name]['model_title']} ({short[name]}) "
-            "are not published by its makers."
-        )
-        for name in results.deployments
-        if facts[name]["is_rumour"]
-    ]
-    return notes
-
-
-def _share(share: float) -> str:
-    """Write a share of requests for people: never all or none unless it is."""
-    if share == 1.0:
-        return "100 %"
-    if share == 0.0:
-        return "none"
-    return f"{min(max(share, 0.001), 0.999):.1%}".replace("%", " %")
+    for name in results.deployments:
+        if facts[name]["is_rumour"]:
+            yield Finding("verdict.rumour", model=facts[name]["model_title"], name=short[name])

@@ -5,24 +5,14 @@ the difference, over all steps of the run.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pandas as pd
 
-from simulator.results.formats import seconds_text
+from simulator.base.findings import Finding
 from simulator.results.phases import STEP_PHASES
 
-PHASE_WORDS = {
-    "attention": "attention",
-    "dense": "dense blocks",
-    "experts": "routed experts",
-    "dispatch": "sending tokens to experts",
-    "combine": "bringing results back",
-    "wait": "waiting for the slowest rank",
-    "collective": "all-reduces",
-    "overhead": "the engine's own overhead",
-}
-"""Words for the phases of a step."""
 SAME = 1.02
 """Ratio of times below which they count as equal: closer than the fidelities agree among
 themselves."""
@@ -55,7 +45,9 @@ class Terms(NamedTuple):
         return f"{value:,.{self.digits}f} {self.unit}"
 
 
-def explain(token_time: pd.DataFrame, best: str, second: str, short: dict[str, str]) -> list[str]:
+def explain(
+    token_time: pd.DataFrame, best: str, second: str, short: dict[str, str]
+) -> Iterator[Finding]:
     """Explain why an output token of one deployment is quicker than one of the other; empty where
     either has none.
 
@@ -67,22 +59,22 @@ def explain(token_time: pd.DataFrame, best: str, second: str, short: dict[str, s
     spent = {name: phase_seconds(token_time, name) for name in (best, second)}
     total_s = {name: sum(parts.values()) for name, parts in spent.items()}
     if not all(total_s.values()):
-        return []
+        return
     quick, slow = sorted(total_s, key=lambda name: total_s[name])
-    prompts = _tell_prompts(token_time, (best, second), short)
     if total_s[slow] < SAME * total_s[quick]:
-        times = f"{seconds_text(total_s[quick])} and {seconds_text(total_s[slow])}"
-        return [f"An output token takes about as long with both: {times}, mean over all.", *prompts]
-    terms = split_difference(spent[quick], spent[slow])
-    scale = _unit_s(terms.unit)
-    quick_shown = round(total_s[quick] / scale, terms.digits)
-    opening = "Why: an" if quick == best else "Yet an"
-    return [
-        f"{opening} output token takes {terms.text(quick_shown)} with {short[quick]} and "
-        f"{terms.text(quick_shown + terms.total)} with {short[slow]}, mean over all: "
-        f"the first {_tell_terms(terms)}.",
-        *prompts,
-    ]
+        yield Finding("why.alike", quick_s=total_s[quick], slow_s=total_s[slow])
+    else:
+        terms = split_difference(spent[quick], spent[slow])
+        shown = round(total_s[quick] / _unit_s(terms.unit), terms.digits)
+        yield Finding(
+            "why.differs",
+            quick=short[quick],
+            slow=short[slow],
+            is_best=quick == best,
+            quick_shown=shown,
+            **terms._asdict(),
+        )
+    yield from _find_prompts(token_time, (best, second), short)
 
 
 def phase_seconds(token_time: pd.DataFrame, name: str) -> dict[str, float]:
@@ -132,37 +124,13 @@ def _unit_s(unit: str) -> float:
     return next(unit_s for unit_s, name in _UNITS if name == unit)
 
 
-def _tell_terms(terms: Terms) -> str:
-    pieces = []
-    if terms.gained:
-        saved = (
-            f"{terms.text(value)} of {PHASE_WORDS[name]}" for name, value in terms.gained.items()
-        )
-        pieces.append(f"saves {' and '.join(saved)}")
-    if terms.lost:
-        more = (
-            f"{terms.text(value)} more on {PHASE_WORDS[name]}" for name, value in terms.lost.items()
-        )
-        pieces.append(f"spends {' and '.join(more)}")
-    if terms.rest:
-        verb = "saves" if terms.rest > 0 else "loses"
-        pieces.append(f"{verb} {terms.text(abs(terms.rest))} elsewhere")
-    count = len(terms.gained) + len(terms.lost) + bool(terms.rest)
-    in_all = f", {terms.text(terms.total)} in all" if count > 1 else ""
-    return f"{', '.join(pieces)}{in_all}"
-
-
-def _tell_prompts(
+def _find_prompts(
     token_time: pd.DataFrame, names: tuple[str, ...], short: dict[str, str]
-) -> list[str]:
-    """Describe the share of an output token's time in steps that compute prompts, where it is
-    large.
-    """
+) -> Iterator[Finding]:
+    """Find the share of an output token's time in steps that compute prompts, where it is large."""
     shares = {}
     for name in names:
         own = token_time[token_time["deployment"] == name].set_index("kind")["token_s"]
-        shares[name] = float(own.reindex(["mixed", "prefill"]).sum() / own.sum())
-    if max(shares.values()) < _MUCH:
-        return []
-    said = " and ".join(f"{100 * share:.0f} % with {short[name]}" for name, share in shares.items())
-    return [f"Of an output token's time, {said} pass in steps that compute prompts as well."]
+        shares[short[name]] = float(own.reindex(["mixed", "prefill"]).sum() / own.sum())
+    if max(shares.values()) >= _MUCH:
+        yield Finding("why.prompts", shares=shares)

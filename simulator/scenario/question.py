@@ -4,11 +4,12 @@ up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from simulator.base.errors import UserError
+from simulator.base.findings import Finding
 from simulator.base.plugins import build
 from simulator.config.calibration import CalibrationFile
 from simulator.config.capacity import Question
@@ -104,9 +105,8 @@ def _check_names(question: Question, where: str) -> None:
             raise refusals[0]
 
 
-def list_routing_notes(question: Question) -> list[str]:
-    """Assumptions about the routing of the question's models, a line for each model."""
-    notes = []
+def list_routing_notes(question: Question) -> Iterator[Finding]:
+    """Assumptions about the routing of the question's models, one for each model."""
     for candidate in question.models:
         model = load_model(reference_name(candidate), "[models]", question.folder)
         if has_experts(candidate, model):
@@ -114,8 +114,7 @@ def list_routing_notes(question: Question) -> list[str]:
             own = model.routing, model.routing_source
             _, source = complete_routing(*(given if candidate.routing else own))
             name = model_text(candidate) if candidate.moe_of else model.title or model.name
-            notes.append(routing_note(name, source))
-    return [note for note in notes if note is not None]
+            yield from routing_note(name, source)
 
 
 def _name_entry(key: str, number: int, count: int) -> str:

@@ -9,11 +9,13 @@ next ones of that domain. Where popularity drifts, requests are of the stages ar
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
+from simulator.base.findings import Finding
 from simulator.deployment.placement import Placement
 from simulator.policies.routing import RecordedSequences
 from simulator.step.expert_choices import RecordedTokens
@@ -119,56 +121,46 @@ def bind_requests(placement: Placement, trace: RequestTrace) -> RequestChoices |
     return RequestChoices(recorded, trace, placement.rng("recorded sequences"))
 
 
-def describe_choices(placement: Placement, trace: RequestTrace) -> str | None:
-    """Describe in a sentence where the requests of a trace take their experts from; ``None`` where
-    all take them from one pool.
+def describe_choices(placement: Placement, trace: RequestTrace) -> Iterator[Finding]:
+    """Find where the requests of a trace take their experts from, unless all take them from one
+    pool.
     """
     choices = bind_requests(placement, trace)
     if choices is None:
-        return None
-    recorded, total = choices.recorded, trace.num_requests
+        return
+    recorded = choices.recorded
     if recorded.is_drawn:
-        return _describe_domains(placement, recorded, trace)
+        yield _describe_domains(placement, recorded, trace)
+        return
     is_named, is_free = choices.is_named_N, ~choices.is_named_N
-    counts = {
-        "by the sequence recorded of them": int(is_named.sum()),
-        "by one drawn among those of their domain": int((is_free & (choices.group_N > 0)).sum()),
-        "by one drawn among all": int((is_free & (choices.group_N == _ALL)).sum()),
-    }
-    told = ", ".join(f"{count:,} {how}" for how, count in counts.items() if count)
-    num_sequences, num_tokens = len(recorded.start_Q), recorded.ids_LTK.shape[1]
-    sequences = f"{num_sequences:,} sequence{'' if num_sequences == 1 else 's'}"
-    parts = [
-        f"experts of {placement.name}, of {total:,} requests: {told}; the recording has "
-        f"{sequences}, {num_tokens:,} tokens in all"
-    ]
-    longer = int((trace.num_input + trace.num_output - 1 > choices.length_N).sum())
-    if longer:
-        parts.append(f"{longer:,} requests are longer than theirs and go on with others")
-    if int(is_free.sum()) > _MANY * num_sequences:
-        parts.append("many requests share a sequence, and with it all choices of experts")
-    unknown = _list_unknown(recorded, trace, is_free)
-    if unknown:
-        known = ", ".join(map(repr, recorded.domains)) or "none"
-        parts.append(f"it has no domain {', '.join(unknown)} (it has {known})")
-    return "; ".join(parts)
+    num_sequences = len(recorded.start_Q)
+    yield Finding(
+        "note.recorded_choices",
+        plan=placement.name,
+        requests=trace.num_requests,
+        named=int(is_named.sum()),
+        of_domain=int((is_free & (choices.group_N > 0)).sum()),
+        of_all=int((is_free & (choices.group_N == _ALL)).sum()),
+        sequences=num_sequences,
+        tokens=recorded.ids_LTK.shape[1],
+        longer=int((trace.num_input + trace.num_output - 1 > choices.length_N).sum()),
+        is_shared=int(is_free.sum()) > _MANY * num_sequences,
+        unknown=_list_unknown(recorded, trace, is_free),
+        domains=list(map(repr, recorded.domains)),
+    )
 
 
 def _describe_domains(
     placement: Placement, recorded: RecordedSequences, trace: RequestTrace
-) -> str:
-    """Describe which domains of a routing policy stand for those of a trace."""
-    pairs = ", ".join(
-        f"{name} as number {place % recorded.num_kinds + 1}"
-        for place, name in enumerate(trace.domains)
+) -> Finding:
+    """Find which domains of a routing policy stand for those of a trace."""
+    return Finding(
+        "note.drawn_choices",
+        plan=placement.name,
+        kinds={name: place % recorded.num_kinds + 1 for place, name in enumerate(trace.domains)},
+        num_kinds=recorded.num_kinds,
+        stage_s=recorded.stage_s if recorded.num_stages > 1 else 0.0,
     )
-    parts = [f"by domain: {pairs} of the routing's {recorded.num_kinds}"] if pairs else []
-    if recorded.num_stages > 1:
-        parts.append(
-            "by popularity that drifts with the time of arrival, in stages of "
-            f"{recorded.stage_s:,.3g} s"
-        )
-    return f"experts of {placement.name} {'; '.join(parts)}"
 
 
 def _list_tokens(start_Q: Ints, length_Q: Ints) -> Ints:

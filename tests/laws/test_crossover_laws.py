@@ -335,7 +335,7 @@ def uncertain_rows(ratios, widths, **axis):
 def read(cells=(), full=()):
     models = {"moe": ["M"], "dense": ["D"]}
     found = {"models": models, "cells": cells, "at_full_load": full}
-    return list(describe_flips(CrossoverMap.model_validate(found)))
+    return list(map(str, describe_flips(CrossoverMap.model_validate(found))))
 
 
 RATIOS = st.lists(

@@ -409,7 +409,7 @@ def _serve(scenario):
         facts = facts_of(plan)
         yield facts["total_parameters"], facts["active_parameters"]
         yield [row["kind"] for row in facts["assumptions"]], facts["warnings"]
-    yield list_notes(scenario, plans, trace)
+    yield list(map(str, list_notes(scenario, plans, trace)))
 
 
 def _train(scenario):

@@ -15,10 +15,10 @@ from simulator.explanation.trials import Trial, find_band, measure_gain
 from simulator.explanation.waterfall import make_waterfalls, measure_queue
 from simulator.results.explained import LIMITS, PIECES, Changes, Explained
 from simulator.results.explanation_text import (
+    describe_limits,
     list_limits,
     list_pieces,
     read_explanation,
-    tell_limits,
 )
 from simulator.results.folder import gather
 from simulator.step.prices import Prices
@@ -69,7 +69,7 @@ def explain(tiny, plan, trace, fidelity="step"):
         assert len(list(list_pieces(one))) > 2
         assert len({len(row) for row in list_pieces(one)}) == 1
         assert len(list(list_limits(explained, one))) > 1
-        assert all(sentence.endswith(".") for sentence in tell_limits(explained, one))
+        assert all(str(sentence).endswith(".") for sentence in describe_limits(explained, one))
     return explained.waterfalls
 
 

@@ -14,7 +14,7 @@ from simulator.engine.fabric import FluidWires
 from simulator.engine.links import LocatedWires, join_fabric
 from simulator.engine.timeline import make_record, serve
 from simulator.policies.messages import Messages
-from simulator.results.shown_steps import tell_wires
+from simulator.results.shown_steps import find_errors
 from tests.cases import seeds
 
 pytestmark = pytest.mark.shipped_draws
@@ -61,7 +61,7 @@ def test_caches_and_steps_slow_each_other_within_what_is_printed(tiny, network_s
     assert 1.0 < transfer_s < 1.0 + most.caches
     # Caches that come later may leave fewer decodes in a step.
     assert 0.997 < step_s < 1.002 + most.decode
-    assert "priced with the wires to themselves" in tell_wires(record)
+    assert "audit.wires" in {one.kind for one in find_errors(record)}
     assert make_record(beside).wires_shared is None
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from simulator.engine.pool import start_pools
 from simulator.engine.timeline import make_record, serve
 from simulator.policies.routing import RecordedSequences
-from simulator.results.shown_steps import tell_audit
+from simulator.results.shown_steps import find_errors
 from simulator.step.load_profiles import MOST_PROFILES, find_profiles
 from simulator.step.mixes import expect_loads, list_mixes, measure_imbalance
 from tests.cases import cases, seeds
@@ -81,7 +81,8 @@ def test_a_runs_own_steps_are_near_what_their_ranks_take(tiny, model, path, leng
         assert abs(record.price_audit.mean) < 0.02
     # Two steps of twenty decide a run's 90th percentile: 1 to 5 % over eight traces of prompts.
     assert np.median([record.price_audit.p90 for record in records]) < 0.04
-    assert tell_audit(record).startswith(
+    (found,) = find_errors(record)
+    assert str(found).startswith(
         f"steps of {plan.name} are priced by their mix of requests: {count} of them, priced rank by"
     )
 
@@ -89,7 +90,7 @@ def test_a_runs_own_steps_are_near_what_their_ranks_take(tiny, model, path, leng
 def test_runs_whose_requests_are_alike_are_not_audited(tiny):
     record = tiny.run(tiny.plan("moe", **KEYS), tiny.trace(20))
     assert record.price_audit is None
-    assert tell_audit(record) is None
+    assert not list(find_errors(record))
 
 
 @seeds(7200, 4)

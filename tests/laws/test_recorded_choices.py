@@ -245,14 +245,15 @@ def test_a_run_says_where_experts_come_from(tiny, tmp_path):
     trace = dataclasses.replace(
         trace, request_ids=names, domains=(*DOMAINS, "verse"), domain=domain
     )
-    text = describe_choices(plan.placement, trace)
+    (found,) = describe_choices(plan.placement, trace)
+    text = str(found)
     assert text.startswith(
         "experts of moe, of 30 requests: 1 by the sequence recorded of them, 9 by one drawn among "
         "those of their domain, 20 by one drawn among all; the recording has 24 sequences, "
     )
     assert text.endswith("; it has no domain 'verse' (it has 'code', 'law', 'prose')")
     even = tiny.plan("moe", routing={"kind": "uniform"})
-    assert describe_choices(even.placement, trace) is None
+    assert not list(describe_choices(even.placement, trace))
 
 
 def test_counts_of_experts_refuse_exact_routing(tiny, tmp_path):
@@ -303,9 +304,8 @@ def test_a_domain_without_tokens_is_none(tiny, tmp_path, change):
     plan = tiny.plan("moe", num_layers=2, routing=exact(tmp_path / "ids.npz", **keys))
     trace = give_domains(draw_trace(tiny, 3), 4)
     assert "law" not in plan.placement.experts.recorded.domains
-    assert "it has no domain 'law'" in describe_choices(plan.placement, trace).replace(
-        "'prose', 'law'", "'law'"
-    )
+    (found,) = describe_choices(plan.placement, trace)
+    assert "'law'" in found.facts["unknown"]
     serve(plan, trace, "rank")
     serve(plan, trace, "step")
 
@@ -323,6 +323,6 @@ def test_few_sequences_for_many_requests_are_told(tiny, tmp_path):
     one = {"ids": arrays["ids"][:, : arrays["seq_lens"][0]]}
     np.savez(tmp_path / "ids.npz", **one)
     plan = tiny.plan("moe", num_layers=2, routing=exact(tmp_path / "ids.npz"))
-    text = describe_choices(plan.placement, draw_trace(tiny, 3))
-    assert "16 by one drawn among all; the recording has 1 sequence, " in text
-    assert "many requests share a sequence" in text
+    (found,) = describe_choices(plan.placement, draw_trace(tiny, 3))
+    told = {key: found.facts[key] for key in ("of_all", "sequences", "is_shared")}
+    assert told == {"of_all": 16, "sequences": 1, "is_shared": True}

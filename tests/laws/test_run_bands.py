@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simulator.base.formats import chance_text
 from simulator.cli.run import print_run
 from simulator.commands.run import run as run_scenario
 from simulator.config.workload import SLO
@@ -31,7 +32,7 @@ from simulator.report.page import render
 from simulator.results import folder
 from simulator.results.folder import gather
 from simulator.results.metrics import METRICS, summarise
-from simulator.results.run_bands_text import NEAR_SATURATION, note_on, tell_chance
+from simulator.results.run_bands_text import NEAR_SATURATION, note_on
 from simulator.results.shown_steps import describe_record
 from simulator.results.verdict import verdict
 from simulator.scenario.scenario import load_scenario
@@ -350,7 +351,7 @@ def test_shares_stay_shares_and_the_page_names_the_stretch(tiny, monkeypatch):
 
 
 def test_a_chance_is_never_told_as_a_certainty():
-    assert [tell_chance(chance) for chance in (0.0, 0.004, 0.5, 0.999, 1.0)] == [
+    assert [chance_text(chance) for chance in (0.0, 0.004, 0.5, 0.999, 1.0)] == [
         "less than 1 %",
         "less than 1 %",
         "50 %",
@@ -377,7 +378,7 @@ def test_a_verdict_that_is_not_sure_says_so_first(tiny):
     better = found["better"]["quick"]["slow"]
     assert told["headline"].startswith("The GPUs cost 4.00 times less with slow (")
     for key, what in (("tpot_p50_s", "the following tokens"), ("ttft_p50_s", "the first token")):
-        assert f"With a probability of {tell_chance(better[key])}, {what} " in told["headline"]
+        assert f"With a probability of {chance_text(better[key])}, {what} " in told["headline"]
     assert told["reasons"][0].startswith("quick is better with a probability of ")
 
     def told_of(**offloaded):

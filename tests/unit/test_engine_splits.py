@@ -38,10 +38,10 @@ def test_a_part_of_an_expert_that_is_no_whole_blocks_of_scales_is_refused(engine
 
 
 def test_later_releases_refine_the_scales_and_the_note_says_what_that_takes():
-    (note,) = (line for line in notes_of(plan({"tp": 8}, engine="vllm@0.29.0")) if "Triton" in line)
-    assert "192 wide" in note
-    assert "blocks of 64" in note
-    assert not any("Triton" in line for line in notes_of(plan({"tp": 4}, engine="vllm")))
+    notes = {one.kind: one.facts for one in notes_of(plan({"tp": 8}, engine="vllm@0.29.0"))}
+    assert notes["note.refined_blocks"] == {"plan": "x", "width": 192, "block": 64}
+    whole = notes_of(plan({"tp": 4}, engine="vllm"))
+    assert "note.refined_blocks" not in {one.kind for one in whole}
     assert plan({"tp": 8}).spec.engine == name_release("vllm"), "the newest release is the default"
 
 

@@ -209,7 +209,7 @@ def test_a_note_says_what_the_engine_decides():
         "prefill": {"replicas": 1, "scheduling": {"token_budget": 4096}},
     }
     plan = make_plan(validate(DeploymentSpec, table, "test"), 0, "test", Path())
-    both, prompts = default_notes([plan])
+    both, prompts = map(str, default_notes([plan]))
     assert both.startswith("scheduling of it (")
     assert "chunked, 8,192 tokens a step, 1,024 sequences" in both
     assert "as vLLM 0.33 and later starts on NVIDIA H100" in both

@@ -15,7 +15,7 @@ from simulator.deployment.plan import make_plan
 from simulator.explanation.changes import list_changes
 from simulator.explanation.trials import measure_gain
 from simulator.results.explained import RESOURCES, Changes, Queue, Tried
-from simulator.results.explanation_text import list_limits, read_explanation, tell_changes
+from simulator.results.explanation_text import find_help, list_limits, read_explanation
 
 SCENARIO = {
     "name": "small",
@@ -143,7 +143,7 @@ def test_what_is_refused_says_why():
     assert all(one.value is None for one in refused)
     with pytest.raises(UserError, match="does not fit"):
         run(load_scenario(table, refused[0].overrides))
-    assert "Not simulated: " in "\n".join(tell_changes(changes))
+    assert "Not simulated: " in "\n".join(map(str, find_help(changes)))
 
 
 def test_nothing_is_explained_unless_asked_for():
@@ -160,7 +160,9 @@ def test_changes_in_words():
         Tried("F", ["f=1"], 0.02, -1.0, offered_by=[]),
         Tried("G", ["g=1"], 0.02, -1.0, offered_by=["SGLang"]),
     ]
-    told = list(tell_changes(Changes("tpot_p50_s", 0.01, ["workload.num_requests=9"], 9, tried)))
+    told = list(
+        map(str, find_help(Changes("tpot_p50_s", 0.01, ["workload.num_requests=9"], 9, tried)))
+    )
     assert told[0].startswith("What would help most, each simulated by itself with the first 9 ")
     assert told[2] == (
         "A (+20.0 %, 80 % band +15.0 to +25.0 %): 8.00 ms, "

@@ -12,7 +12,7 @@ from simulator.commands.catalogue import list_kinds
 from simulator.deployment.facts import facts_of
 from simulator.policies.overflow import RoutedTokens, count_next_choices, may_drop
 from simulator.policies.overflow.capacity import Capacity
-from simulator.results.run_sentences import tell_drops
+from simulator.results.run_sentences import find_drops
 
 ROOMY = {"kind": "capacity", "factor": 1.25}
 
@@ -106,11 +106,11 @@ NEVER, EVENLY, ONE = [0.0, 0.0], [0.2, 0.2], [0.0, 0.31]
 )
 def test_shares_are_told_where_something_can_be_dropped(share, dropped, rerouted, wanted):
     facts = {"overflow_by_layer": {"dropped": dropped, "rerouted": rerouted}}
-    assert wanted in tell_drops(pd.Series({"dropped_share": share}), facts, "it")
+    assert wanted in str(*find_drops(pd.Series({"dropped_share": share}), facts, "it"))
 
 
 def test_nothing_is_said_where_nothing_can_be_dropped():
-    assert tell_drops(pd.Series({"dropped_share": math.nan}), {}, "it") is None
+    assert not list(find_drops(pd.Series({"dropped_share": math.nan}), {}, "it"))
 
 
 def test_a_policy_may_say_that_it_never_drops():

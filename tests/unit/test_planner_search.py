@@ -411,4 +411,4 @@ def test_no_probability_is_of_hits_that_were_drawn():
     answer = make_answer(found, assess(found, workers=1))
     assert answer.recommended is not None
     assert answer.confidence.meets_targets is None
-    assert "probability" not in headline(answer)
+    assert headline(answer).facts["sure"] is None

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from simulator.commands.train import train
-from simulator.results.training import tell_training, write_metric
+from simulator.results.training import find_training, write_metric
 
 TRAINING = """
 name = "small"
@@ -121,7 +121,7 @@ def test_every_schedule_and_way_to_share_runs_and_is_told(changes):
     facts = results.run["deployments"]["MoE"]
     step_s = float(results.summary["step_s"].iloc[0])
     assert sum(facts["parts_s"].values()) == pytest.approx(step_s)
-    headline, reasons = tell_training(results.summary, results.run["deployments"])
-    assert headline.startswith("MoE trains")
-    assert any("after 500M tokens" in one for one in reasons) == ("later" in changes)
+    headline, reasons = find_training(results.summary, results.run["deployments"])
+    assert (headline.kind, headline.facts["name"]) == ("training.fastest", "MoE")
+    assert ("training.later" in {one.kind for one in reasons}) == ("later" in changes)
     assert write_metric("step_s", step_s, "USD").endswith("s")

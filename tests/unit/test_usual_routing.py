@@ -93,7 +93,7 @@ def test_lognormal_without_sigma_is_completed_and_said(own):
 def test_shipped_models_say_their_own_routing():
     for name in available_files("workloads/models"):
         model = load_model(name, "test")
-        assert routing_note(name, model.routing_source) is None
+        assert not list(routing_note(name, model.routing_source))
 
 
 @pytest.mark.parametrize(
@@ -106,9 +106,9 @@ def test_shipped_models_say_their_own_routing():
 )
 def test_eplb_without_slots_is_said_to_copy_nothing(tiny, placement, is_said):
     plan = tiny.plan("moe", attention_dp=4, ep=4, placement=placement)
-    said = [note for note in notes_of(plan) if "no expert is copied; num_slots = 20 would" in note]
-    assert bool(said) == is_said
-    assert set(said) <= set(facts_of(plan)["warnings"])
+    said = [one for one in notes_of(plan) if one.kind == "note.no_copies"]
+    assert [one.facts["slots"] for one in said] == [20] * is_said
+    assert set(map(str, said)) <= set(facts_of(plan)["warnings"])
 
 
 def test_faults_that_a_run_does_not_simulate_are_said_once(own):

@@ -111,9 +111,9 @@ def test_gpt_oss_120b_on_one_h100_starts_or_not_by_release():
 def test_what_may_not_start_is_noted_with_its_probability():
     tight = plan("vllm@0.11.0", memory_fraction=0.95)
     (note,) = start_notes(tight, 8_000)
-    assert "may not start: 1.9 GB of a GPU are left for the KV cache" in note
+    assert "may not start: 1.9 GB of a GPU are left for the KV cache" in str(note)
     assert start_probability(tight.serving.capacity, 8_000) < 0.9
-    assert not start_notes(plan(memory_fraction=0.95), 8_000)
+    assert not list(start_notes(plan(memory_fraction=0.95), 8_000))
 
 
 def test_a_user_s_own_account_restores_the_older_rule():

@@ -31,7 +31,7 @@ from simulator.results.executed import (
 )
 from simulator.results.formats import log_ticks, seconds, time_axis
 from simulator.results.phases import STEP_PHASES
-from simulator.results.run_sentences import tell_move
+from simulator.results.run_sentences import describe_move
 from simulator.results.shown_steps import shown_step
 
 _WIDE = 12.0
@@ -130,7 +130,7 @@ def _list_moves(executed: Executed, kind: str) -> dict[str, list[tuple[float, st
     """Places where the experts of each deployment moved, and what to tell of it."""
     return {
         name: [
-            (moved["step"] - 0.5, tell_move(moved))
+            (moved["step"] - 0.5, str(describe_move(moved)))
             for moved in style.facts(executed, name).get("rebalances") or []
             if kind_of_step(executed, int(moved["step"])) == kind
         ]

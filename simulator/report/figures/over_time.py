@@ -15,7 +15,13 @@ from simulator.report.gallery import Figure
 from simulator.report.marks import add_curve, add_moves
 from simulator.results.folder import Results
 from simulator.results.formats import seconds, time_axis
-from simulator.results.run_sentences import SCALES, is_scaled, list_held, tell_change, tell_move
+from simulator.results.run_sentences import (
+    SCALES,
+    describe_change,
+    describe_move,
+    is_scaled,
+    list_held,
+)
 
 MAX_BINS = 150
 Array = NDArray[np.float64]
@@ -89,7 +95,7 @@ def _mark_changes(drawn: go.Figure, results: Results, unit_s: float) -> None:
         for change in _list_losses(results, name):
             at = float(change["at_s"]) / unit_s
             line = {"width": 1.2, "dash": "dash" if change["starts"] else "dot"}
-            said = f"{tell_change(change)}<extra>{label[name]}</extra>"
+            said = f"{describe_change(change)}<extra>{label[name]}</extra>"
             add_curve(
                 drawn, results, name, said, line=line, x=[at, at], y=[0.0, top], showlegend=False
             )
@@ -218,7 +224,7 @@ class Balance(Figure[Results]):
         levels = [value for trace in drawn.data for value in trace.y if value is not None]
         moves = {
             name: [
-                (moved["at_s"] / unit_s, tell_move(moved))
+                (moved["at_s"] / unit_s, str(describe_move(moved)))
                 for moved in style.facts(results, name).get("rebalances") or []
             ]
             for name in results.deployments

@@ -6,13 +6,14 @@ import html
 
 import plotly.graph_objects as go
 
+from simulator.base.formats import amount, times
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import DOTTED
 from simulator.report.plan_figures import _points, _rows
 from simulator.report.plan_page import band_text, by_label, colour_of, is_striped, label_of
 from simulator.results.answer import Answer, ParetoPoint
-from simulator.results.plan_text import amount, gpus, hover, per_hour, times
+from simulator.results.plan_text import gpus, hover, per_hour
 
 _USER, _GPU = _points.Axis("tokens_per_s_user"), _points.Axis("tokens_per_s_gpu")
 _REACH = 100.0

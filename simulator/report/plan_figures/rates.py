@@ -6,6 +6,7 @@ import math
 
 import plotly.graph_objects as go
 
+from simulator.base.formats import amount, times
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import DOTTED, log_axis
@@ -14,7 +15,7 @@ from simulator.report.plan_page import band_text, colour_of, whiskers
 from simulator.results.answer import Answer, LossRow
 from simulator.results.answer.certainty import RatePoint
 from simulator.results.formats import number, percent
-from simulator.results.plan_text import amount, hover, per_hour, times
+from simulator.results.plan_text import hover, per_hour
 
 
 class Rates(Figure[Answer]):

@@ -183,9 +183,9 @@ def _table(deployment: str, largest: int) -> StepTable:
 def status_of(plan: DeploymentPlan) -> str:
     """``ok``, or ``extrapolated`` with what is assumed or outside what was measured."""
     found = [
-        text.rstrip(".").removeprefix("Extrapolated: ")
-        for text in warnings_of(plan)
-        if "rumour" not in text
+        str(one).rstrip(".").removeprefix("Extrapolated: ")
+        for one in warnings_of(plan)
+        if one.kind != "warning.rumour"
     ]
     return "extrapolated: " + "; ".join(found) if found else "ok"
 

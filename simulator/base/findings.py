@@ -1,0 +1,91 @@
+"""Findings: what there is to say, as a kind and its numbers.
+
+``findings.toml`` has the sentence of each kind, a template of Jinja2, in one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simulator.base import formats
+from simulator.base.reading import read_toml
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TABLE = Path(__file__).with_name("findings.toml")
+
+
+class Finding:
+    """Something to say, whose text is its sentence."""
+
+    def __init__(self, kind: str, /, **facts: Any) -> None:
+        """Find something.
+
+        Args:
+            kind: ``section.row`` of the table.
+            facts: names, and numbers in SI units, by their names in the sentence.
+        """
+        self.kind, self.facts = kind, facts
+
+    def __str__(self) -> str:
+        return environment().get_template(self.kind).render(self.facts)
+
+    def __repr__(self) -> str:
+        return f"Finding({self.kind!r}, {self.facts!r})"
+
+
+def tell(findings: Iterable[Finding]) -> list[str]:
+    """Write each finding once, in their order."""
+    return list(dict.fromkeys(map(str, findings)))
+
+
+def plural(number: float, one: str, many: str = "") -> str:
+    """Choose a noun or a verb by a number.
+
+    >>> plural(1, "request"), plural(2, "request"), plural(2, "is", "are")
+    ('request', 'requests', 'are')
+    """
+    return one if number == 1 else many or f"{one}s"
+
+
+@cache
+def environment() -> Environment:
+    """The environment of all sentences, which refuses facts that are not given."""
+    from jinja2 import DictLoader, Environment, StrictUndefined
+
+    made = Environment(loader=DictLoader(sentences()), undefined=StrictUndefined)
+    made.globals.update(TIMES=formats.TIMES)
+    made.filters.update(
+        f=format,
+        amount=formats.amount,
+        chance=formats.chance_text,
+        count=formats.count,
+        gain=formats.gain_text,
+        k_tokens=formats.k_tokens,
+        num_bytes=formats.num_bytes,
+        nines=formats.nines,
+        number=formats.number,
+        odds=formats.chance,
+        parameters=formats.parameters,
+        percent=formats.percent,
+        plural=plural,
+        share=formats.share_text,
+        seconds=formats.seconds,
+        seconds_text=formats.seconds_text,
+        times=formats.times,
+    )
+    return made
+
+
+@cache
+def sentences() -> dict[str, str]:
+    """Read the table: sentences by kind, each in one line."""
+    return {
+        f"{section}.{name}": " ".join(text.split())
+        for section, rows in read_toml(TABLE).items()
+        for name, text in rows.items()
+    }
