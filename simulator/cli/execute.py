@@ -213,7 +213,7 @@ def _execute_training(
 
 def _print_trained(trained: Any) -> None:
     """Print the findings, and where a step's time goes, measured beside simulated."""
-    from simulator.results.formats import seconds
+    from simulator.base.formats import seconds
     from simulator.results.training import STEP_PARTS
 
     for finding in trained.list_findings():

@@ -27,7 +27,7 @@ def tell_time(elapsed_s: float, done: int, total: int | None) -> str:
     >>> tell_time(12.0, 3, 9), tell_time(12.0, 0, 9), tell_time(12.0, 9, 9)
     ('12 s so far, about 24 s left', '12 s so far', '12 s')
     """
-    from simulator.results.formats import seconds_text
+    from simulator.base.formats import seconds_text
 
     past = seconds_text(float(round(elapsed_s)))
     if total is not None and done >= total:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
+from simulator.base.formats import seconds
 from simulator.config.capacity import Question
 from simulator.config.workload import WorkloadSpec
-from simulator.results.formats import seconds
 from simulator.scenario.question import load_open_requests
 from simulator.workload.requests import asked_rate_per_s, load_requests, source_arrivals_s
 from simulator.workload.traces import RequestTrace, take_requests

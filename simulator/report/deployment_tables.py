@@ -7,14 +7,11 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from simulator.base.formats import number
 from simulator.report import style
 from simulator.report.style import Shown
 from simulator.results.folder import Results
-from simulator.results.formats import (
-    metric,
-    number,
-    winners,
-)
+from simulator.results.formats import metric, winners
 from simulator.results.run_bands_text import band_text, note_on
 
 KINDS = ("assumed", "fitted", "interpolated", "published", "measured")

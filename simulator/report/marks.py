@@ -11,10 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
 
+from simulator.base.formats import TIMES, log_ticks, seconds, time_axis
 from simulator.report import style
 from simulator.report.style import Shown
 from simulator.results.folder import Results
-from simulator.results.formats import TIMES, log_ticks, seconds, time_axis
 from simulator.results.shown_steps import shown_step, step_text
 
 DOTTED = {"color": style.MUTED, "width": 1, "dash": "dot"}

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
-from simulator.base.formats import amount, chance
+from simulator.base.formats import TIMES, amount, chance, number, percent
 from simulator.report import marks, style
 from simulator.report.deployment_tables import (
     KINDS,
@@ -27,7 +27,6 @@ from simulator.results.answer.certainty import FigureBand
 from simulator.results.answer.folder import PlanResults
 from simulator.results.answer.handover import Handover, ServingCommand
 from simulator.results.answer.parts import Band, has_bands, make_band
-from simulator.results.formats import TIMES, number, percent
 from simulator.results.plan_sentences import explain_traffic, share_of_time, warn_of_short_traffic
 from simulator.results.plan_text import (
     OfModel,

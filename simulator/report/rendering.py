@@ -16,10 +16,7 @@ from typing import Any, NamedTuple
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from simulator.report.deployment_tables import name_deployments, split_at_rumours
-from simulator.report.gallery import Card, FigureCards
-from simulator.report.style import Shown, shorten
-from simulator.results.formats import (
+from simulator.base.formats import (
     TIMES,
     UNDEFINED,
     count,
@@ -29,6 +26,9 @@ from simulator.results.formats import (
     percent,
     seconds,
 )
+from simulator.report.deployment_tables import name_deployments, split_at_rumours
+from simulator.report.gallery import Card, FigureCards
+from simulator.report.style import Shown, shorten
 from simulator.results.results_folder import TextTable
 
 _HOMES = ("simulator.report", "simulator.lab.report")

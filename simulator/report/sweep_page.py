@@ -12,21 +12,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from simulator.base.formats import TIMES, UNDEFINED, time_axis, time_ticks
 from simulator.report import style
 from simulator.report.deployment_tables import describe_making
 from simulator.report.gallery import FigureCards, pair_up
 from simulator.report.marks import log_axis, whiskers
 from simulator.report.rendering import Block, Section, render_blocks, show_tables
 from simulator.results.availability import list_told
-from simulator.results.formats import (
-    KEY_METRICS,
-    TIMES,
-    UNDEFINED,
-    heading_unit,
-    metric,
-    time_axis,
-    time_ticks,
-)
+from simulator.results.formats import KEY_METRICS, heading_unit, metric
 from simulator.results.metrics import METRICS
 from simulator.results.results_folder import Cell, TextTable
 from simulator.results.sweep import Sweep, measure_spread, setting_text, value_text

@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from simulator.base.formats import parameters
 from simulator.report import style
 from simulator.report.deployment_tables import describe_making
 from simulator.report.gallery import FigureCards, load_figures, pair_up
@@ -24,7 +25,6 @@ from simulator.report.rendering import (
     render_page,
     show_tables,
 )
-from simulator.results.formats import parameters
 from simulator.results.results_folder import Cell, TextTable
 from simulator.results.training import TrainingResults
 from simulator.results.training_answer import TrainingAnswer, list_sizes

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulator.results.formats import (
+from simulator.base.formats import (
     TIMES,
     count,
     num_bytes,

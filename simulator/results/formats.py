@@ -5,43 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from simulator.base.formats import (
-    TIMES,
-    UNDEFINED,
-    bytes_axis,
-    count,
-    log_ticks,
-    num_bytes,
-    number,
-    parameters,
-    percent,
-    seconds,
-    seconds_text,
-    time_axis,
-    time_ticks,
-)
+from simulator.base.formats import TIMES, UNDEFINED, number, seconds
 from simulator.results.metrics import METRICS
-
-__all__ = [
-    "KEY_METRICS",
-    "TIMES",
-    "UNDEFINED",
-    "better_way",
-    "bytes_axis",
-    "count",
-    "heading_unit",
-    "log_ticks",
-    "metric",
-    "num_bytes",
-    "number",
-    "parameters",
-    "percent",
-    "seconds",
-    "seconds_text",
-    "time_axis",
-    "time_ticks",
-    "winners",
-]
 
 KEY_METRICS = (
     "ttft_p50_s",

@@ -11,8 +11,8 @@ import pandas as pd
 
 from simulator.base.columns import Columns, Picked
 from simulator.base.findings import Finding
+from simulator.base.formats import count, number
 from simulator.results.folder import Results
-from simulator.results.formats import count, number
 
 _MUCH = 1.05
 """Ratio of the largest share of a layer to the mean layer's from which that layer is named."""

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from simulator.base.findings import Finding
-from simulator.results.formats import seconds_text
+from simulator.base.formats import seconds_text
 from simulator.results.tables import DeploymentRecord
 
 

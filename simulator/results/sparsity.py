@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from simulator.results.formats import TIMES
+from simulator.base.formats import TIMES
 from simulator.results.provenance import Provenance
 from simulator.results.results_folder import ResultsFolder, TextTable
 

@@ -12,18 +12,8 @@ import numpy as np
 import pandas as pd
 
 from simulator.base.findings import Finding
-from simulator.results.formats import (
-    TIMES,
-    UNDEFINED,
-    count,
-    num_bytes,
-    number,
-    parameters,
-    seconds,
-)
-from simulator.results.formats import (
-    seconds as write_seconds,
-)
+from simulator.base.formats import TIMES, UNDEFINED, count, num_bytes, number, parameters, seconds
+from simulator.base.formats import seconds as write_seconds
 from simulator.results.results_folder import Cell, Content, ResultsFolder, TextTable
 from simulator.results.shown_steps import chrome_trace
 

@@ -19,8 +19,8 @@ from typing import Any
 import pandas as pd
 
 from simulator.base.findings import Finding
+from simulator.base.formats import num_bytes, number, percent
 from simulator.base.reading import read_text
-from simulator.results.formats import num_bytes, number, percent
 from simulator.results.results_folder import (
     Cell,
     Content,

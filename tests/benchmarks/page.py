@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from simulator.base.formats import count, num_bytes, parameters, time_ticks
 from simulator.report import style
 from simulator.report.deployment_tables import describe_making
 from simulator.report.gallery import Card, FigureCards, pair_up
 from simulator.report.rendering import environment, render_page
-from simulator.results.formats import count, num_bytes, parameters, time_ticks
 from tests.benchmarks.collect import title_of
 from tests.benchmarks.history import draw_history
 from tests.benchmarks.rows import (

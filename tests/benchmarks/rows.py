@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from simulator.results.formats import UNDEFINED, num_bytes, number, seconds
+from simulator.base.formats import UNDEFINED, num_bytes, number, seconds
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from simulator.base.errors import UserError
+from simulator.base.formats import UNDEFINED
 from simulator.report.execution import FIGURES, render
 from simulator.results.executed import BUSY, KINDS, SUMMARY_COLUMNS, describe_load
-from simulator.results.formats import UNDEFINED
 from tests.report.made_up_executions import CASES, HOSTILE, MOE, TOTAL, make
 from tests.report.pages import payload_of
 from tests.report.windows import DESK, on_screens

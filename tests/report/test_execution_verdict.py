@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from simulator.results.formats import TIMES
+from simulator.base.formats import TIMES
 from tests.report.made_up_executions import ACTIVE, CASES, MACHINE, MOE, TOTAL, deployment, make
 
 

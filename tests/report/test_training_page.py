@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.base.formats import TIMES
 from simulator.report.training_pages import render_training as render
-from simulator.results.formats import TIMES
 from tests.report.pages import payload_of
 from tests.report.windows import DESK, PHONE
 

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from simulator.base.errors import UserError
+from simulator.base.formats import seconds_text
 from simulator.base.plugins import build
 from simulator.commands.run import run as run_scenario
 from simulator.policies.failures import Change, Machines
-from simulator.results.formats import seconds_text
 from tests.small_scenario import small_scenario
 
 POOLS = {"decode": Machines(2, 4, 8, "a"), "prefill": Machines(3, 2, 4, "b")}

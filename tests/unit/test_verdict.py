@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulator.base.formats import seconds_text
 from simulator.results.folder import TABLES, Results
-from simulator.results.formats import seconds_text
 from simulator.results.metrics import METRICS
 from simulator.results.phases import STEP_PHASES
 from simulator.results.tables import MOVE_COLUMNS

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from simulator import __version__
 from simulator.base.caches import measured_folder
 from simulator.base.errors import UserError
+from simulator.base.formats import seconds_text
 from simulator.base.machine import name_machine
 from simulator.base.partial import whole_file
 from simulator.base.plugins import build
@@ -24,7 +25,6 @@ from simulator.base.reading import read_bytes
 from simulator.config.claim import ClaimFile, list_claims, load_claim
 from simulator.lab.commands.claim_measurements import ClaimMeasurement
 from simulator.lab.results.claims import Measured
-from simulator.results.formats import seconds_text
 
 _HEXADECIMALS = 12
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from simulator.base.formats import UNDEFINED, number, seconds
 from simulator.lab.results.judgement import digits_beside
-from simulator.results.formats import UNDEFINED, number, seconds
 
 
 def percent_beside(value: float, *limits: float, digits: int = 1, signed: bool = False) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simulator.base.formats import times
+from simulator.base.formats import seconds, times
 from simulator.planner.conditions import AS_ASKED, Change, Conditions, list_recorded_skews
 from simulator.planner.evaluations import best_of_each, text_of
 from simulator.planner.explore import Evaluation
@@ -27,7 +27,6 @@ from simulator.planner.samples import (
 from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult
 from simulator.results.answer.certainty import Brief, SensitivityRow
-from simulator.results.formats import seconds
 
 _PRICE_CUT = 1 - 0.7
 """Share by which the price of a GPU-hour is lower."""

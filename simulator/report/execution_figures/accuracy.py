@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
+from simulator.base.formats import seconds
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import add_agreement, log_axis
 from simulator.results.executed import TITLES, Executed, kinds, phase_medians_s, row
-from simulator.results.formats import seconds
 from simulator.results.phases import STEP_PHASES
 
 BANDS = (0.25, 0.1)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
+from simulator.base.formats import number
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import SKEW, draw_imbalance, whiskers
 from simulator.results.executed import HIGH, LOW, TITLES, Executed, imbalance, kinds
-from simulator.results.formats import number
 
 
 def draw_bars(executed: Executed, column: str, title: str, unit: str) -> dict[str, go.Figure]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
+from simulator.base.formats import number
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import add_name, whiskers
 from simulator.results.executed import TITLES, Executed, kinds, row, spread_s
-from simulator.results.formats import number
 
 BAR_PIXELS = 54
 _DIAMOND = "\N{WHITE DIAMOND}"

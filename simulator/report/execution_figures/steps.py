@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pandas as pd
 import plotly.graph_objects as go
 
+from simulator.base.formats import log_ticks, seconds, time_axis
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import (
@@ -29,7 +30,6 @@ from simulator.results.executed import (
     phase_medians_s,
     steps,
 )
-from simulator.results.formats import log_ticks, seconds, time_axis
 from simulator.results.phases import STEP_PHASES
 from simulator.results.run_sentences import describe_move
 from simulator.results.shown_steps import shown_step

@@ -9,11 +9,11 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from simulator.base.columns import Columns, Picked
+from simulator.base.formats import seconds, time_axis, time_ticks
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import add_curve
 from simulator.results.folder import Results
-from simulator.results.formats import seconds, time_axis, time_ticks
 from simulator.results.metrics import measure_ttft
 
 NUM_QUANTILES = 300

@@ -10,11 +10,11 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from simulator.base.columns import Columns
+from simulator.base.formats import seconds, time_axis
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import add_curve, add_moves
 from simulator.results.folder import Results
-from simulator.results.formats import seconds, time_axis
 from simulator.results.run_sentences import (
     SCALES,
     describe_change,

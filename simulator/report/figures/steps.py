@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
+from simulator.base.formats import bytes_axis, num_bytes, number, seconds, time_axis
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import (
@@ -21,7 +22,6 @@ from simulator.report.marks import (
     shared_heading,
 )
 from simulator.results.folder import Results
-from simulator.results.formats import bytes_axis, num_bytes, number, seconds, time_axis
 from simulator.results.phases import STEP_PHASES
 from simulator.results.token_time import KINDS
 

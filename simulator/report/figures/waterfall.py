@@ -7,13 +7,13 @@ import html
 import numpy as np
 import plotly.graph_objects as go
 
+from simulator.base.formats import seconds, time_axis
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import add_name
 from simulator.results.explained import PIECES, Waterfall
 from simulator.results.explanation_text import LEAST_SHOWN, read_explanation
 from simulator.results.folder import Results
-from simulator.results.formats import seconds, time_axis
 
 _ROW_PIXELS = 38
 """Height of a piece's bar with its name above."""

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
+from simulator.base.formats import TIMES
 from simulator.report import style
 from simulator.report.marks import log_axis
 from simulator.report.plan_page import whiskers
 from simulator.results.answer.parts import Band
-from simulator.results.formats import TIMES
 
 INK = "#748091"
 """Colour of bars that stand for no model: seen on light and on dark."""

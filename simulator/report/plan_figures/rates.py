@@ -6,7 +6,7 @@ import math
 
 import plotly.graph_objects as go
 
-from simulator.base.formats import amount, times
+from simulator.base.formats import amount, number, percent, times
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import DOTTED, log_axis
@@ -14,7 +14,6 @@ from simulator.report.plan_figures import _rows
 from simulator.report.plan_page import band_text, colour_of, whiskers
 from simulator.results.answer import Answer, LossRow
 from simulator.results.answer.certainty import RatePoint
-from simulator.results.formats import number, percent
 from simulator.results.plan_text import hover, per_hour
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from simulator.base.formats import bytes_axis, num_bytes, number, percent, seconds, time_axis
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import BAR_PIXELS, add_bars, add_name, draw_stacked
-from simulator.results.formats import bytes_axis, num_bytes, number, percent, seconds, time_axis
 from simulator.results.training import MEMORY_PARTS, PARTS, TrainingResults
 
 _COLOURS = dict(zip(MEMORY_PARTS, ("#4477AA", "#EE6677", "#AA8811", "#66CCEE"), strict=True))

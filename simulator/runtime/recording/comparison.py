@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.base.formats import seconds as _seconds
 from simulator.config.model import ModelSpec
-from simulator.results.formats import seconds as _seconds
 from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL
 
 _WORDS = {

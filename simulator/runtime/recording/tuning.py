@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from simulator.base.formats import number
 from simulator.base.progress import Progress
 from simulator.config.model import ModelSpec
-from simulator.results.formats import number
 from simulator.runtime.recording.corpus import Corpus
 from simulator.runtime.recording.models import Shape
 from simulator.runtime.recording.training import HeldOut, Recipe, Training

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
+from simulator.base.formats import seconds
 from simulator.base.frozen import Frozen
 from simulator.base.progress import Progress
 from simulator.base.quantities import value_range
 from simulator.lab.commands.claim_measurements import Trial
 from simulator.lab.commands.claim_tests import RIVALS
 from simulator.lab.results.claims import Case
-from simulator.results.formats import seconds
 from simulator.runtime import require
 
 if TYPE_CHECKING:

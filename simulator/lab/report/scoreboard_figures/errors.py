@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from simulator.base.formats import count, log_ticks, parameters, time_axis
 from simulator.lab.report.texts import amount
 from simulator.lab.results.scores import Scoreboard, is_answered, score, title_of
 from simulator.lab.results.targets import BANDS_HOLD
@@ -18,7 +19,6 @@ from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import DOTTED, add_agreement, log_axis
 from simulator.report.style import shorten
-from simulator.results.formats import count, log_ticks, parameters, time_axis
 
 STATUS_COLOURS = {"ok": "#228833", "extrapolated": "#EE7733", "unsupported": "#A5ACB5"}
 STATUS_NAMES = {
