@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from simulator.base.findings import Finding
 from simulator.base.plugins import available, build
 from simulator.config.sparsity import pruning_text
 from simulator.deployment.notes import policy_text
@@ -31,11 +32,6 @@ _NAMES: dict[Role, str] = {
 
 _HOST_GPUS = 8
 """GPUs that one machine holds at most; larger fast domains are racks of them."""
-_OPEN = (
-    "Servers and routers listen on every network of their node (0.0.0.0) and ask for no key: "
-    "whoever reaches a port can use the model. Keep the ports behind a firewall, or give --host "
-    "an inner address."
-)
 
 
 class Command(NamedTuple):
@@ -89,7 +85,7 @@ def list_commands(
     given: list[Command] = []
     for role, pool in pools.items():
         server = Server(pool, role, weights, longest_prompt, longest_tokens)
-        notes = (*engine.list_unexpressed(server), *_list_notes(server))
+        notes = (*engine.list_unexpressed(server), *map(str, _find_notes(server)))
         if name == "vllm" and server.is_by_priority:
             notes += ("Each request says its priority (the API's 'priority'), the least first.",)
         elif spec.order["kind"] != "first_come" and not (name == "sglang" and server.is_by_prefix):
@@ -109,11 +105,7 @@ def list_commands(
         notes = tuple(filter(None, [engine.describe_router(balancing)]))
         flags_read = programs.router.sentence
         given.append(Command("router in front of all servers", command, notes, flags_read))
-    general = (
-        *_describe_weights(weights, spec.engine),
-        *_describe_cluster(plan, node_gpus, placed),
-        _OPEN,
-    )
+    general = map(str, _find_general(plan, weights, node_gpus, placed))
     return [given[0]._replace(not_expressed=(*general, *given[0].not_expressed)), *given[1:]]
 
 
@@ -153,80 +145,37 @@ def _name_nodes(name: str, place: Place, count: int) -> list[str]:
     return [f"{span}: node {n + 1} of {count}" for n in range(count)]
 
 
-def _describe_weights(weights: Weights, engine: str) -> Iterator[str]:
-    if weights.note:
-        yield weights.note
-    if "@" in engine:
-        yield (
-            f"The plan is for the release {engine.partition('@')[2]}; "
-            "others take other times, and flags differ."
-        )
-
-
-def _list_notes(server: Server) -> Iterator[str]:
-    """Choices and limits that no engine's flags express, in sentences."""
+def _find_notes(server: Server) -> Iterator[Finding]:
+    """Find choices and limits that no engine's flags express."""
     plan = server.plan
-    if plan.spec.pruning is not None:
-        yield (
-            "The weights must be a checkpoint that is pruned already "
-            f"({pruning_text(plan.spec.pruning)}); no flag prunes. "
-            + (
-                (
-                    "Whether a release has kernels for it is to be looked up: "
-                    "the plan takes cuSPARSELt's or Sparse-Marlin's speed."
-                )
-                if plan.spec.pruning.kind == "two_four"
-                else (
-                    "Released engines have no kernels for it: the plan takes the speed of the "
-                    "kernels that were published with it."
-                )
-            )
-        )
+    pruning, model = plan.spec.pruning, plan.placement.model
+    if pruning is not None:
+        yield Finding("launch.pruned", pruning=pruning_text(pruning), kind=pruning.kind)
     if server.is_placed_by_load:
-        yield (
-            f"The plan places {server.num_slots} expert slots "
-            f"({server.num_slots // plan.placement.layout.ep} a rank) by the loads of an earlier "
-            "day; the engine begins in the order of the experts and moves them once it has "
-            "measured loads of its own."
-        )
-    model = plan.placement.model
-    limit = model.max_context_tokens
-    if limit is not None and server.longest_tokens > limit:
-        yield (
-            f"The longest request has {server.longest_tokens:,} tokens and {model.name} takes "
-            f"{limit:,}: the server refuses what is longer."
-        )
-    yield (
-        f"The plan counts on {plan.serving.capacity.tokens:,} tokens of KV cache on each "
-        "data-parallel rank: compare with what the server says when it has started, "
-        "and raise or lower its share of memory."
-    )
+        slots, ep = server.num_slots, plan.placement.layout.ep
+        yield Finding("launch.placed_by_load", slots=slots, rank_slots=slots // ep)
+    limit, longest = model.max_context_tokens, server.longest_tokens
+    if limit is not None and longest > limit:
+        yield Finding("launch.too_long", longest=longest, model=model.name, limit=limit)
+    yield Finding("launch.cache", tokens=plan.serving.capacity.tokens)
 
 
-def _describe_cluster(
-    plan: DeploymentPlan, node_gpus: int, placed: Mapping[Role, list[Place]]
-) -> list[str]:
-    """Sentences on the cluster as a whole."""
-    placement = plan.placement
-    said = []
-    left = placement.cluster.num_gpus - plan.num_gpus
-    if left:
-        said.append(
-            f"The cluster has {placement.cluster.num_gpus} GPUs, of which the servers "
-            f"take {plan.num_gpus}: {left} are held free."
-        )
-    used = len({host for group in placed.values() for place in group for host in place.hosts})
-    if used > math.ceil(placement.cluster.num_gpus / node_gpus):
-        said.append(
-            f"Whole replicas take {used} nodes of {node_gpus} GPUs, more than the cluster has: "
-            "some must lie across nodes."
-        )
+def _find_general(
+    plan: DeploymentPlan, weights: Weights, node_gpus: int, placed: Mapping[Role, list[Place]]
+) -> Iterator[Finding]:
+    """Find what to know of the weights and of the cluster as a whole."""
+    release, cluster = plan.spec.engine.partition("@")[2], plan.placement.cluster
+    if weights.note:
+        yield Finding("launch.weights", note=weights.note)
+    if release:
+        yield Finding("launch.release", release=release)
+    if cluster.num_gpus > plan.num_gpus:
+        yield Finding("launch.free", cluster_gpus=cluster.num_gpus, gpus=plan.num_gpus)
+    nodes = len({host for group in placed.values() for place in group for host in place.hosts})
+    if nodes > math.ceil(cluster.num_gpus / node_gpus):
+        yield Finding("launch.across_nodes", nodes=nodes, node_gpus=node_gpus)
     if node_gpus > _HOST_GPUS:
-        said.append(
-            f"The cluster counts a fast domain of {node_gpus} GPUs as one node. "
-            "Where its machines hold fewer (4 in an NVL72 rack), a server that takes more than "
-            "one of them is started as over several nodes."
-        )
-    if used > 1:
-        said.append("node0, node1 and so on stand for the machines' own names.")
-    return said
+        yield Finding("launch.large_domain", gpus=node_gpus)
+    if nodes > 1:
+        yield Finding("launch.node_names")
+    yield Finding("launch.open")
