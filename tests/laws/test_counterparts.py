@@ -140,12 +140,6 @@ def test_mixtures_of_any_experts_are_equal(name, experts, equal):
     assert measures[equal](model) == pytest.approx(measures[equal](reference), rel=0.01)
 
 
-def test_a_counterpart_is_always_the_same():
-    assert made("dense_of", "mixtral-8x7b", "quality") == made(
-        "dense_of", "mixtral-8x7b", "quality"
-    )
-
-
 @pytest.mark.parametrize(
     ("key", "table", "told"),
     [

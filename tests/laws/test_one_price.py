@@ -170,3 +170,18 @@ def test_the_closed_form_is_the_table_on_even_batches(tiny, place):
         assert closed == pytest.approx(
             price_decodes(plan, table, prices, count, context), rel=within
         )
+
+
+@pytest.mark.parametrize("sequences", [64, 512, 513, 2048])
+def test_the_engines_own_time_grows_no_faster_than_measured_beyond_what_was_measured(
+    tiny, sequences
+):
+    prices = Prices(tiny.plan("dense").placement, 4096)
+    engine = prices.placement.calibration.engine
+    one_s, more_s = prices.overheads_s(np.array([sequences, sequences + 1.0]), np.zeros(2))
+    grown_s = one_s - engine.step_s
+    assert grown_s <= sequences * engine.sequence_s * (1 + 1e-12)
+    assert more_s > one_s
+    if sequences > 512:
+        most_s = 512 * engine.sequence_s + (sequences - 512) * 2e-6
+        assert grown_s == pytest.approx(most_s, rel=1e-12)

@@ -13,10 +13,7 @@ from simulator.cost.comm import Exchange
 from simulator.engine.by_ranks import finish_step, run_step
 from simulator.engine.experts_table import Lockstep
 from simulator.engine.fabric import FluidWires, MessageWires
-from simulator.engine.timeline import run_plan
 from simulator.policies.messages import Messages
-from simulator.results.metrics import latencies
-from simulator.results.phases import STEP_PHASES
 from simulator.step.operations import step_operations
 from simulator.step.overlap import halves
 from simulator.step.prices import Prices
@@ -204,41 +201,6 @@ def test_messages_confirm_ranks(tiny, split):
     plan = tiny.plan(model, overlap="two_batch", **parallel)
     batch = batch_of(plan, 64)
     assert step_s(plan, batch) == pytest.approx(step_s(plan, batch, "message"), rel=0.05)
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_ranks_confirm_the_table(tiny, split):
-    model, parallel = SPLITS[split]
-    plan = tiny.plan(model, overlap="two_batch", **parallel)
-    engine = plan.placement.calibration.engine.model_copy(
-        update={"step_s": 1e-4, "sequence_s": 0.0}
-    )
-    plan = change_plan(
-        plan, calibration=plan.placement.calibration.model_copy(update={"engine": engine})
-    )
-    trace = tiny.trace(num_requests=80, rate_per_s=40_000)
-    records = [run_plan(plan, trace, fidelity) for fidelity in ("rank", "step")]
-    measured = []
-    for record in records:
-        phases_s = record.steps[[f"{phase}_s" for phase in STEP_PHASES]].sum(axis=1)
-        assert phases_s.to_numpy() == pytest.approx(record.steps["duration_s"].to_numpy(), rel=1e-6)
-        times = latencies(record.requests)
-        measured.append(
-            [
-                record.steps["duration_s"].sum(),
-                times["ttft_s"].mean(),
-                times["tpot_s"].mean(),
-                times["e2e_s"].quantile(0.9),
-            ]
-        )
-    by_rank, by_step = records
-    # The table adds the wait for the slowest rank's prompts, of which halves hide a part: up to 5 %
-    # of a step with uneven prompts.
-    busy_s, ttft_s, tpot_s, e2e_s = np.divide(measured[1], measured[0])
-    assert ttft_s == pytest.approx(1.0, abs=0.05)
-    assert [busy_s, tpot_s, e2e_s] == pytest.approx([1.0] * 3, abs=0.02)
-    assert by_step.read_bytes == pytest.approx(by_rank.read_bytes, rel=0.05)
-    assert by_step.load_imbalance == pytest.approx(by_rank.load_imbalance, rel=0.05)
 
 
 def test_overlap_is_refused_where_no_tokens_travel(tiny):

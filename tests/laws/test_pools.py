@@ -7,7 +7,6 @@ import itertools
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
@@ -207,13 +206,6 @@ def test_ranks_confirm_the_tables(tiny, concurrency):
         tiny.run(plan, trace, fidelity).requests["finish_s"].max() for fidelity in ("step", "rank")
     ]
     assert ends[0] == pytest.approx(ends[1], rel=0.02)
-
-
-def test_runs_repeat(tiny):
-    plan, trace = pooled(tiny, "experts", replicas=2), closed(tiny.trace(50), 8)
-    first, second = (run_plan(plan, trace) for _ in range(2))
-    pd.testing.assert_frame_equal(first.requests, second.requests)
-    pd.testing.assert_frame_equal(first.steps, second.steps)
 
 
 def test_a_full_decode_pool_preempts_and_still_ends(tiny):

@@ -88,9 +88,5 @@ def test_more_workers_and_shorter_steps_never_take_longer(concurrency):
     assert served(prompts(4, 2, step_s=0.25), 1, concurrency).mean() <= few
 
 
-def test_runs_repeat():
-    np.testing.assert_array_equal(served(prompts(4, 2), 2, 30), served(prompts(4, 2), 2, 30))
-
-
 def test_a_pool_has_the_rate_of_its_best_step():
     assert prompts(4, 3).most_per_s() == pytest.approx(4 * 3 / (0.5 * 2))

@@ -10,19 +10,10 @@ import pytest
 from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.config.workload import SLO
-from simulator.engine.experts_table import price_experts
 from simulator.engine.timeline import run_plan
 from simulator.results.metrics import latencies, summarise
-from simulator.step.prices import Prices
 from tests.parts import change_plan
 from tests.single_steps import take_apart
-
-SMALL = {
-    "attention_dp": 2,
-    "ep": 2,
-    "scheduling": {"kind": "chunked", "token_budget": 64, "max_sequences": 64},
-}
-"""A table of few entries, which is quickly filled."""
 
 
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
@@ -169,25 +160,6 @@ def test_a_tiny_budget_or_a_prompt_far_beyond_it_still_ends(tiny, kind, budget):
     assert (record.steps["duration_s"] > 0).all()
 
 
-@pytest.mark.parametrize("fidelity", ["step", "rank"])
-@pytest.mark.parametrize(
-    "model", ["dense", "sliding-dense", "state-moe", "state-only", "windows-only", "latent-moe"]
-)
-def test_a_small_cache_preempts_and_loses_nothing(tiny, fidelity, model):
-    trace = tiny.trace(12, 1e5, longest_input=80, longest_output=80)
-    longest = int((trace.num_input + trace.num_output).max())
-    plan = tiny.plan(model, kv_block_tokens=8)
-    plan = tiny.with_blocks(
-        plan, plan.serving.capacity.blocks_for(longest) + 1 + plan.serving.capacity.sequence_blocks
-    )
-    record = run_plan(plan, trace, fidelity)
-    assert record.steps["kv_used"].between(0, 1 + 1e-9).all()
-    times = record.requests[["arrival_s", "scheduled_s", "first_token_s", "finish_s"]].to_numpy()
-    assert (np.diff(times, axis=1) >= 0).all()
-    if model == "dense":
-        assert record.requests["num_preemptions"].sum() > 0
-
-
 @pytest.mark.parametrize(
     ("model", "shares"),
     [("dense", True), ("sliding-dense", True), ("windows-only", False), ("state-moe", False)],
@@ -212,27 +184,3 @@ def test_a_request_that_can_never_fit_is_refused_with_both_numbers(tiny):
     trace = dataclasses.replace(tiny.trace(1), num_input=np.array([150]), num_output=np.array([11]))
     with pytest.raises(UserError, match=r"161 tokens.*holds 160 "):
         run_plan(plan, trace)
-
-
-@pytest.mark.parametrize("parallel", [{"tp": 4, "ep": 4}, {"attention_dp": 4, "ep": 4}])
-def test_the_table_holds_what_ranks_take_that_meet_after_every_layer(tiny, parallel):
-    """Also where no token travels: ranks meet in the all-reduce behind each layer, so each layer's
-    slowest rank counts.
-    """
-    plan = tiny.plan("moe", **parallel)
-    prices = Prices(plan.placement, 512)
-    tokens_d = np.full(plan.placement.layout.attention_dp, 40)
-    _, (phases,) = price_experts(
-        prices, tokens_d, [(layer, 5) for layer in range(plan.placement.model.num_moe_layers)]
-    )
-    steps = [
-        prices.expert_step(layer, tokens_d, 5)
-        for layer in range(plan.placement.model.num_moe_layers)
-    ]
-    wanted = sum(
-        step.experts_R.max() + step.dispatch.alone_s + step.combine.alone_s for step in steps
-    )
-    assert phases[:4].sum() == pytest.approx(wanted, rel=1e-9)
-    assert phases[4] == pytest.approx(
-        np.mean([step.pairs_R.max() / step.pairs_R.mean() for step in steps])
-    )
