@@ -68,13 +68,6 @@ def test_tokens_of_a_request_are_computed_in_order_and_once_between_preemptions(
     assert np.array_equal(reached, served.requests.num_input + served.requests.num_output - 1)
 
 
-@pytest.mark.parametrize("mixes_phases", [True, False])
-def test_a_request_that_arrives_during_a_step_waits_for_the_next_one(mixes_phases):
-    served = serve([Asked(0, 5, 4), Asked(2, 5, 2)], make_limits(mixes_phases=mixes_phases), 100)
-    assert served.requests.scheduled_s.tolist() == [0, 2]
-    assert served.requests.first_s.tolist() == [1, 3]
-
-
 def test_a_prompt_larger_than_the_budget_is_cut_into_chunks_beside_decodes():
     served = serve([Asked(0, 4, 6), Asked(1, 130, 1)], make_limits(), 1000)
     assert [(r, new) for step in served.steps for r, new, *_ in step[0]][:7] == [
@@ -100,17 +93,6 @@ def test_the_latest_admitted_loses_its_blocks_first_and_comes_back_first():
     assert served.requests.scheduled_s[2] >= served.requests.finish_s[0]
     back = next(step[0] for step in served.steps[5:] if len(step[0]) > 1)
     assert [(r, before) for r, _, before, _ in back] == [(1, 0), (2, 0)]
-
-
-def test_an_output_of_one_token_ends_with_the_prompt():
-    served = serve([Asked(0, 9, 1)], make_limits(), 3)
-    assert len(served.steps) == 1
-    assert served.requests.finish_s[0] == served.requests.first_s[0] == 1
-
-
-def test_requests_are_spread_over_data_parallel_ranks():
-    served = serve([Asked(0, 8, 3)] * 9, make_limits(), 100, num_ranks=3)
-    assert np.bincount(served.requests.dp_rank).tolist() == [3, 3, 3]
 
 
 @QUICK

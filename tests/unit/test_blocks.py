@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 
 from simulator.engine.cache import (
     allocate_blocks,
-    blocks_for,
     count_available,
-    count_hits,
     count_kept,
     hold_block,
     keep_order,
@@ -59,68 +57,6 @@ def compute(cache, r, hits=0):
 
 def cached(cache):
     return np.flatnonzero(np.isfinite(cache[1].prefixes.since_s[0, 0, :-1])).tolist()
-
-
-@pytest.mark.parametrize(("tokens", "wanted"), [(1, 1), (4, 1), (5, 2), (9, 3)])
-def test_blocks_are_rounded_up_and_a_state_is_added(tokens, wanted):
-    assert blocks_for(tokens, LIMITS) == wanted
-    assert blocks_for(tokens, LIMITS._replace(sequence_blocks=3)) == wanted + 3
-
-
-def test_a_computed_prompt_moves_from_its_request_to_the_cache(cache):
-    compute(cache, 0)
-    requests, ranks = cache
-    assert cached(cache) == [0, 1, 2]
-    request, rank_cache = requests.each[0], ranks.caches[0]
-    assert (request.blocks, request.shared, rank_cache.free_blocks) == (0, 3, 4)
-    assert (
-        count_available(ranks, 0, LIMITS) == 4
-    )  # held by the request that runs, so none can be evicted
-    release(requests, ranks, 0, 0, LIMITS)
-    assert count_available(ranks, 0, LIMITS) == 10
-    assert rank_cache.free_blocks == 4
-
-
-def test_the_block_with_the_last_prompt_token_is_computed_again(cache):
-    compute(cache, 0)
-    assert count_hits(cache[0], cache[1].prefixes, 0, 0, LIMITS, 1) == 2  # of 24 tokens in 3 blocks
-    cache[0].each.num_input[0] = 25
-    assert count_hits(cache[0], cache[1].prefixes, 0, 0, LIMITS, 1) == 3
-    assert count_hits(cache[0], cache[1].prefixes, 0, 1, LIMITS, 1) == 2
-    assert count_hits(cache[0], cache[1].prefixes, 0, 1, LIMITS._replace(prefix_tokens=0), 1) == 0
-
-
-def test_the_deepest_block_goes_first(cache):
-    compute(cache, 0)
-    release(cache[0], cache[1], 0, 0, LIMITS)
-    allocate_blocks(cache[1], 0, 5, LIMITS)
-    assert cached(cache) == [0, 1]
-    allocate_blocks(cache[1], 0, 1, LIMITS)  # the evicted prefix block left one KV block
-    assert cached(cache) == [0, 1]
-    allocate_blocks(cache[1], 0, 1, LIMITS)
-    assert cached(cache) == [0]
-
-
-def test_what_a_request_holds_is_not_evicted(cache):
-    compute(cache, 0)
-    release(cache[0], cache[1], 0, 0, LIMITS)
-    compute(cache, 1, hits=2)
-    assert cached(cache) == [0, 1, 2, 3]
-    assert cache[1].prefixes.refs[0, 0, :-1].tolist() == [1, 1, 0, 1]
-    allocate_blocks(cache[1], 0, count_available(cache[1], 0, LIMITS), LIMITS)
-    assert cached(cache) == [0, 1, 3]
-
-
-def test_two_that_compute_the_same_block_keep_one_in_the_cache_and_one_copy_in_private(cache):
-    requests, ranks = cache
-    ranks.caches.free_blocks[0] = ranks.caches.capacity_blocks[0] = 12
-    compute(cache, 0)
-    compute(cache, 1)
-    assert cached(cache) == [0, 1, 2]
-    assert (requests.each.shared[1], requests.each.blocks[1]) == (0, 6)
-    release(requests, ranks, 0, 1, LIMITS)
-    assert ranks.caches.free_blocks[0] == 6
-    assert ranks.prefixes.refs[0, 0, :-1].tolist() == [1, 1, 1, 0]
 
 
 NUM_REQUESTS, NUM_BLOCKS = 5, 24

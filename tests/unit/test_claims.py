@@ -19,9 +19,6 @@ from simulator.lab.results.claims import (
     list_turns,
     make_map,
     reach_verdict,
-    say_whether,
-    tell_deciding,
-    tell_range,
 )
 from tests.cases import cases
 
@@ -160,20 +157,6 @@ def test_another_case_for_a_claim_never_turns_its_verdict_against_it(tried):
         before, after = reach_verdict(tried), reach_verdict([*tried, more])
         counted = any(one.counts for one in tried)
         assert not counted or order * (ranks[after] - ranks[before]) >= 0
-
-
-def test_words():
-    assert say_whether([FOR, FOR]) == "yes"
-    assert say_whether([FOR, FOR, OPEN]) == "mostly"
-    assert say_whether([FOR, OPEN]) == "it depends"
-    assert say_whether([OPEN]) == "no"
-    assert say_whether([]) == "not tried"
-    assert tell_range([case(0.54, 1), case(2.0, 3.0)]) == "0.54 to 2 times"
-    assert tell_range([case(1.2, 1.3)]) == "1.2 times"
-    turned = [case(1.2, 1.4, load="1"), case(1.2, 1.4, load="1"), case(0.5, 0.7, load="8")]
-    told = "What turns it most is the load. Conditions that speak for it: 1: 2 of 2, 8: 0 of 1."
-    assert tell_deciding(turned) == told
-    assert tell_deciding([FOR, FOR]) is None
 
 
 def test_every_shipped_claim_is_right_and_has_evidence():

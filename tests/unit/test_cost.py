@@ -17,7 +17,6 @@ from simulator.config.calibration import (
 from simulator.config.calibration.communication import Load
 from simulator.config.cluster import load_cluster
 from simulator.config.host import load_any_calibration
-from simulator.config.mixers.gqa import GroupedQueryAttention
 from simulator.cost.comm import Vectors
 from simulator.cost.comm.alpha_beta import AlphaBeta
 from simulator.cost.compute.roofline import Roofline
@@ -25,7 +24,6 @@ from simulator.cost.kernels.gemm import gemm_s
 from simulator.policies.messages import Messages
 from simulator.policies.topology.rails import Rails
 from simulator.policies.topology.switch import Switch
-from simulator.work.context_kernels import context_kernel
 
 NAMED = sorted(
     {
@@ -138,71 +136,10 @@ def test_rows_are_quantised_in_blocks_of_their_numbers_by_the_multiprocessors():
         assert extra == pytest.approx(1320 / 132 * (3e-7 + blocks * 5e-7))
 
 
-def test_no_rows_take_no_time():
-    roofline = model()
-    assert roofline.gemm_s(np.array([0, 3]), 128, 128, "fp8")[0] == 0
-    assert roofline.grouped_gemm_s(np.zeros((2, 4)), 128, 128, "fp8").tolist() == [0, 0]
-
-
-def test_experts_without_tokens_are_not_read():
-    roofline = model()
-    few, many = roofline.grouped_gemm_s(
-        np.array([[8.0, 0, 0, 0], [2.0, 2, 2, 2]]), 7168, 32_768, "bf16"
-    )
-    floor_s = roofline.calibration.experts("bf16").floor_s
-    # Not quite 4: tiles of one expert alone leave multiprocessors idle.
-    assert (many - floor_s) / (few - floor_s) == pytest.approx(4, rel=0.05)
-
-
-def test_a_thousand_rows_are_priced_at_once():
-    rows = np.arange(16_384)
-    seconds = model().gemm_s(rows, 4096, 4096, "bf16")
-    assert seconds.shape == rows.shape
-    assert seconds[777] == model().gemm_s(np.array([777]), 4096, 4096, "bf16")[0]
-
-
-def test_attention_rates_and_streaming_are_shares_of_the_peaks():
-    roofline = model()
-    looking = context_kernel(
-        GroupedQueryAttention(
-            kind="gqa", num_heads=8, num_kv_heads=2, head_size=128
-        ).context_terms()[0],
-        1,
-        "bf16",
-    )
-    rates = roofline.context_rates(looking, "decode")
-    share = roofline.calibration.attention["decode"].memory_fraction
-    assert rates.entry_s == pytest.approx(2 * 2 * 128 * 2 / (3.35e12 * share))
-    assert roofline.stream_s(np.array([3.35e12]))[0] == pytest.approx(
-        1 / roofline.calibration.matrices("bf16").memory_fraction
-    )
-
-
 def test_an_exchange_with_nothing_to_send_is_free():
     assert fabric(8).exchange("dispatch", Messages.from_matrix(np.zeros((8, 8)))).alone_s == 0
     assert fabric(8).all_reduce(1e6, (3,)).alone_s == 0
     assert fabric(8).all_reduce(0.0, (0, 1)).alone_s == 0
-
-
-def test_an_exchange_takes_its_latency_and_its_busiest_link():
-    comm = fabric(8)
-    bytes_SR = np.zeros((8, 8))
-    bytes_SR[0, 1] = bytes_SR[0, 2] = 45e6
-    fit = comm.calibration.exchange["low_latency"]["dispatch"]
-    assert comm.exchange("dispatch", Messages.from_matrix(bytes_SR)).alone_s == pytest.approx(
-        fit.latency_s + 90e6 / (450e9 * fit.scale_up_fraction)
-    )
-
-
-def test_latency_grows_with_the_doublings_of_the_nodes():
-    comm, fit = (
-        fabric(32),
-        load_calibration("hopper", "test").choose_engine("any").exchange["low_latency"]["dispatch"],
-    )
-    assert comm.latency_s("dispatch", 4, 32) == pytest.approx(
-        fit.scale_out_latency_s + 2 * fit.latency_per_doubling_s
-    )
-    assert comm.latency_s("dispatch", 1, 8) == pytest.approx(fit.latency_s)
 
 
 def test_multiprocessors_that_copy_hide_behind_wires_or_the_other_way_round():
@@ -276,22 +213,6 @@ def test_an_all_reduce_is_the_faster_of_the_engines_own_and_nccls():
             for name in ("all_reduce", "custom_all_reduce")
         ]
         assert comm.all_reduce(num_bytes, (0, 1, 2, 3)).alone_s == pytest.approx(float(min(both)))
-
-
-@pytest.mark.parametrize("ranks", [(0, 1), tuple(range(8)), tuple(range(32))])
-def test_many_all_reduces_are_priced_as_each_by_itself(ranks):
-    comm = fabric(32)
-    sizes = np.array([0.0, 1.0, 1e3, 123_456.0, 1e6, 3e7, 1e9])
-    one_by_one = [comm.all_reduce(float(size), ranks).alone_s for size in sizes]
-    np.testing.assert_allclose(comm.all_reduces_s(sizes, ranks), one_by_one, rtol=1e-12)
-
-
-def test_a_ring_at_its_rate_sends_nearly_twice_the_data_over_each_link():
-    way = ProtocolFit(latency_s=1e-6, latency_per_rank_s=1e-7, fraction=0.5)
-    fit = CollectiveFit(kind="assumed", source="test", protocols={"ring": way})
-    start_s, carry_s = fit.parts_s(64e6, 4, 2.0, 450e9)
-    assert start_s == pytest.approx(1.2e-6)
-    assert carry_s == pytest.approx(1.5 * 64e6 / (450e9 * 0.5))
 
 
 def test_prompts_are_served_by_kernels_that_expand_where_those_that_were_timed_absorb():

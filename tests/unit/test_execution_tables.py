@@ -20,12 +20,6 @@ def test_the_timeline_is_of_the_step_at_the_median(durations_s):
     assert steps[chosen.number] is chosen
 
 
-def test_an_outlier_at_the_end_is_not_shown():
-    durations_s = [0.011, 0.010, 0.012, 0.9]
-    steps = [Timed(number, duration_s, []) for number, duration_s in enumerate(durations_s)]
-    assert choose_median(steps).number == 0
-
-
 @cases(60)
 @given(st.integers(2, 20), st.integers(0, 500))
 def test_a_bounded_sample_is_spread_evenly_over_all(most, count):

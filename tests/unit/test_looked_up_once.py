@@ -39,14 +39,6 @@ def test_what_is_loaded_once_is_what_is_loaded_anew(load):
     assert load() == first
 
 
-def test_a_search_within_another_knows_what_that_has_loaded():
-    with cache_lookups():
-        first = load_model("llama-3.1-8b", "test")
-        with cache_lookups():
-            assert load_model("llama-3.1-8b", "test") is first
-        assert load_model("llama-3.1-8b", "test") is first
-
-
 def test_what_names_another_file_is_loaded_for_itself():
     with cache_lookups():
         assert load_cluster("h100-sxm-8", "test")[0].num_gpus == 8

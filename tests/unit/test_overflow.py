@@ -1,14 +1,11 @@
 """The overflow of a deployment: how it is asked for, what is refused, and what is said of it."""
 
-import math
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
-from simulator.commands.catalogue import list_kinds
 from simulator.deployment.facts import facts_of
 from simulator.policies.overflow import RoutedTokens, count_next_choices, may_drop
 from simulator.policies.overflow.capacity import Capacity
@@ -59,12 +56,6 @@ def test_steps_too_large_to_be_counted_are_refused_in_words(tiny):
     said = "a step has up to 35,651,584 token-expert pairs, must be at most 33,554,432; lower the"
     assert said in str(refused.value)
     tiny.plan("moe", attention_dp=16, overflow=ROOMY, **keys)
-
-
-def test_policies_are_listed_with_what_they_are():
-    found = list_kinds("overflow")["overflow"]
-    assert found["none"].startswith("No overflow: every expert computes")
-    assert found["capacity"].endswith("(GShard, Switch).")
 
 
 def test_four_tokens_that_choose_one_expert_of_two():

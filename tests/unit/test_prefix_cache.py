@@ -89,15 +89,6 @@ def test_prefix_hits_are_those_of_a_least_recently_used_cache(asked, block_token
     assert (served.requests.cached // PREFIX_TOKENS).tolist() == expected
 
 
-def test_requests_that_share_a_prefix_at_the_same_time_hold_it_together():
-    limits = make_limits(prefix_tokens=PREFIX_TOKENS, prefix_blocks=2)
-    served = serve([Asked(0, 33, 1, shared=4)] + [Asked(2, 33, 8, shared=4)] * 5, limits, 60)
-    assert served.requests.cached.tolist() == [0, *[32] * 5]
-    assert (
-        served.requests.preemptions.sum() == 0
-    )  # 5 x 40 tokens alone would need 50 blocks, and the first 8 are shared
-
-
 def test_a_request_reads_what_another_one_writes_in_the_same_step():
     limits = make_limits(prefix_tokens=PREFIX_TOKENS, prefix_blocks=2)
     served = serve([Asked(0, 33, 1, shared=4), Asked(0, 33, 1, shared=4)], limits, 60)

@@ -7,10 +7,9 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.progress import Task
 
 from simulator.cli import console, progress_lines
-from simulator.cli.progress_lines import EVERY_S, Lines, keep_saying, tell_time
+from simulator.cli.progress_lines import EVERY_S, Lines, keep_saying
 
 
 class Clock:
@@ -38,36 +37,6 @@ def test_a_part_says_what_of_how_many_is_done_and_how_long_is_left():
         "screening: 9 deployments",
         "screening: 3 of 9 deployments, 15 s so far, about 30 s left",
     ]
-
-
-def test_a_part_of_which_nothing_is_done_says_how_long_it_has_taken():
-    lines, said, clock = lines_of("")
-    clock.now_s += 10.0
-    lines.say_if_due()
-    lines("timing the first steps", 0, None)
-    clock.now_s += 12.0
-    lines.say_if_due()
-    lines("screening", 0, 9)
-    clock.now_s += 81.0
-    lines.say_if_due()
-    assert said == [
-        "reading: 10 s so far",
-        "timing the first steps: 12 s so far",
-        "screening: 9",
-        "screening: 0 of 9, 81 s so far",
-    ]
-
-
-def test_every_part_counts_its_own_time():
-    lines, said, clock = lines_of("steps")
-    lines("first", 0, 2)
-    clock.now_s += 100.0
-    lines("first", 2, 2)
-    lines("second", 0, 4)
-    clock.now_s += 20.0
-    lines("second", 1, 4)
-    lines.say_if_due()
-    assert said[-1] == "second: 1 of 4 steps, 20 s so far, about 60 s left"
 
 
 @given(st.lists(st.floats(0.1, 4.0), min_size=1, max_size=60))
@@ -120,17 +89,3 @@ def test_nobody_speaks_when_the_work_is_over(is_stopped, capsys):
         pass
     assert not [one for one in threading.enumerate() if one.name == "says progress"]
     assert capsys.readouterr().err == "training: 40 steps\n"
-
-
-@given(st.integers(1, 1000), st.integers(1, 1000), st.floats(1.0, 1e5))
-def test_what_is_left_is_as_slow_as_what_is_done(done, more, elapsed_s):
-    text = tell_time(elapsed_s, done, done + more)
-    assert " so far, about " in text
-    assert text.endswith(" left")
-    assert tell_time(elapsed_s, done + more, done + more) == text.split(" so far")[0]
-
-
-def test_a_bar_says_the_same():
-    task = Task(0, "screening", 9, 3, _get_time=lambda: 115.0)
-    task.start_time = 100.0
-    assert console._TimeColumn().render(task).plain == "15 s so far, about 30 s left"

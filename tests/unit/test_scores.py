@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from simulator.config.calibration import load_calibration
-from simulator.lab.results.judgement import judge_targets, percent_of, tally
+from simulator.lab.results.judgement import judge_targets, percent_of
 from simulator.lab.results.scores import (
     SCORE_COLUMNS,
     Scoreboard,
@@ -15,7 +15,7 @@ from simulator.lab.results.scores import (
     score_groups,
     worst,
 )
-from simulator.lab.results.targets import DENSE, MOE, TARGETS, bands_hold, target_of
+from simulator.lab.results.targets import TARGETS, bands_hold, target_of
 from simulator.lab.validation.board import list_fit_residuals
 from simulator.lab.validation.left_out import judge_left_out, mix_residuals
 
@@ -138,36 +138,6 @@ def test_bands_are_judged_with_room_for_chance():
     assert not bands_hold(680, 1000)
 
 
-def test_targets_met_are_counted_by_what_they_are_judged_on():
-    run = {"tables": [{"suite": "serving", "source": "table.csv", "rows": 4, "in_sample": True}]}
-    stated = pd.DataFrame(
-        [
-            {
-                "what": "Serving TPOT, MoE",
-                "rows": 9,
-                "fits": 2,
-                "missed": 1,
-                "median": 0.13,
-                "p90": 0.2,
-            }
-        ]
-    )
-    known = rows(*[(1.0, 1.05, "ok")] * 4)
-    assert (
-        tally(judge_targets(Scoreboard(run, known, left_out=stated)))
-        == "targets with models left out: 0 of 1 met; in sample only: 1 of 1 met"
-    )
-    assert tally(judge_targets(Scoreboard({}, known, left_out=stated))) == "targets: 2 of 2 met"
-    both = judge_targets(
-        Scoreboard(run, pd.concat([known, known.assign(source="mine.csv")]), left_out=stated)
-    )
-    errors = both[both["what"] == "Serving TPOT, MoE"]
-    assert errors[["in_sample", "left_out_rows", "met"]].to_numpy().tolist() == [
-        [True, 9, False],
-        [False, 0, True],
-    ]
-
-
 def test_a_row_with_two_measures_is_one_reason():
     both = pd.concat(
         [
@@ -179,16 +149,6 @@ def test_a_row_with_two_measures_is_one_reason():
         {"reason": "no model", "rows": 1}
     ]
     assert reasons(both, "extrapolated").empty
-
-
-def test_rows_with_the_same_id_are_counted_each():
-    both = pd.concat(
-        [
-            rows(*[(1.0, np.nan, "unsupported: no model")] * 3, quantity=quantity)
-            for quantity in ("ttft", "tpot")
-        ]
-    )
-    assert reasons(both.assign(subject="same"), "unsupported")["rows"].tolist() == [3]
 
 
 def test_the_worst_are_furthest_off_either_way():
@@ -210,11 +170,6 @@ def test_order_counts_pairs_of_the_same_load_that_differ():
     assert order_of("serving", made) == {"suite": "serving", "pairs": 2, "right": 0}
     for nothing in (made.iloc[:0], made.drop(columns="rival"), made.assign(rival="")):
         assert order_of("serving", nothing) == {"suite": "serving", "pairs": 0, "right": 0}
-
-
-def test_words_of_groups_are_whole():
-    assert target_of("serving", "tpot", f"h100 {MOE}s") is None
-    assert target_of("serving", "tpot", f"{DENSE} h100") is not None
 
 
 def test_digits_show_on_which_side_of_a_limit_a_share_lies():
