@@ -76,12 +76,6 @@ def test_the_page_says_what_is_missed_and_where(bench):
     assert "made up" in page
 
 
-def test_without_targets_there_is_none_to_judge():
-    few = Bench(MADE, [ROWS[1]])
-    assert tell_headline(few) == "1 figure; no target could be judged."
-    assert "Targets" not in render(few, NOTHING)
-
-
 @pytest.mark.parametrize("load", [0.1, 12.6])
 def test_a_busy_machine_is_told(load):
     machine: dict[str, Any] = {**MADE["machine"], "load_average_1_min": load}

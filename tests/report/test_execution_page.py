@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -12,9 +11,8 @@ from typing import Any
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.base.formats import UNDEFINED
 from simulator.report.execution import FIGURES, render
-from simulator.results.executed import BUSY, KINDS, SUMMARY_COLUMNS, describe_load
+from simulator.results.executed import BUSY, SUMMARY_COLUMNS, describe_load
 from tests.report.made_up_executions import CASES, HOSTILE, MOE, TOTAL, make
 from tests.report.pages import payload_of
 from tests.report.windows import DESK, on_screens
@@ -85,14 +83,6 @@ def test_page_fetches_nothing_and_escapes(execution_page_of):
             assert not value or value.startswith("#"), f"<{tag} {name}={value}>"
 
 
-def test_undefined_numbers_are_dashes():
-    page = render(make([TOTAL], difference=math.nan))
-    assert (
-        re.findall(r'<td data-metric="largest_difference"[^>]*data-value="nan">(.*?)</td>', page)
-        == [UNDEFINED] * 2
-    )
-
-
 def test_faults_are_told_and_marked(execution_page_of, executions):
     page = execution_page_of("faults")
     words = "".join(Cells(page).words)
@@ -136,20 +126,6 @@ def test_ranks_that_were_lost_and_experts_that_moved_are_marked(execution_page_o
     assert line["customdata"][0] == "12 copies of experts, 4.2 MB in 10 ms: 1.50 to 1.10"
 
 
-def test_without_faults_there_is_no_table_of_them(execution_page_of):
-    page = execution_page_of("all")
-    assert ">Faults<" not in page
-    assert "Shards were lost" not in page
-
-
-def test_what_is_not_drawn_says_why(execution_page_of):
-    page = execution_page_of("one")
-    assert "No deployment has routed experts." in page
-    assert ">Load of the ranks<" not in page
-    assert "The run holds no timeline of single steps." in execution_page_of("no spans")
-    assert "Not drawn for this run" not in execution_page_of("all")
-
-
 def test_calibration_of_another_machine_is_a_warning(execution_page_of):
     other = {
         "calibration": {"title": "That machine", "machine": "Xeon, 64 cores", "source": "a test"}
@@ -179,15 +155,6 @@ def test_timelines_stay_small_and_measured_stands_above_predicted(execution_page
         assert len(labels) == 32
     assert "of 40 layers, 16 of 24 ranks" in page
     assert len(page) < 9e6
-
-
-def test_a_timeline_says_which_step_it_is_of(execution_page_of, executions):
-    """The timeline of a kind is of the step that run.json names."""
-    page = execution_page_of("all")
-    for name, facts in executions["all"].run["deployments"].items():
-        for kind, words in KINDS.items():
-            number = facts["shown_steps"][kind]["number"]
-            assert f"<h4>{name}: {words}, step {number}" in page
 
 
 def test_every_figure_has_a_caption_and_titled_axes(executions):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from types import ModuleType
 
@@ -191,13 +190,3 @@ def test_the_waterfall_comes_first_and_its_bars_lead_from_nothing_to_all(runs):
         waterfall = run.run["explanation"][name]["waterfalls"][0]
         assert ends[-1] == pytest.approx(1e3 * waterfall["token_s"])
         assert sum(of_prompts.x) == pytest.approx(1e3 * sum(waterfall["prompts"].values()))
-
-
-def test_a_page_says_what_would_help_where_it_was_asked_for(runs, page_of):
-    made = page_of("plain")
-    assert "deployments.0.network_speed=2.0" in made
-    assert "twice as fast saves" in made
-    without = {name: value for name, value in runs["plain"].run.items() if name != "explanation"}
-    made = page.render(dataclasses.replace(runs["plain"], run=without))
-    assert "What would help most" not in made
-    assert "moesim run --explain" in made

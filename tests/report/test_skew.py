@@ -33,15 +33,6 @@ def test_the_shade_reaches_from_chance_to_the_mean_of_the_layers_above_it(ratios
     assert [trace.showlegend for trace in (shade, chance, curve)] == [False, False, None]
 
 
-def test_a_layer_says_how_far_it_is_from_chance():
-    _, chance, curve = drawn([2.0, 1.25])
-    assert [tuple(shown) for shown in curve.customdata] == [
-        ("layer 0", "0.50 above uniform routing"),
-        ("layer 1", "0.25 below uniform routing"),
-    ]
-    assert "in nine of ten batches 1.20 to 1.90" in chance.hovertemplate
-
-
 def test_a_single_layer_is_seen():
     shade, _, curve = drawn([2.0])
     assert np.ptp(curve.x) > 0.5

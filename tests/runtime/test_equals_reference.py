@@ -85,28 +85,6 @@ def test_experts_on_any_number_of_ranks_in_any_placement_equal_the_whole_model(
             check(job, backend, Reference(job))
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 8])
-def test_all_tokens_to_one_expert_equal_the_whole_model_with_and_without_copies_of_it(real, ranks):
-    plan = real.with_choices(
-        real.plan({"num_experts": 8, "top_k": 1}, attention_dp=ranks, ep=ranks), [[0]]
-    )
-    check_job(real.job(plan))  # all other ranks compute nothing
-    check_job(
-        real.job(
-            with_placed(
-                plan, replicated(plan.placement.experts.placed, 8, 2, np.random.default_rng(0))
-            )
-        )
-    )
-
-
-@pytest.mark.parametrize("top_k", range(1, 9))
-def test_any_number_of_experts_a_token_equals_the_whole_model(real, top_k):
-    job = real.job(real.plan({"num_experts": 8, "top_k": top_k}, attention_dp=4, ep=4))
-    check_job(job)
-    check_job(by_its_router(job))
-
-
 KINDS = {
     "plain": {},
     "not gated": {"is_gated": False},

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
@@ -400,10 +399,3 @@ def test_a_missing_torch_is_an_error_that_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'moesim\[real\]'"):
         require("torch")
-
-
-def test_summaries_survive_the_folder(executed):
-    said, found = executed
-    assert pd.DataFrame(said["summary"])["tokens_per_s"].to_numpy() == pytest.approx(
-        found.summary["tokens_per_s"].to_numpy()
-    )

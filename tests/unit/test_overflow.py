@@ -1,5 +1,7 @@
 """The overflow of a deployment: how it is asked for, what is refused, and what is said of it."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
