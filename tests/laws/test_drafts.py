@@ -15,7 +15,6 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.commands.deployments import prepare_run
 from simulator.config.capacity import Question
-from simulator.config.deployment import DeploymentSpec
 from simulator.config.model import load_model
 from simulator.deployment.plan import make_plan
 from simulator.engine.batching import count_kept_tokens, draw_uniform
@@ -35,7 +34,7 @@ from simulator.workload.traces import RequestTrace
 from tests.cases import seeds
 from tests.laws import tiny_question
 from tests.laws.deployments import check_same_events, draw_deployment, serve_by_events
-from tests.parts import change_plan
+from tests.parts import change_plan, freeze
 from tests.single_steps import take_apart
 
 
@@ -96,7 +95,7 @@ def test_engines_work_ahead_with_drafts_as_their_releases_do(
     table = {"name": "x", "model": "deepseek-v2-lite", "cluster": "h200-sxm-8", "engine": engine}
     table["speculation"] = {"kind": kind, "accepted": 0.8}
     table["parallel"] = {"attention_dp": 4, "ep": 4}
-    plan = make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
+    plan = freeze(table, 1)
     assert plan.steps_ahead == steps_ahead
     assert plan.serving.rules.max_sequences == max_sequences
 

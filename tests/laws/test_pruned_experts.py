@@ -1,21 +1,17 @@
 """Pruned experts: bytes that are exact, and grouped products that no kernel could beat."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.base.frozen import validate
-from simulator.config.deployment import DeploymentSpec
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.host import load_any_calibration
 from simulator.config.sparsity import Unstructured, stored_bytes
 from simulator.cost.compute.host import HostModel
 from simulator.deployment.facts import warnings_of
-from simulator.deployment.plan import make_plan
 from simulator.step.prices import Prices
 from tests.laws.test_pruned_laws import BY_SPARSITY, MEASURED, model_of, pruning_for
+from tests.parts import freeze
 
 N, K = 14336, 4096
 ROWS_RG = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [8, 1, 3, 0], [64, 64, 64, 64], [2048, 9, 9, 9]])
@@ -35,7 +31,7 @@ def deployment(**more):
         "weight_dtype": "bf16",
         **more,
     }
-    return make_plan(validate(DeploymentSpec, table, "test"), 0, "test", Path())
+    return freeze(table)
 
 
 def weights_bytes(**more):

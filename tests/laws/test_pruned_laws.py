@@ -1,22 +1,18 @@
 """Pruned matrices on accelerators: bytes that are exact, and times that no kernel could beat."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
-from simulator.base.frozen import validate
 from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import CalibrationFile
-from simulator.config.deployment import DeploymentSpec
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.host import load_any_calibration
 from simulator.config.sparsity import TwoFour, Unstructured, stored_bytes
 from simulator.cost.compute.roofline import RooflineModel
-from simulator.deployment.plan import make_plan
 from simulator.step.prices import Prices
+from tests.parts import freeze
 
 ROWS = np.array([0, 1, 8, 64, 512, 8192])
 N, K = 8192, 4096
@@ -109,7 +105,7 @@ def deployment(model="qwen3-32b", cluster="h100-sxm-8", tp=2, **more):
         "replicas": 1,
         **more,
     }
-    return make_plan(validate(DeploymentSpec, table, "test"), 0, "test", Path())
+    return freeze(table)
 
 
 def test_a_pruned_deployment_holds_exactly_the_bytes_that_are_left():

@@ -1,24 +1,20 @@
 """Fewer experts: counts that are conserved, memory that falls, popularity that is kept."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.base.errors import UserError
-from simulator.base.frozen import validate
 from simulator.base.plugins import available, build
-from simulator.config.deployment import DeploymentSpec
 from simulator.config.ffns.moe import MoE
 from simulator.deployment.facts import facts_of
-from simulator.deployment.plan import make_plan
 from simulator.deployment.reduction import find_repeated, reduce_router
 from simulator.policies.contracts import prepare_router, reduce_experts
 from simulator.policies.routing.lognormal import Lognormal
 from simulator.step.prices import Prices
 from tests.cases import cases
+from tests.parts import freeze
 
 KINDS = available("reduction")
 
@@ -89,7 +85,7 @@ def deployment(**more):
         "replicas": 1,
         **more,
     }
-    return make_plan(validate(DeploymentSpec, table, "test"), 0, "test", Path())
+    return freeze(table)
 
 
 def reduced(kind, num_experts, **more):

@@ -29,6 +29,7 @@ from simulator.runtime.recording.corpus import read_corpus
 from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL, Shape, three_models
 from simulator.runtime.recording.trace_file import write_recording
 from simulator.runtime.recording.training import balance_loss
+from tests.parts import freeze
 from tests.report.pages import payload_of
 from tests.runtime.processes import PATIENCE_S, start_moesim
 from tests.runtime.small_training import RECIPE, SEEDS, SHAPE, STEPS, WORDS, trained
@@ -239,9 +240,7 @@ def test_a_shipped_scenario_can_name_the_shipped_recording():
         "cluster": "h100-sxm-4",
         "parallel": {"attention_dp": 4, "ep": 4},
     }
-    plan = make_plan(
-        validate(DeploymentSpec, table | {"routing": routing}, "test"), 0, "test", folder
-    )
+    plan = freeze(table | {"routing": routing}, 0, folder)
     model = plan.placement.model
     assert (model.num_moe_layers, model.moe.num_experts, model.moe.top_k) == (4, 16, 2)
     assert three_models(Shape(), "stdlib-moe")[MOE].num_parameters == model.num_parameters

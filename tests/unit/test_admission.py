@@ -2,20 +2,16 @@
 and a full cache does not end in computing everything again.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from simulator.base.frozen import validate
-from simulator.config.deployment import DeploymentSpec
 from simulator.config.workload import SLO
-from simulator.deployment.plan import make_plan
 from simulator.engine.batching import form_step, retract
 from simulator.engine.state import start_ranks, start_requests
 from simulator.engine.timeline import run_plan
 from simulator.results.metrics import summarise
 from simulator.workload.traces import RequestTrace
+from tests.parts import freeze
 from tests.unit.steps_of_a_second import Asked, make_limits, make_trace, serve
 
 LONG_PROMPTS = {
@@ -42,7 +38,7 @@ def arrivals():
 
 def measure(scheduling, arrivals, **changes):
     table = {**LONG_PROMPTS, "scheduling": scheduling, **changes}
-    plan = make_plan(validate(DeploymentSpec, table, "test"), 0, "test", Path())
+    plan = freeze(table)
     return summarise([plan], [run_plan(plan, arrivals)], SLO()).iloc[0]
 
 

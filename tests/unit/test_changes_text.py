@@ -25,6 +25,10 @@ def find(changes, **row):
     return [*find_changes(Results(run=run, summary=pd.DataFrame(), **tables), "A", row, "A")]
 
 
+STOPS = [change(30.0, 1, had=41), change(90.0, 1, starts=True)]
+MANY = [change(float(n), 0, starts=n % 2 == 0) for n in range(1, 9)]
+
+
 @pytest.mark.parametrize(
     ("told", "said"),
     [

@@ -1,23 +1,20 @@
 """What engines refuse to start with is refused, and what the refusal names does."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.base.frozen import validate
-from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import name_release
 from simulator.deployment.notes import notes_of
-from simulator.deployment.plan import make_plan
+from tests.parts import freeze
 
 QWEN = {"model": "qwen3-235b-a22b", "cluster": "h200-sxm-8", "weight_dtype": "fp8_block"}
 
 
 def plan(parallel, **keys):
     table = {"name": "x", **QWEN, "parallel": parallel, **keys}
-    return make_plan(validate(DeploymentSpec, table, "test"), 0, "test", Path())
+    return freeze(table)
 
 
 def refusal(parallel, **keys):

@@ -16,7 +16,6 @@ from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import load_calibration
 from simulator.config.calibration.engine import UNSAID, find_engine_key
 from simulator.config.capacity import Question
-from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import (
     EngineSpec,
     find_engine,
@@ -33,6 +32,7 @@ from simulator.planner.ruled_out import Ruled
 from simulator.planner.space import Space
 from simulator.workload.traces import RequestTrace
 from tests.laws.tiny_question import QUESTION, candidate
+from tests.parts import freeze
 
 
 def resolve(engine, accelerator, attention_dp=1, usage="server", **asked):
@@ -98,7 +98,7 @@ def test_sglang_leaves_out_who_ends_from_the_release_on_that_does():
 def make(model, cluster, engine, parallel, **keys):
     table = {"name": "it", "model": model, "cluster": cluster, "engine": engine, **keys}
     table["parallel"] = parallel
-    return make_plan(validate(DeploymentSpec, table, "test"), 0, "test", Path()).serving
+    return freeze(table).serving
 
 
 def test_engines_have_pages_of_their_own():
@@ -120,16 +120,7 @@ def test_sglang_lets_more_run_where_the_cache_holds_many_contexts():
     middle = make("qwen3-8b", "h100-sxm-1", "sglang", {}, memory_fraction=0.55)
     assert middle.rules.max_sequences == int(middle.capacity.tokens / 40_960 * 512)
     assert 2048 < middle.rules.max_sequences < 4096
-    made = make_plan(
-        validate(
-            DeploymentSpec,
-            {"name": "it", "model": "qwen3-8b", "cluster": "h100-sxm-1", "engine": "sglang"},
-            "test",
-        ),
-        0,
-        "test",
-        Path(),
-    )
+    made = freeze({"name": "it", "model": "qwen3-8b", "cluster": "h100-sxm-1", "engine": "sglang"})
     assert made.spec.scheduling["max_sequences"] == 4096, "what it says is what it does"
     asked = {"kind": "prefill_first", "max_sequences": 300}
     assert make("qwen3-8b", "h100-sxm-1", "sglang", {}, scheduling=asked).rules.max_sequences == 300
@@ -208,8 +199,7 @@ def test_a_note_says_what_the_engine_decides():
         "cluster": "h100-sxm-8",
         "prefill": {"replicas": 1, "scheduling": {"token_budget": 4096}},
     }
-    plan = make_plan(validate(DeploymentSpec, table, "test"), 0, "test", Path())
-    both, prompts = map(str, default_notes([plan]))
+    both, prompts = map(str, default_notes([freeze(table)]))
     assert both.startswith("scheduling of it (")
     assert "chunked, 8,192 tokens a step, 1,024 sequences" in both
     assert "as vLLM 0.33 and later starts on NVIDIA H100" in both
@@ -258,7 +248,7 @@ def test_an_engine_offers_what_its_release_or_an_earlier_one_did():
 def test_a_release_without_points_has_bands_that_hold_both_prices(cluster, model, engine):
     """Priced as the nearest release and as all releases together, to 10 % of a band's end."""
     table = {"name": "x", "model": model, "cluster": cluster, "engine": engine, "replicas": 1}
-    plan = make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
+    plan = freeze(table, 1)
     placement, unseen = plan.placement, list_unseen(plan)
     every = load_calibration(placement.accelerator.calibration, "test").engine[engine]
     if "release" not in unseen:
@@ -294,4 +284,4 @@ def test_a_plan_takes_a_larger_share_where_the_engine_s_own_leaves_no_room():
     assert again.serving.capacity.tokens == plan.serving.capacity.tokens > 0
     table = spec.model_dump(exclude={"memory_fraction"}, exclude_defaults=True)
     with pytest.raises(UserError, match=r"memory_fraction = 0\.8"):
-        make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
+        freeze(table, 1)

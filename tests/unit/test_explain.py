@@ -2,20 +2,17 @@
 
 import json
 import random
-from pathlib import Path
 
 import pytest
 
 from simulator import UserError, load_scenario, run
-from simulator.base.frozen import validate
 from simulator.commands import explain
 from simulator.config.calibration.engine import UNSAID
-from simulator.config.deployment import DeploymentSpec
-from simulator.deployment.plan import make_plan
 from simulator.explanation.changes import list_changes
 from simulator.explanation.trials import measure_gain
 from simulator.results.explained import RESOURCES, Changes, Queue, Tried
 from simulator.results.explanation_text import find_help, list_limits, read_explanation
+from tests.parts import freeze
 
 SCENARIO = {
     "name": "small",
@@ -125,9 +122,7 @@ def test_every_resource_whose_doubling_gains_is_named_with_what_it_gains(draw):
 
 
 def test_changes_say_what_they_need_of_an_engine():
-    plan = make_plan(
-        validate(DeploymentSpec, SCENARIO["deployments"][1], "test"), 1, "test", Path(".")
-    )
+    plan = freeze(SCENARIO["deployments"][1], 1)
     needs = {one.text: one.needs for one in list_changes(plan, 0, Queue(0.0, "none"))}
     assert needs["exchanges in 4 chunks"] == "exchange_chunks"
     assert needs["two-batch overlap"] == "two_batch"

@@ -10,16 +10,14 @@ from hypothesis import strategies as st
 
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
-from simulator.base.frozen import validate
 from simulator.config.calibration import CalibrationFile
-from simulator.config.deployment import DeploymentSpec
 from simulator.config.host import ExchangeTable, HostCalibration, MatrixTable, load_any_calibration
 from simulator.deployment.fits import fits_of
 from simulator.deployment.notes import notes_of
-from simulator.deployment.plan import make_plan
 from simulator.engine.by_ranks import SharedCores
 from simulator.engine.probe import forecast, make_even_batch
 from simulator.step.prices import Prices
+from tests.parts import freeze
 
 ROWS, SIZES, WORKING = (1, 8, 64), (1024, 65536), (1 << 20, 1 << 26)
 
@@ -135,7 +133,7 @@ def local(tmp_path_factory):
             }
         else:
             table |= {"parallel": {"tp": num_ranks}}
-        return make_plan(validate(DeploymentSpec, {**table, **keys}, "test"), 1, "test", folder)
+        return freeze({**table, **keys}, 1, folder)
 
     return plan
 

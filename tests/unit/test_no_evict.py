@@ -1,19 +1,16 @@
 """Reserving the whole output at admission: fewer requests run, and none is ever preempted."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.base.frozen import validate
 from simulator.commands.check import check
 from simulator.commands.run import run as run_scenario
-from simulator.config.deployment import DeploymentSpec
-from simulator.deployment.plan import make_plan
 from simulator.engine.timeline import run_plan
 from simulator.workload.traces import RequestTrace, take_requests
+from tests.parts import freeze
 from tests.single_steps import take_apart
 from tests.small_scenario import small_scenario
 
@@ -26,7 +23,7 @@ def serve(scheduling, num_requests=60, **deployment):
         "scheduling": scheduling,
         **deployment,
     }
-    plan = make_plan(validate(DeploymentSpec, table, "test"), 0, "test", Path())
+    plan = freeze(table)
     trace = RequestTrace(
         np.zeros(num_requests), np.full(num_requests, 1000), np.full(num_requests, 3000), "made up"
     )
@@ -68,14 +65,7 @@ def held_back(scheduling, num_waiting):
     it decodes.
     """
     table = {"name": "tested", "model": "llama-3.1-8b", "cluster": "l40s-1"}
-    plan = make_plan(
-        validate(
-            DeploymentSpec, {**table, "scheduling": {"kind": "no_evict", **scheduling}}, "test"
-        ),
-        0,
-        "test",
-        Path(),
-    )
+    plan = freeze({**table, "scheduling": {"kind": "no_evict", **scheduling}})
     arrival_s = np.append(0.0, np.full(num_waiting, 1.0))
     count = num_waiting + 1
     trace = RequestTrace(arrival_s, np.full(count, 1000), np.full(count, 200), "made up")

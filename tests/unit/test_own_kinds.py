@@ -87,17 +87,13 @@ def test_a_kind_that_keeps_its_contract_is_taken(load, family):
 
 WRONG = [
     ("mixers", "def linears(self, hidden_size): return []", "linears()", "tuple of Linear"),
-    ("mixers", "def linears(self, hidden_size): return (1, 2)", "linears()", "tuple of Linear"),
     ("mixers", "def linears(self, h): return (Linear('a', h, 0, 'row'),)", "linears()", "at least 1"),
     ("mixers", "def linears(self, h): return (Linear('a', h, h, 'rows'),)", "linears()", "column, row"),
-    ("mixers", "def linears(self, hidden_size): return 1 / 0", "linears()", "ZeroDivisionError"),
-    ("mixers", "@property\ndef split_heads(self): return 0", "split_heads", "at least 1"),
     ("mixers", "@property\ndef split_heads(self): return 4.0", "split_heads", "whole number"),
     ("mixers", "@property\ndef kv_heads(self): return (4, 8)", "kv_heads", "KVHeads"),
     ("mixers", "def context_terms(self): return None", "context_terms()", "tuple of ContextTerm"),
     ("mixers", "def context_terms(self): return (ContextTerm(1.0, -1.0, 1.0, 1),)", "context_terms()", "at least 0"),
     ("mixers", "def context_terms(self): return (ContextTerm(1.0, 1.0, 1.0, 0),)", "context_terms()", "num_shards"),
-    ("mixers", "def context_terms(self): return (ContextTerm(1.0, 1.0, 1.0, 1, 0),)", "context_terms()", "window"),
     ("mixers", "def state_elements(self): return -1", "state_elements()", "at least 0"),
     ("mixers", "def recurrent_flops_per_token(self): return float('nan')", "recurrent_flops_per_token()", "finite"),
     ("ffns", "def linears(self, hidden_size): return None", "linears()", "tuple of Linear"),

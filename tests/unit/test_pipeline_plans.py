@@ -11,8 +11,6 @@ import pytest
 
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question
-from simulator.config.deployment import DeploymentSpec
-from simulator.deployment.plan import make_plan
 from simulator.engine.timeline import run_plan
 from simulator.planner import ruled_out
 from simulator.planner.closed_form import Curve
@@ -24,6 +22,7 @@ from simulator.planner.space import Space
 from simulator.planner.steady import make_fixed_traffic
 from simulator.planner.traffic import lasting, traffic_of
 from simulator.workload.traces import RequestTrace
+from tests.parts import freeze
 from tests.single_steps import take_apart
 
 
@@ -107,7 +106,7 @@ def test_the_closed_form_is_what_the_engine_does(cluster, split, sequences):
         "weight_dtype": "fp8",
     }
     table["scheduling"] = {"kind": "chunked", "token_budget": 2048}
-    plan = make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
+    plan = freeze(table, 1)
     held = sequences * split["pp"]
     trace = RequestTrace(
         np.zeros(3 * held),
@@ -208,7 +207,7 @@ def test_stages_are_a_flag_of_every_engine(engine, split, gpus):
         "engine": engine,
     }
     table["scheduling"] = {"kind": "chunked", "token_budget": 2048, "max_sequences": 256}
-    plan = make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
+    plan = freeze(table, 1)
     given = list_commands(plan, "qwen3-32b", 3000, 4000)
     words = [shlex.split(one.command.splitlines()[-1]) for one in given]
     tp, pp, sequences = {

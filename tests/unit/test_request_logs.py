@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator import cli
 from simulator.base.errors import UserError
 from simulator.workload.requests import read_trace
 from simulator.workload.traces._names import find_names
@@ -239,40 +238,29 @@ def test_an_unknown_header_is_refused_with_what_is_known_and_what_was_found(tmp_
     assert len(message.splitlines()) == 1
 
 
-def run(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr("sys.argv", ["moesim", *map(str, arguments)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stopped:
-        code = stopped.code
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
-
-
-def test_trace_info_tells_the_hours_and_strict_refuses(tmp_path, monkeypatch, capsys):
+def test_trace_info_tells_the_hours_and_strict_refuses(tmp_path, moesim):
     path = written(tmp_path, BROKEN)
-    assert run(monkeypatch, capsys, "trace", "info", "--strict", path)[0] == 2
-    code, out, _ = run(monkeypatch, capsys, "trace", "info", "--json", path)
+    assert moesim("trace", "info", "--strict", path)[0] == 2
+    code, out, _ = moesim("trace", "info", "--json", path)
     found = json.loads(out)
     assert code == 0
     assert found["busiest_hour"] == {"start_s": 0, "num_requests": 5, "rate_per_s": 5 / 9}
     assert "4 of 9 rows left out" in found["notes"][1]
     times = [*range(0, 3600, 1200), *range(3600, 10800, 100), 10800]
     written(tmp_path, log(*times))
-    found = json.loads(run(monkeypatch, capsys, "trace", "info", "--json", path)[1])
+    found = json.loads(moesim("trace", "info", "--json", path)[1])
     assert found["requests_by_hour"] == [3, 36, 36, 1]
     assert found["busiest_hour"]["start_s"] == 3600
     assert found["busiest_hour"]["rate_per_s"] == pytest.approx(0.01)
 
 
-def test_convert_prints_what_was_left_out(tmp_path, monkeypatch, capsys):
+def test_convert_prints_what_was_left_out(tmp_path, moesim):
     path, target = written(tmp_path, BROKEN), tmp_path / "clean.csv"
-    code, _, err = run(monkeypatch, capsys, "trace", "convert", path, target)
+    code, _, err = moesim("trace", "convert", path, target)
     assert code == 0
     assert "note: 4 of 9 rows left out" in err
     assert read_trace(target, strict=True).num_requests == 5
-    assert run(monkeypatch, capsys, "trace", "convert", "--strict", path, target)[0] == 2
+    assert moesim("trace", "convert", "--strict", path, target)[0] == 2
 
 
 def test_a_packed_file_is_opened_and_unpacked_once(tmp_path, monkeypatch):

@@ -186,37 +186,30 @@ def made_up(winners, ttft_s):
     )
 
 
-def test_who_is_better_is_said_of_every_setting_where_it_depends_on_it():
-    same = made_up([(1, "A"), (2, "A")], [1.0, 1.0])
-    assert tell_sweep(same)[0] == "A serves this traffic better at every setting."
-    one = made_up([(1, "A"), (1, "A"), (1, "A")], [1.0, 1.0, 1.0])
-    assert tell_sweep(one)[0] == "A serves this traffic better with all 3 seeds."
-    seeds = made_up([(1, "A"), (1, "B"), (1, "A")], [1.0, 1.0, 1.0])
-    assert tell_sweep(seeds)[0].endswith(
-        "depends on the seed: A for 2 of 3 seeds, B for 1 of 3 seeds."
+@pytest.mark.parametrize(
+    ("winners", "headline"),
+    [
+        ([(1, "A"), (2, "A")], "better at every setting."),
+        ([(1, "A"), (1, "A"), (1, "A")], "better with all 3 seeds."),
+        ([(1, "A"), (1, "B"), (1, "A")], "on the seed: A for 2 of 3 seeds, B for 1 of 3 seeds."),
+        ([(1, "A"), (1, "A"), (2, "B"), (2, None)], "depends on the setting."),
+    ],
+)
+def test_who_is_better_is_said_of_every_setting_where_it_depends_on_it(winners, headline):
+    told, reasons = tell_sweep(made_up(winners, [1.0, 1.1, 2.0, 2.0]))
+    assert told.endswith(headline)
+    assert ("B for 1 of 2 seeds, none is better" in " ".join(reasons)) == (
+        None in dict(winners).values()
     )
+
+
+def test_many_settings_are_left_to_the_table_and_refused_ones_told():
     many = made_up([(rate, "AB"[rate % 2]) for rate in range(1, 31)], [1.0] * 30)
-    assert tell_sweep(many)[1][11:13] == [
-        "rate_scale = 12: A.",
-        "18 more settings are in the table.",
-    ]
-    part = made_up([(1, "A"), (2, "A"), (4, "A")], [1.0, 1.0, 1.0])
-    for point in part.run["points"][1:2]:
-        del point["winner"]
-        point["refusal"] = "too large"
-    assert tell_sweep(part)[0] == (
-        "A serves this traffic better at every setting that was not refused."
-    )
-    mixed = made_up([(1, "A"), (1, "A"), (2, "B"), (2, None)], [1.0, 1.1, 2.0, 2.0])
-    headline, reasons = tell_sweep(mixed)
-    assert headline.endswith("depends on the setting.")
-    assert reasons[0] == "rate_scale = 1: A."
-    assert (
-        reasons[1]
-        == "rate_scale = 2: B for 1 of 2 seeds, none is better (a tie or a trade-off) for 1 of 2 seeds."
-    )
-    what = "TTFT p50 of A at rate_scale = 1, over 2 seeds"
-    assert f"Seeds differ by up to 7 % of their mean ({what})" in reasons[2]
+    assert tell_sweep(many)[1][12] == "18 more settings are in the table."
+    part = made_up([(1, "A"), (2, "A"), (4, "A")], [1.0] * 3)
+    del part.run["points"][1]["winner"]
+    part.run["points"][1]["refusal"] = "too large"
+    assert tell_sweep(part)[0].endswith("that was not refused.")
 
 
 def test_spread_is_of_the_seeds_that_have_a_value():

@@ -26,7 +26,6 @@ def test_help_lists_columns_of_every_family(moesim):
     [
         (("kernels", "gem", "gemm.csv"), ["gem", "did you mean 'gemm'"]),
         (("kernels", "gemm", "absent.csv"), ["absent.csv", "no such file"]),
-        (("kernels", "gemm", "."), ["is a folder"]),
         (("kernels", "gemm", "folder.csv"), ["folder.csv", "is a folder"]),
         (("kernels", "gemm", "empty.csv"), ["empty.csv", "cannot be read as CSV"]),
         (("kernels", "gemm", "head.csv"), ["head.csv", "has no rows"]),
@@ -36,9 +35,7 @@ def test_help_lists_columns_of_every_family(moesim):
         ),
         (("kernels", "gemm", "text.parquet"), ["text.parquet", "has no rows, read as CSV"]),
         (("kernels", "gemm", "long.csv"), ["long.csv", "rows have more cells than the first line"]),
-        (("kernels", "gemm", "torn.csv"), ["torn.csv", "cannot be read as Parquet"]),
         (("kernels", "gemm", "torn.csv.gz"), ["torn.csv.gz", "not a whole packed file"]),
-        (("kernels", "gemm", "latin.csv"), ["latin.csv", "cannot be read as CSV"]),
         (
             ("serving", "gemm.csv"),
             [
@@ -53,9 +50,7 @@ def test_help_lists_columns_of_every_family(moesim):
             ("kernels", "gemm", "shout.csv"),
             ["missing columns 'gemm_dtype', 'k'; did you mean 'gemm_type' for 'gemm_dtype'?"],
         ),
-        (("kernels", "alltoall", "gemm.csv"), ["gemm.csv: missing columns 'node_num'"]),
         (("published", "gemm.csv"), ["gemm.csv", "its columns are those of no"]),
-        (("published", "absent.csv"), ["absent.csv", "no such file"]),
         (("kernels", "gemm", "gemm.csv", "--out", "answers.txt"), ["answers.txt", "must end in"]),
         (("kernels", "gemm", "gemm.csv", "--out", "folder.csv"), ["folder.csv", "is a folder"]),
         (("kernels", "gemm", "gemm.csv", "--out", "nowhere/a.csv"), ["nowhere", "does not exist"]),
@@ -66,7 +61,6 @@ def test_help_lists_columns_of_every_family(moesim):
         ),
         (("--json", "kernels", "gemm", "gemm.csv"), ["--json", "must stand behind 'kernels'"]),
         (("--measurements", "nowhere"), ["nowhere", "no such folder"]),
-        (("--measurements", "gemm.csv"), ["gemm.csv", "is no folder"]),
         (("--out", "gemm.csv"), ["--out gemm.csv", "is a file"]),
         (("kernel",), ["kernel", "moesim validate --help"]),
     ],
@@ -78,10 +72,8 @@ def test_wrong_input_is_one_line_and_nothing_is_written(moesim, tmp_path, argume
     (tmp_path / "other.csv").write_text("gpu,gem_dtype,m,n,k\nh100,bfloat16,1,2,3\n")
     (tmp_path / "text.parquet").write_text("no table")
     (tmp_path / "long.csv").write_text("gpu,gemm_dtype,m,n,k\nh100,bfloat16,1,2,3,\n")
-    (tmp_path / "torn.csv").write_bytes(b"PAR1 and no more")
     (tmp_path / "torn.csv.gz").write_bytes(b"\x1f\x8b and no more")
     (tmp_path / "shout.csv").write_text("gpu,gemm_type,m,n,x\nh100,bfloat16,1,2,3\n")
-    (tmp_path / "latin.csv").write_bytes(b"gpu,gemm_dtype,m,n,k\n\xe4,1,1,1,1\n")
     before = sorted(tmp_path.rglob("*"))
     code, out, err = moesim("validate", *arguments)
     assert (code, out) == (2, ""), err

@@ -13,19 +13,16 @@ import numpy as np
 import pytest
 
 from simulator.base.frozen import validate
-from simulator.config.deployment import DeploymentSpec
 from simulator.config.workload import WorkloadSpec
-from simulator.deployment.plan import make_plan
 from simulator.engine.timeline import run_plan
 from simulator.results.metrics import latencies
 from simulator.workload.requests import load_requests
+from tests.parts import freeze
 from tests.shared import shared_file
 
 
 def serve(requests, **deployment):
-    plan = make_plan(
-        validate(DeploymentSpec, {"name": "tested", **deployment}, "test"), 0, "test", Path()
-    )
+    plan = freeze({"name": "tested", **deployment})
     trace = load_requests(validate(WorkloadSpec, {"requests": requests}, "test"), Path(), 0)
     return run_plan(plan, trace).requests
 

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.base.errors import UserError
 from simulator.config.calibration import load_calibration
 from simulator.lab.calibration.published import fit_table
 from simulator.lab.validation import OK
@@ -121,11 +120,6 @@ def test_what_cannot_be_answered_says_why(columns, why):
     answers = Gemm().answer(rows(**columns))
     assert answers.status[0].startswith(f"unsupported: {why}")
     assert np.isnan(answers.seconds).all()
-
-
-def test_a_missing_column_is_named():
-    with pytest.raises(UserError, match="gemm_dtype"):
-        Gemm().answer(rows().drop(columns="gemm_dtype"))
 
 
 def test_more_bandwidth_helps_few_rows_and_not_many():

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.base.errors import UserError
 from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import load_calibration
 from simulator.cost.kernels.grouped_gemm import grouped_gemm_s
@@ -198,20 +197,6 @@ def test_what_cannot_be_answered_says_why(columns, why):
     answers = Moe().answer(rows(**columns))
     assert answers.status[0].startswith(f"unsupported: {why}")
     assert np.isnan(answers.seconds).all()
-
-
-def test_a_missing_column_is_named():
-    with pytest.raises(UserError, match="moe_dtype"):
-        Moe().answer(rows().drop(columns="moe_dtype"))
-    with pytest.raises(UserError, match="num_slots"):
-        Eplb().answer(rows())
-
-
-def test_the_same_table_gets_the_same_answer():
-    table = rows(distribution="power_law_1.2", num_tokens=[3, 77, 5000])
-    np.testing.assert_array_equal(
-        Moe().answer(table).seconds, Moe().answer(table.iloc[::-1]).seconds[::-1]
-    )
 
 
 def test_experts_without_a_gate_take_less_time():

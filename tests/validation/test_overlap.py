@@ -6,18 +6,14 @@ at 256 tokens a GPU, -27 % at 32, break-even between 64 and 128; 22,310 tokens/s
 overlap. Prefill on 4 nodes (EP 32): 27 to 35 % more.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from simulator.base.frozen import validate
-from simulator.config.deployment import DeploymentSpec
-from simulator.deployment.plan import make_plan
 from simulator.engine.experts_table import Lockstep
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch
+from tests.parts import freeze
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +43,7 @@ def step_s():
         }
         key = (num_gpus, overlap)
         if key not in known:
-            known[key] = make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
+            known[key] = freeze(table, 1)
         return known[key]
 
     def step_s(num_gpus, sequences, new, context, overlap):

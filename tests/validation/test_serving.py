@@ -137,14 +137,6 @@ def test_releases_take_the_newest_entry_that_is_not_newer_or_the_oldest():
     ]
 
 
-def test_the_same_twice_and_in_any_order():
-    rows = [row(), row(id="a_c8_tp1"), row(id="a_c16_tp1", osl=48)]
-    first, again = answered(*rows), answered(*rows[::-1])
-    np.testing.assert_array_equal(first.seconds, again.seconds[::-1])
-    assert (first.low <= first.seconds).all()
-    assert (first.seconds <= first.high).all()
-
-
 @pytest.mark.parametrize("requests", [16, 64])
 @pytest.mark.parametrize("engine", ["sglang", "trtllm", "vllm"])
 def test_a_run_says_what_is_validated(engine, requests):
