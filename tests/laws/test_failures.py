@@ -99,33 +99,6 @@ def check_fidelities(tiny, monkeypatch, seed):
     check_same_events(compiled, simpy)
 
 
-@pytest.mark.parametrize("balancing", ["least_outstanding", "least_tokens", "round_robin"])
-def test_a_replica_lost_before_anything_comes_was_never_there(tiny, balancing):
-    keys = {"num_layers": 2, "balancing": {"kind": balancing}}
-    trace = tiny.trace(60, 400.0)
-    trace = dataclasses.replace(trace, arrival_s=trace.arrival_s + 0.1)
-    lost = with_changes(
-        tiny.plan("dense", replicas=3, **keys), Change(0.05, "both", (1,), starts=False)
-    )
-    found = serve(lost, trace, ingress_delay_s=0.0).requests_table()
-    fewer = serve(
-        tiny.plan("dense", replicas=2, **keys), trace, ingress_delay_s=0.0
-    ).requests_table()
-    assert (found["replica"] == fewer["replica"].map({0: 0, 1: 2})).all()
-    pd.testing.assert_frame_equal(
-        found.drop(columns="replica"), fewer.drop(columns="replica"), check_exact=True
-    )
-
-
-def test_a_loss_after_the_end_changes_nothing(tiny):
-    plan, trace = tiny.plan("dense", replicas=2, num_layers=2), tiny.trace(40, 400.0)
-    before = serve(plan, trace)
-    later_s = float(before.requests_table()["finish_s"].max()) + 1
-    after = serve(with_changes(plan, Change(later_s, "both", (0, 1), starts=False)), trace)
-    pd.testing.assert_frame_equal(before.requests_table(), after.requests_table(), check_exact=True)
-    pd.testing.assert_frame_equal(before.steps, after.steps, check_exact=True)
-
-
 def test_with_no_replica_left_requests_are_lost_and_closed_loops_end(tiny):
     for concurrency in (None, 4):
         plan, trace = (
@@ -214,32 +187,6 @@ def test_what_fails_at_one_instant_fails_together(tiny):
     found = serve(with_changes(apart, *apart.failures[0].script, again), trace).requests_table()
     assert (found["outcome"] == "finished").all()
     assert found["num_retries"].max() == 1
-
-
-def test_a_replica_serves_again_when_every_reason_to_stop_is_gone(tiny):
-    plan, trace = tiny.plan("dense", num_layers=2), tiny.trace(40, 400.0)
-    end_s = float(serve(plan, trace).requests_table()["finish_s"].max())
-    times_s = [end_s * share for share in (0.2, 0.3, 0.4, 0.5)]
-    script = [
-        Change(at_s, "both", (0,), starts)
-        for at_s, starts in zip(times_s, (False, False, True, True), strict=True)
-    ]
-    steps = serve(with_changes(plan, *script), trace).steps_of("both")
-    assert not ((steps["start_s"] > times_s[0]) & (steps["start_s"] < times_s[3])).any()
-    assert (steps["start_s"] >= times_s[3]).any()
-
-
-def test_steps_that_were_cut_off_share_no_row(tiny):
-    plan = tiny.plan("dense", num_layers=2, replicas=2)
-    trace = dataclasses.replace(tiny.trace(1), num_input=np.array([500]), num_output=np.array([50]))
-    script = [
-        Change(0.0005 + 0.0007 * n, "both", (n // 2 % 2,), starts=bool(n % 2)) for n in range(40)
-    ]
-    steps = serve(with_changes(plan, *script), trace, ingress_delay_s=0.0).steps_of("both")
-    cut = steps[steps["prefill_tokens"] + steps["decode_tokens"] == 0]
-    assert len(cut) > 2
-    assert (cut["num_steps"] == 1).all()
-    assert (cut["duration_s"] < 0.003).all()
 
 
 def test_what_is_planned_for_after_the_end_does_not_happen(tiny):

@@ -140,47 +140,6 @@ def test_the_first_tier_that_has_a_block_is_read(tiny):
         assert found["read_wait_s"][2] == pytest.approx(waits_s)
 
 
-def test_others_compute_while_blocks_are_read(tiny):
-    """A prompt that comes behind one whose blocks are read for a second is served before it."""
-    plan, trace = three_prompts(tiny)
-    plan = with_tiers(plan, trace, 100, rate=1e15, latency_s=1.0)
-    later = replace(
-        trace,
-        arrival_s=np.array([*trace.arrival_s, trace.arrival_s[2] + 0.01]),
-        num_input=np.array([*trace.num_input, 2 * BLOCK]),
-        num_output=np.array([1, 1, 1, 1]),
-        prefix_starts=np.array([*trace.prefix_starts, 42]),
-        prefix_ids=np.array([*trace.prefix_ids, 200, 201]),
-    )
-    table = tiny.serve(plan, later).requests_table()
-    assert table["finish_s"][3] < table["scheduled_s"][2]
-
-
-def test_blocks_are_read_while_a_prompt_waits_for_tokens(tiny):
-    """A long prompt takes all tokens of its steps; who waits behind it has its blocks by then."""
-    scheduling = {"kind": "chunked", "token_budget": BLOCK}
-    plan, trace = three_prompts(tiny, blocks=31, scheduling=scheduling)
-    lengths = [10, 30, 20, 10]
-    ids = np.concatenate(
-        [np.arange(n) + 100 * k for n, k in zip(lengths, (0, 1, 2, 0), strict=True)]
-    )
-    trace = replace(
-        trace,
-        arrival_s=np.array([0.0, 1.0, 2.0, 2.001]),
-        num_input=np.array(lengths) * BLOCK + 1,
-        num_output=np.ones(4, dtype=np.int64),
-        prefix_starts=np.cumsum([0, *lengths]),
-        prefix_ids=ids,
-    )
-    plan = with_tiers(plan, trace, 100, rate=1e15, latency_s=0.01)
-    table = tiny.serve(plan, trace, ingress_delay_s=0.0).requests_table()
-    long_s = table["finish_s"][2] - 2.0
-    assert table["num_read"][3] == 10 * BLOCK
-    assert long_s > 3 * 0.01
-    assert table["scheduled_s"][3] == pytest.approx(table["finish_s"][2], abs=0.1 * long_s)
-    assert table["finish_s"][3] < table["finish_s"][2] + 0.01
-
-
 def test_hits_by_tier_are_those_of_requests(tiny):
     plan, trace = three_prompts(tiny)
     table = {"name": "x", "kind": "host"}
@@ -192,28 +151,6 @@ def test_hits_by_tier_are_those_of_requests(tiny):
     assert [use.capacity_tokens for use in record.tiers[1:]] == [26 * BLOCK, 100 * BLOCK]
     shares = sum(use.hit_share for use in record.tiers)
     assert shares == record.requests["num_cached"].sum() / record.requests["num_input"].sum()
-
-
-def test_what_is_read_from_a_slow_tier_is_in_a_fast_one_afterwards(tiny):
-    """Two alike ask one after the other for blocks that only the slow tier has: neither finds them
-    above it before the first has read them.
-    """
-    plan, trace = three_prompts(tiny, blocks=31)
-    size = plan.serving.capacity.cache.bytes_per_token * BLOCK
-    fast, slow = Tier(20.5 * size, 1000 * size, 1e15), Tier(100.5 * size, size, 1e15)
-    ids = np.concatenate([np.arange(n) + 100 * k for n, k in ((10, 0), (30, 1), (10, 0), (10, 0))])
-    trace = replace(
-        trace,
-        arrival_s=np.array([0.0, 1.0, 3.0, 3.1]),
-        num_input=np.array([10, 30, 10, 10]) * BLOCK + 1,
-        num_output=np.ones(4, dtype=np.int64),
-        prefix_starts=np.cumsum([0, 10, 30, 10, 10]),
-        prefix_ids=ids,
-    )
-    plan = change_plan(plan, tiers=(fast, slow))
-    table = tiny.serve(plan, trace, ingress_delay_s=0.0).requests_table()
-    assert table["read_wait_s"][2] == pytest.approx(10.0)
-    assert table["read_wait_s"][3] == pytest.approx(20.0, abs=0.2)
 
 
 def test_a_block_twice_in_a_prompt_is_kept_once(tiny):
@@ -239,21 +176,6 @@ def repeat_first(trace, at_s):
         ),
         prefix_ids=np.concatenate([trace.prefix_ids, np.tile(trace.prefix_ids[:count], len(at_s))]),
     )
-
-
-def test_who_reads_has_a_place(tiny):
-    """Of three alike two have places: the third gets one when the first ends, and finds its blocks
-    on the GPU then.
-    """
-    rules = {"kind": "chunked", "max_sequences": 2}
-    plan, trace = three_prompts(tiny, blocks=41, scheduling=rules)
-    size = plan.serving.capacity.cache.bytes_per_token * BLOCK
-    trace = repeat_first(trace, np.array([2.0, 2.0]))
-    trace = replace(trace, num_input=trace.num_input * np.array([1, 2, 1, 1, 1]))
-    plan = change_plan(plan, tiers=(Tier(100.5 * size, size, 1e15),))
-    table = tiny.serve(plan, trace, ingress_delay_s=0.0).requests_table()
-    assert table["read_wait_s"][2:].to_numpy() == pytest.approx([10, 20, 0], abs=0.1)
-    assert table["scheduled_s"][4] == pytest.approx(12.0, abs=0.1)
 
 
 def test_a_window_moves_on_while_a_request_reads(tiny, monkeypatch):

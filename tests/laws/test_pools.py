@@ -17,9 +17,6 @@ from simulator.results.metrics import summarise
 from simulator.workload.traces import RequestTrace
 from tests.single_steps import take_apart
 
-ROUNDING_S = 1e-12
-"""A request comes when another has gone, but for the last digit: each is reckoned from its own way
-to the engine."""
 ENGINES = ("vllm", "sglang", "trtllm")
 SPLITS = {
     "dense": ("dense", {"tp": 2}, {"tp": 1}),
@@ -45,37 +42,6 @@ def closed(trace, concurrency):
     return dataclasses.replace(
         trace, concurrency=concurrency, arrival_s=np.zeros(trace.num_requests)
     )
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("concurrency", [None, 6])
-@pytest.mark.parametrize("engine", ENGINES)
-def test_every_request_and_token_is_served_once(tiny, split, concurrency, engine):
-    plan = pooled(tiny, split, replicas=2, prefill_replicas=2, engine=engine)
-    trace = tiny.trace(60)
-    trace = trace if concurrency is None else closed(trace, concurrency)
-    record = tiny.run(plan, trace)
-    requests, steps = record.requests, record.steps
-    assert (requests["num_output"].to_numpy() == trace.num_output).all()
-    prompts, decodes = (steps[steps["pool"] == pool] for pool in ("prefill", "decode"))
-    assert prompts["prefill_tokens"].sum() == trace.num_input.sum()
-    assert prompts["decode_tokens"].sum() == 0
-    # Where the last token of each prompt is computed again, its first output token is found there.
-    again = trace.num_requests if plan.transfer.recomputes_last else 0
-    assert decodes["prefill_tokens"].sum() == again
-    assert decodes["decode_tokens"].sum() == (trace.num_output - 1).sum()
-    assert record.itl.counts.sum() == (trace.num_output - 1).sum()
-    assert set(prompts["replica"]) == {2, 3}
-    assert set(decodes["replica"]) == {0, 1}
-    assert (requests["arrival_s"] <= requests["scheduled_s"] + 1e-9).all()
-    assert (requests["scheduled_s"] < requests["first_token_s"]).all()
-    prompt_s = requests["first_token_s"] - requests["scheduled_s"]
-    assert (prompt_s >= requests["transfer_s"] - 1e-9).all(), "tokens come after their cache"
-    one_token = requests["num_output"] == 1
-    assert (requests["finish_s"] == requests["first_token_s"])[one_token].all()
-    if concurrency is not None:
-        starts, ends = requests["arrival_s"].to_numpy(), requests["finish_s"].to_numpy()
-        assert max(((starts <= t) & (ends > t + ROUNDING_S)).sum() for t in starts) <= concurrency
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -206,35 +172,6 @@ def test_ranks_confirm_the_tables(tiny, concurrency):
         tiny.run(plan, trace, fidelity).requests["finish_s"].max() for fidelity in ("step", "rank")
     ]
     assert ends[0] == pytest.approx(ends[1], rel=0.02)
-
-
-def test_a_full_decode_pool_preempts_and_still_ends(tiny):
-    plan = tiny.with_blocks(pooled(tiny, "dense"), 60)
-    trace = closed(tiny.trace(40, longest_input=200, longest_output=200), 30)
-    requests = run_plan(plan, trace).requests
-    assert requests["num_preemptions"].sum() > 0
-    assert requests["finish_s"].notna().all()
-
-
-@pytest.mark.parametrize(("num_input", "num_cached"), [(64, 48), (65, 64)])
-def test_prefixes_are_shared_where_prompts_are_computed(tiny, num_input, num_cached):
-    """And nobody holds them when caches have left, not even of prompts of whole prefix blocks."""
-    trace = RequestTrace(
-        arrival_s=np.arange(4.0),
-        num_input=np.full(4, num_input),
-        num_output=np.full(4, 3),
-        provenance="one prefix",
-        prefix_block_tokens=16,
-        prefix_starts=np.arange(5) * 4,
-        prefix_ids=np.tile(np.arange(4), 4),
-    )
-    served = tiny.serve(pooled(tiny, "dense"), trace)
-    requests, pool = served.requests_table(), served.pools["prefill"]
-    assert list(requests["num_cached"]) == [0, *[num_cached] * 3]
-    assert (requests["transfer_bytes"] == requests["transfer_bytes"][0]).all()
-    caches = pool.ranks.caches
-    free = caches.free_blocks + caches.num_full + caches.num_evictable * pool.limits.prefix_blocks
-    assert (free == caches.capacity_blocks).all()
 
 
 def test_gpus_cost_and_facts_count_both_pools(tiny):

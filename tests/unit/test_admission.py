@@ -66,16 +66,6 @@ def test_the_check_asks_for_the_whole_prompt_and_takes_the_first_chunk():
         assert waits or first[1] == 12, "beside the first prompt's last four tokens"
 
 
-@pytest.mark.parametrize(("watermark_blocks", "waits"), [(0, False), (1, False), (2, True)])
-def test_the_watermark_stays_free_beside_what_runs(watermark_blocks, waits):
-    """Ten blocks of four tokens, of which the first request keeps five and the second asks for
-    four.
-    """
-    limits = make_limits(watermark_blocks=watermark_blocks)
-    served = serve([Asked(0, 17, 3), Asked(0, 14, 2)], limits, 10)
-    assert served.requests.scheduled_s.tolist() == [0, 3 if waits else 0]
-
-
 def test_the_watermark_is_not_asked_of_a_request_alone():
     """It would wait for ever, since nothing that runs could give back blocks."""
     served = serve([Asked(0, 36, 4)], make_limits(watermark_blocks=4), 10)

@@ -68,33 +68,6 @@ def test_tokens_of_a_request_are_computed_in_order_and_once_between_preemptions(
     assert np.array_equal(reached, served.requests.num_input + served.requests.num_output - 1)
 
 
-def test_a_prompt_larger_than_the_budget_is_cut_into_chunks_beside_decodes():
-    served = serve([Asked(0, 4, 6), Asked(1, 130, 1)], make_limits(), 1000)
-    assert [(r, new) for step in served.steps for r, new, *_ in step[0]][:7] == [
-        *[(0, 4)],
-        *[(0, 1), (1, 63)],
-        *[(0, 1), (1, 63)],
-        *[(0, 1), (1, 4)],
-    ]
-
-
-def test_without_splitting_a_prompt_larger_than_the_budget_has_a_step_alone():
-    limits = make_limits(mixes_phases=False, splits_prompts=False)
-    served = serve([Asked(0, 4, 6), Asked(1, 130, 2), Asked(1, 10, 2)], limits, 1000)
-    assert [step[0] for step in served.steps][1] == [(1, 130, 0, False)]
-
-
-def test_the_latest_admitted_loses_its_blocks_first_and_comes_back_first():
-    # 10 blocks of 4 tokens: the two prompts take 4 each, and growing takes the rest.
-    served = serve(
-        [Asked(0, 16, 12), Asked(0, 16, 12), Asked(0, 16, 1)], make_limits(max_sequences=3), 10
-    )
-    assert served.requests.preemptions.tolist() == [0, 1, 0]
-    assert served.requests.scheduled_s[2] >= served.requests.finish_s[0]
-    back = next(step[0] for step in served.steps[5:] if len(step[0]) > 1)
-    assert [(r, before) for r, _, before, _ in back] == [(1, 0), (2, 0)]
-
-
 @QUICK
 @given(st.lists(st.tuples(*[st.integers(0, 3)] * 4), min_size=1, max_size=4))
 def test_a_request_goes_to_the_rank_with_the_fewest_the_first_of_equals(counts):
@@ -129,14 +102,6 @@ def test_of_the_lanes_of_a_rank_the_last_request_is_found(is_ordered, admitted, 
     assert ranks.running[find_last(requests, ranks, 0)] == max(
         range(begins[-1]), key=places[is_ordered]
     )
-
-
-def test_prompts_wait_until_every_rank_has_one_but_not_for_ever():
-    limits = make_limits(balance_steps=2)
-    alone = serve([Asked(0, 8, 9), Asked(1, 8, 2)], limits, 100, num_ranks=2)
-    assert alone.requests.scheduled_s.tolist() == [0, 3]
-    joined = serve([Asked(0, 8, 9), Asked(1, 8, 2), Asked(2, 8, 2)], limits, 100, num_ranks=2)
-    assert joined.requests.scheduled_s.tolist() == [0, 2, 2]
 
 
 def test_a_chunk_of_one_token_in_the_middle_of_a_recomputation_is_not_a_decode():

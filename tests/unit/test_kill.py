@@ -100,18 +100,6 @@ def test_a_run_says_what_stopped_and_what_became_of_the_requests(tmp_path):
     json.dumps(results.run, allow_nan=False)
 
 
-def test_lost_requests_are_told_and_meet_no_target(tmp_path):
-    late = 'failures = [{ kind = "kill", at_s = 0.12, gpu = 0 }]'
-    results = run(tmp_path, late, ranks=8)
-    row, outcomes = results.summary.iloc[0], results.requests["own"]["outcome"]
-    assert 0 < row["num_lost"] == (outcomes == "lost").sum() < 5
-    assert row["num_requests"] + row["num_lost"] == 5
-    assert any(
-        "requests are lost" in text or "is lost" in text
-        for text in results.run["verdict"]["reasons"]
-    )
-
-
 def test_a_run_in_which_nothing_finishes_says_so(tmp_path):
     with pytest.raises(UserError, match="no step was taken: its replicas stop before any request"):
         run(tmp_path, 'failures = [{ kind = "kill", at_s = 0.0, node = 0 }]')

@@ -89,20 +89,6 @@ def test_prefix_hits_are_those_of_a_least_recently_used_cache(asked, block_token
     assert (served.requests.cached // PREFIX_TOKENS).tolist() == expected
 
 
-def test_a_request_reads_what_another_one_writes_in_the_same_step():
-    limits = make_limits(prefix_tokens=PREFIX_TOKENS, prefix_blocks=2)
-    served = serve([Asked(0, 33, 1, shared=4), Asked(0, 33, 1, shared=4)], limits, 60)
-    assert [(r, new) for r, new, *_ in served.steps[0][0]] == [(0, 33), (1, 1)]
-    assert served.requests.cached.tolist() == [0, 32]
-
-
-def test_the_chunks_of_a_prompt_are_there_for_others_before_its_end():
-    limits = make_limits(prefix_tokens=PREFIX_TOKENS, prefix_blocks=2, token_budget=20)
-    served = serve([Asked(0, 40, 1, shared=4), Asked(1, 40, 1, shared=4)], limits, 60)
-    assert served.requests.cached.tolist() == [0, 32]
-    assert served.requests.scheduled_s.tolist() == [0, 2]
-
-
 def test_a_request_that_waits_for_blocks_keeps_none_of_its_prefix_from_eviction():
     limits = make_limits(prefix_tokens=PREFIX_TOKENS, prefix_blocks=2, max_sequences=2)
     asked = [

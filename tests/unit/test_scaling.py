@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
@@ -11,7 +10,7 @@ from simulator.base.plugins import build
 from simulator.engine.timeline import run_plan
 from simulator.policies.replica_contracts import begin_scaling, check_scaling, decide_replicas
 from simulator.policies.scaling import PoolLoad
-from simulator.results.availability import list_told, measure_held
+from simulator.results.availability import measure_held
 from simulator.results.run_sentences import list_held
 
 
@@ -137,11 +136,3 @@ def test_the_number_of_replicas_over_time_is_told(scaled):
     facts = {"changes": changes, "num_gpus": 6, "replicas": 3, "first_replicas": 1}
     levels = [(held, serving) for _, held, serving in list_held(facts)]
     assert levels == [(1, 1), (2, 1), (3, 1), (3, 2), (3, 3), (3, 3), (2, 2)]
-
-
-def test_sweeps_tell_of_changes_where_there_are_any():
-    fixed = pd.DataFrame({"num_gpus": [8, 8], "gpus_held": [8.0, 8.0], "num_lost": [0, 0]})
-    assert list_told(fixed) == []
-    assert list_told(fixed.assign(availability=np.nan)) == []
-    scaled = fixed.assign(gpus_held=[8.0, 6.5], num_lost=[0, 3], availability=[np.nan, 0.9])
-    assert list_told(scaled) == ["num_lost", "availability", "gpus_held"]

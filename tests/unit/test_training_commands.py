@@ -6,9 +6,6 @@ import json
 
 import pytest
 
-from simulator.commands.train import train
-from simulator.results.training import find_training, write_metric
-
 TRAINING = """
 name = "small"
 [training]
@@ -91,37 +88,3 @@ def test_plan_recommends_a_scenario_that_runs(moesim, files):
     assert moesim("run", "question.toml")[0] == 2
     assert moesim("plan", "small.toml")[0] == 2
     assert moesim("check", "question.toml")[0] == moesim("check", "small.toml")[0] == 0
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"pipelining": {"kind": "gpipe"}, "recompute": "full"},
-        {"pipelining": {"kind": "interleaved", "chunks": 2}, "recompute": "experts"},
-        {"pipelining": {"kind": "zero_bubble"}, "overflow": {"kind": "capacity", "factor": 1.0}},
-        {"pipelining": {"kind": "dualpipe_v"}, "zero": 2},
-        {"parallel": {"ep": 2}, "zero": 3, "overlap_gradients": False},
-        {
-            "parallel": {"ep": 4},
-            "zero": 0,
-            "later": [{"after_tokens": 5e8, "routing": {"kind": "uniform"}}],
-        },
-    ],
-)
-def test_every_schedule_and_way_to_share_runs_and_is_told(changes):
-    deployment = {
-        "name": "MoE",
-        "model": "olmoe-1b-7b",
-        "cluster": "h100-sxm",
-        "num_gpus": 4,
-        "parallel": {"pp": 2, "ep": 2},
-    }
-    training = {"sequence_tokens": 512, "global_batch": 16, "total_tokens": 1e9}
-    results = train({"training": training, "deployments": [deployment | changes]})
-    facts = results.run["deployments"]["MoE"]
-    step_s = float(results.summary["step_s"].iloc[0])
-    assert sum(facts["parts_s"].values()) == pytest.approx(step_s)
-    headline, reasons = find_training(results.summary, results.run["deployments"])
-    assert (headline.kind, headline.facts["name"]) == ("training.fastest", "MoE")
-    assert ("training.later" in {one.kind for one in reasons}) == ("later" in changes)
-    assert write_metric("step_s", step_s, "USD").endswith("s")
