@@ -127,7 +127,7 @@ def test_a_wrong_scenario(folder, moesim, old, new, said):
     ],
 )
 def test_a_wrong_trace(folder, moesim, name, content, said):
-    """Whatever else may be wrong with one is in test_trace_refusals."""
+    """Whatever else may be wrong with one is in test_traces."""
     if content is not None:
         (folder / name).write_text(content)
     first, last = GOOD.index("requests = "), GOOD.index("\n\n[[")

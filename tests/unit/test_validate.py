@@ -1,0 +1,442 @@
+"""``moesim validate``: rows come back with answers or with why there is none, tables are read in
+any format, scores and targets are told, and wrong input is one line.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.base.errors import UserError
+from simulator.lab.results.judgement import IN_SAMPLE
+from simulator.lab.results.scores import SCORE_COLUMNS
+from simulator.lab.validation import Answered, known_rows, published, suites
+from simulator.lab.validation.tables import read_table, values_of
+
+pytestmark = pytest.mark.usefixtures("gemm_table")
+
+
+def test_rows_come_back_as_they_were_with_answers(moesim, tmp_path):
+    code, out, err = moesim("validate", "kernels", "gemm", "gemm.csv", "--out", "answers.csv")
+    assert (code, err.count("answers.csv")) == (0, 1)
+    texts = pd.read_csv("answers.csv", dtype=str, keep_default_na=False)
+    before = pd.read_csv("gemm.csv", dtype=str, keep_default_na=False)
+    pd.testing.assert_frame_equal(texts[list(before.columns)], before)
+    assert list(texts.columns[len(before.columns) :]) == [
+        "predicted_kernel_s",
+        "low_kernel_s",
+        "high_kernel_s",
+        "status",
+    ]
+    numbers = pd.read_csv("answers.csv")
+    assert numbers["status"].str.split(":").str[0].tolist() == ["ok"] * 2 + ["unsupported"] * 5
+    assert numbers["predicted_kernel_s"].notna().tolist() == [True] * 2 + [False] * 5
+    answered = numbers.iloc[:2]
+    assert (answered["low_kernel_s"] <= answered["predicted_kernel_s"]).all()
+    assert (answered["predicted_kernel_s"] <= answered["high_kernel_s"]).all()
+    for said in (
+        "h100 bf16",
+        "median",
+        "p90",
+        "no calibrated accelerator 'rubin'",
+        "Dense GEMM kernels",
+        "10/30",
+    ):
+        assert said in out
+
+
+def test_rows_that_cannot_be_compared_are_answered_and_counted(moesim):
+    table = pd.read_csv("gemm.csv", dtype=str, keep_default_na=False)
+    table.loc[0, "latency_ms"] = "0"
+    table.loc[1, "latency_ms"] = "out of memory"
+    table.loc[2, "latency_ms"] = ""
+    table.to_csv("gaps.csv", index=False)
+    said = "gaps.csv: 3 of 7 rows have no usable latency_ms; they are answered, but not compared"
+    code, out, _ = moesim(
+        "validate", "kernels", "gemm", "gaps.csv", "--out", "answers.csv", "--report", "page.html"
+    )
+    assert code == 0
+    assert said in out
+    assert said in Path("page.html").read_text()
+    assert pd.read_csv("answers.csv")["predicted_kernel_s"].notna().sum() == 2
+    _, out, _ = moesim("validate", "kernels", "gemm", "gaps.csv", "--json")
+    assert json.loads(out)["tables"][0]["unusable"] == {"latency_ms": 3}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_rows_and_the_same_rows_twice(moesim, count):
+    table = (
+        pd.read_csv("gemm.csv", dtype=str, keep_default_na=False)
+        .iloc[[0] * count]
+        .assign(id="same", further="column")
+    )
+    table.to_csv("few.csv", index=False)
+    code, _, _ = moesim(
+        "validate", "kernels", "gemm", "few.csv", "--out", "answers.csv", "--report", "page.html"
+    )
+    answers = pd.read_csv("answers.csv")
+    assert (code, len(answers), answers["predicted_kernel_s"].nunique()) == (0, count, 1)
+    assert "further" in answers.columns
+
+
+def test_a_table_without_measurements_is_answered_too(moesim):
+    pd.read_csv("gemm.csv").drop(columns="latency_ms").to_csv("asked.csv", index=False)
+    code, out, _ = moesim(
+        "validate", "kernels", "gemm", "asked.csv", "--out", "answers.csv", "--report", "page.html"
+    )
+    assert code == 0
+    assert "asked.csv: no column latency_ms, needed for errors; the table has note" in out
+    assert pd.read_csv("answers.csv")["predicted_kernel_s"].notna().sum() == 2
+
+
+def test_a_measured_column_in_another_unit_is_named(moesim):
+    pd.read_csv("gemm.csv").rename(columns={"latency_ms": "latency_us"}).to_csv(
+        "micro.csv", index=False
+    )
+    code, out, _ = moesim("validate", "kernels", "gemm", "micro.csv", "--report", "page.html")
+    said = "micro.csv: no column latency_ms, needed for errors; the table has latency_us"
+    assert code == 0
+    assert said in out
+    assert "Nothing was measured" not in out
+    assert said in Path("page.html").read_text()
+
+
+def test_a_cell_that_cannot_be_used_is_quoted(moesim):
+    told = {
+        "h100,bfloat16,abc,8,8": "m is not a number: abc",
+        "h100,bfloat16,,8,8": "m is empty",
+        "h100,bfloat16,inf,8,8": "m is not a number: inf",
+        "h100,bfloat16,1e30,8,8": "m is 1e30, larger than anything that is counted",
+        ",bfloat16,8,8,8": "gpu is empty",
+        "h100,,8,8,8": "gemm_dtype is empty",
+        "h10,bfloat16,8,8,8": (
+            "no calibrated accelerator 'h10'; near it: h100-pcie, h100-sxm; "
+            "'moesim list accelerators' has all"
+        ),
+        "rubin,bfloat16,8,8,8": (
+            "no calibrated accelerator 'rubin'; 'moesim list accelerators' has all that are"
+        ),
+    }
+    Path("cells.csv").write_text("gpu,gemm_dtype,m,n,k\n" + "\n".join(told) + "\n")
+    assert moesim("validate", "kernels", "gemm", "cells.csv", "--out", "answers.csv")[0] == 0
+    assert pd.read_csv("answers.csv")["status"].tolist() == [
+        f"unsupported: {why}" for why in told.values()
+    ]
+
+
+def test_a_cell_is_quoted_by_its_columns_own_name(moesim):
+    columns = "gpu,engine,node_num,hidden_size,num_token,num_topk,num_experts,dispatch_avg_t_us,combine_avg_t_us"
+    Path("exchange.csv").write_text(f"{columns}\nh100,sglang,1,7168,few,8,256,1,1\n")
+    assert moesim("validate", "kernels", "alltoall", "exchange.csv", "--out", "answers.csv")[0] == 0
+    assert pd.read_csv("answers.csv")["status"].tolist() == [
+        "unsupported: num_token is not a number: few"
+    ]
+
+
+def test_formats_are_read_in_other_spellings(moesim):
+    names = ("bfloat16", "bf16", "BFLOAT16", "fp8", "FP8")
+    Path("names.csv").write_text(
+        "gpu,gemm_dtype,m,n,k\n" + "".join(f"h100,{name},512,4096,4096\n" for name in names)
+    )
+    assert moesim("validate", "kernels", "gemm", "names.csv", "--out", "answers.csv")[0] == 0
+    answers = pd.read_csv("answers.csv")
+    assert answers["gemm_dtype"].tolist() == list(names)
+    assert answers["predicted_kernel_s"].notna().all()
+    assert answers["predicted_kernel_s"].nunique() == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(1, None), (2, "1 row is repeated"), (3, "2 rows are repeated; each counts")],
+)
+def test_rows_that_are_repeated_are_remarked(moesim, count, said):
+    pd.read_csv("gemm.csv", dtype=str, keep_default_na=False).iloc[[0] * count + [1]].to_csv(
+        "same.csv", index=False
+    )
+    _, out, _ = moesim("validate", "kernels", "gemm", "same.csv")
+    assert (f"same.csv: {said}" in out) if said else ("repeated" not in out)
+
+
+def test_every_kind_of_file_gives_the_same_answers(moesim, tmp_path):
+    pd.read_csv("gemm.csv").drop(columns="note").astype({"m": str}).to_parquet("gemm.parquet")
+    pd.read_csv("gemm.csv", dtype=str).to_csv("gemm.csv.gz", index=False)
+    seconds = []
+    for name in ("gemm.csv", "gemm.csv.gz", "gemm.parquet"):
+        assert moesim("validate", "kernels", "gemm", name, "--out", "answers.parquet")[0] == 0
+        seconds.append(pd.read_parquet("answers.parquet")["predicted_kernel_s"].to_numpy())
+    assert np.isfinite(seconds[0]).sum() == 2
+    for other in seconds[1:]:
+        np.testing.assert_array_equal(other, seconds[0])
+
+
+def test_files_are_told_by_what_is_in_them(moesim):
+    asked = pd.read_csv("gemm.csv", dtype=str, keep_default_na=False)
+    asked.to_csv("plain.csv.gz", index=False, compression=None)
+    asked.to_csv("packed.csv", index=False, compression="gzip")
+    asked.to_parquet("table.txt")
+    for name in ("plain.csv.gz", "packed.csv", "table.txt"):
+        assert moesim("validate", "kernels", "gemm", name, "--out", "answers.csv")[0] == 0
+        assert pd.read_csv("answers.csv")["predicted_kernel_s"].notna().sum() == 2
+
+
+def test_a_part_of_a_known_table_is_known_in_any_order_and_format():
+    rng = np.random.default_rng(0)
+    texts = pd.DataFrame(
+        {
+            "gpu": "h100",
+            "m": rng.integers(1, 99999, 9000).astype(str),
+            "latency_ms": rng.random(9000).astype(str),
+        }
+    )
+    kept = known_rows.sketch(values_of(texts))
+    part = texts.sample(1500, random_state=1)[["latency_ms", "gpu", "m"]].reset_index(drop=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known_rows, "_sketches", lambda: [kept])
+        assert known_rows.is_known(values_of(part))
+        assert known_rows.is_known(values_of(part.assign(note="mine", m=part["m"].astype(float))))
+        assert not known_rows.is_known(values_of(part.assign(gpu="h200")))
+        assert not known_rows.is_known(values_of(part.drop(columns="m")))
+
+
+@pytest.mark.parametrize("name", ["twice.csv", "twice.csv.gz"])
+def test_columns_of_one_name_are_refused(tmp_path, name):
+    path = tmp_path / name
+    pd.DataFrame([["h100", "8", "9", ""]], columns=["gpu", "m", " m", ""]).to_csv(path, index=False)
+    with pytest.raises(UserError, match="two columns are called 'm'; rename one"):
+        read_table(path)
+
+
+def test_versions_stay_texts_and_odd_cells_are_not_numbers(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("engine_ver,m,empty,mixed\n0.10,1,,3\n0.9,2,,x\n")
+    values = read_table(path).values
+    assert values["engine_ver"].tolist() == ["0.10", "0.9"]
+    assert values["m"].tolist() == [1, 2]
+    assert values["empty"].isna().all()
+    assert values["mixed"].iloc[0] == 3
+    assert np.isnan(values["mixed"].iloc[1])
+
+
+def test_a_table_that_two_suites_can_read_is_the_more_particular_ones():
+    everything = {name: set(suites.family_of(name).columns) for name in suites.families()}
+    for name, columns in everything.items():
+        measured = [measure.column for measure in suites.family_of(name).measures]
+        if measured:
+            table = pd.DataFrame({column: ["1"] for column in [*columns, *measured]})
+            assert suites.suite_of(table) == name
+
+
+@pytest.fixture
+def no_published(monkeypatch):
+    """Published figures take a while; one made up stands for them."""
+    row = (
+        "published",
+        "a made up case",
+        "case 1",
+        "throughput",
+        "tokens/s",
+        100.0,
+        90.0,
+        80.0,
+        110.0,
+        "ok",
+    )
+    rows = pd.DataFrame([row], columns=list(SCORE_COLUMNS))
+    monkeypatch.setattr(
+        published, "run", lambda *_: Answered("published", "shipped cases", rows, rows)
+    )
+
+
+@pytest.mark.parametrize("where", ["other.csv", "known.csv"])
+def test_targets_are_judged_with_models_left_out_where_rows_are_in_sample(
+    moesim, monkeypatch, where
+):
+    table = pd.read_csv("gemm.csv", dtype=str, keep_default_na=False)
+    table.assign(m="8", latency_ms="0.9").to_csv("known.csv", index=False)
+    table.assign(m="8", latency_ms="0.8").to_csv("other.csv", index=False)
+    sketch = known_rows.sketch(read_table(Path("known.csv")).values)
+    monkeypatch.setattr(known_rows, "_sketches", lambda: [sketch])
+    code, out, _ = moesim("validate", "kernels", "gemm", where, "--report", "page.html")
+    page = Path("page.html").read_text()
+    assert code == 0
+    in_sample = where == "known.csv"
+    assert ("gemm, in sample" in out) == in_sample
+    said = "targets with models left out: 1 of 1 met" if in_sample else "targets: 0 of 1 met"
+    assert said in out
+    assert said in page
+    assert ("Models left out" in page) == in_sample, "of other rows it is no figure"
+    assert IN_SAMPLE.split(".")[0] in (page if in_sample else IN_SAMPLE)
+    target = next(line for line in out.splitlines() if "Dense GEMM kernels" in line)
+    assert target.split()[-1] == ("yes" if in_sample else "no"), (
+        "4-5 % with shapes left out; these rows are made up"
+    )
+    for words in ("median, mean, p90: of the absolute error", "in band: share"):
+        assert words in out
+    assert "<dt>In band</dt>" in page
+
+
+def test_json_is_alone_on_standard_output(moesim):
+    code, out, _ = moesim(
+        "validate", "kernels", "gemm", "gemm.csv", "--json", "--report", "page.html"
+    )
+    found = json.loads(out)
+    assert code == 0
+    assert {row["group"]: row["rows"] for row in found["scores"]}["h100 bf16"] >= 2
+    assert {
+        "scores",
+        "targets",
+        "left_out",
+        "unsupported",
+        "extrapolated",
+        "tables",
+        "skipped",
+    } == set(found)
+    assert sum(row["rows"] for row in found["unsupported"]) == 5
+
+
+@pytest.mark.slow
+def test_alone_it_answers_what_ships_and_says_what_was_not_read(moesim, tmp_path, no_published):
+    code, out, err = moesim("validate")
+    assert code == 0
+    assert "MOESIM_MEASUREMENTS" in err
+    assert "published throughput" in out
+    folder = tmp_path / "reports" / "out" / "validate"
+    files = {"run.json", "scores.csv", "targets.csv", "reasons.csv", "rows.parquet", "report.html"}
+    assert {path.name for path in folder.iterdir()} == files
+    assert moesim("validate")[0] == 0, "an earlier scoreboard is replaced"
+    (folder / "notes.txt").write_text("mine")
+    assert moesim("validate")[0] == 2
+
+
+@pytest.mark.slow
+def test_accuracy_and_history_are_written_beside_the_scoreboard(moesim, tmp_path, no_published):
+    arguments = ("validate", "--accuracy", "accuracy.md", "--history", "past/accuracy.jsonl")
+    for _ in range(2):
+        assert moesim(*arguments)[0] == 0
+    text = (tmp_path / "accuracy.md").read_text()
+    assert text.count("<!-- accuracy: published -->") == 1
+    assert "| Published throughput | 1 | 10.0 % | 10.0 % | 100.0 % |" in text
+    assert len((tmp_path / "past" / "accuracy.jsonl").read_text().splitlines()) == 2
+    page = (tmp_path / "reports" / "out" / "validate" / "report.html").read_text()
+    assert "Median error over time" in page
+    code, _, err = moesim("validate", "--history", "x.jsonl", "published")
+    assert code == 2
+    assert "--history: is of 'moesim validate' as a whole; leave out 'published'" in err
+    code, _, err = moesim("validate", "--json", "published")
+    assert code == 2
+    assert "--json: must stand behind 'published'" in err
+    code, _, err = moesim("validate", "--history", tmp_path)
+    assert code == 2
+    assert "is a folder; name a file" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_tables_of_a_folder_are_told_by_their_columns(
+    moesim, gemm_table, tmp_path, monkeypatch, no_published, how
+):
+    folder = tmp_path / "measured"
+    folder.mkdir()
+    (folder / "whatever.csv").write_text(gemm_table)
+    (folder / "broken.csv").write_text("")
+    (folder / "foreign.csv").write_text("a,b\n1,2\n")
+    (folder / "micro.csv").write_text(gemm_table.replace("latency_ms", "latency_us"))
+    (folder / "README.md").write_text("not a table")
+    arguments = ["--measurements", folder] if how == "option" else []
+    if how == "environment":
+        monkeypatch.setenv("MOESIM_MEASUREMENTS", str(folder))
+    code, out, err = moesim("validate", *arguments, "--json", "--out", "here")
+    found = json.loads(out)
+    assert code == 0
+    assert [(entry["suite"], entry["rows"]) for entry in found["tables"]] == [
+        ("gemm", 7),
+        ("published", 1),
+    ]
+    assert set(found["skipped"]) == {"broken.csv", "foreign.csv", "micro.csv"}
+    assert (
+        "of gemm, but it has none of the measured ones: latency_ms" in found["skipped"]["micro.csv"]
+    )
+    assert err.count("skipped: ") == 3
+    assert json.loads((tmp_path / "here" / "run.json").read_text())["skipped"] == found["skipped"]
+    rows = pd.read_parquet(tmp_path / "here" / "rows.parquet")
+    assert len(rows) == len(pd.read_csv("gemm.csv")) + 1
+
+
+def test_help_lists_columns_of_every_family(moesim):
+    code, out, _ = moesim("validate", "kernels", "--help")
+    words = " ".join(out.split())
+    assert code == 0
+    for name in suites.families():
+        assert f" {name}: gpu, " in words
+    for said in (
+        "gemm: gpu, gemm_dtype, m, n, k; measured, for errors: latency_ms",
+        "dispatch_avg_t_us",
+        "message_size",
+    ):
+        assert said in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("kernels", "gem", "gemm.csv"), ["gem", "did you mean 'gemm'"]),
+        (("kernels", "gemm", "absent.csv"), ["absent.csv", "no such file"]),
+        (("kernels", "gemm", "folder.csv"), ["folder.csv", "is a folder"]),
+        (("kernels", "gemm", "empty.csv"), ["empty.csv", "cannot be read as CSV"]),
+        (("kernels", "gemm", "head.csv"), ["head.csv", "has no rows"]),
+        (
+            ("kernels", "gemm", "other.csv"),
+            ["other.csv", "missing column 'gemm_dtype'", "did you mean 'gem_dtype'"],
+        ),
+        (("kernels", "gemm", "text.parquet"), ["text.parquet", "has no rows, read as CSV"]),
+        (("kernels", "gemm", "long.csv"), ["long.csv", "rows have more cells than the first line"]),
+        (("kernels", "gemm", "torn.csv.gz"), ["torn.csv.gz", "not a whole packed file"]),
+        (
+            ("serving", "gemm.csv"),
+            [
+                "gemm.csv",
+                (
+                    "missing columns 'id', 'backend', 'model_path', 'system', 'mode', "
+                    "'isl', 'osl'; it has gpu"
+                ),
+            ],
+        ),
+        (
+            ("kernels", "gemm", "shout.csv"),
+            ["missing columns 'gemm_dtype', 'k'; did you mean 'gemm_type' for 'gemm_dtype'?"],
+        ),
+        (("published", "gemm.csv"), ["gemm.csv", "its columns are those of no"]),
+        (("kernels", "gemm", "gemm.csv", "--out", "answers.txt"), ["answers.txt", "must end in"]),
+        (("kernels", "gemm", "gemm.csv", "--out", "folder.csv"), ["folder.csv", "is a folder"]),
+        (("kernels", "gemm", "gemm.csv", "--out", "nowhere/a.csv"), ["nowhere", "does not exist"]),
+        (("kernels", "gemm", "gemm.csv", "--out", "gemm.csv"), ["gemm.csv", "is the table itself"]),
+        (
+            ("kernels", "gemm", "gemm.csv", "--out", "/proc/a.csv"),
+            ["/proc/a.csv", "cannot be written"],
+        ),
+        (("--json", "kernels", "gemm", "gemm.csv"), ["--json", "must stand behind 'kernels'"]),
+        (("--measurements", "nowhere"), ["nowhere", "no such folder"]),
+        (("--out", "gemm.csv"), ["--out gemm.csv", "is a file"]),
+        (("kernel",), ["kernel", "moesim validate --help"]),
+    ],
+)
+def test_wrong_input_is_one_line_and_nothing_is_written(moesim, tmp_path, arguments, said):
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "head.csv").write_text("gpu,gemm_dtype,m,n,k\n")
+    (tmp_path / "other.csv").write_text("gpu,gem_dtype,m,n,k\nh100,bfloat16,1,2,3\n")
+    (tmp_path / "text.parquet").write_text("no table")
+    (tmp_path / "long.csv").write_text("gpu,gemm_dtype,m,n,k\nh100,bfloat16,1,2,3,\n")
+    (tmp_path / "torn.csv.gz").write_bytes(b"\x1f\x8b and no more")
+    (tmp_path / "shout.csv").write_text("gpu,gemm_type,m,n,x\nh100,bfloat16,1,2,3\n")
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = moesim("validate", *arguments)
+    assert (code, out) == (2, ""), err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    for words in said:
+        assert words in lines[0]
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
