@@ -45,7 +45,7 @@ def find_speed_up(compute: ComputeModel, product: Product, pruning: Pruning) -> 
     rows = np.array([product.tokens])
     shape = product.in_features, product.out_features
     whole_s: NDArray[np.float64] = compute.gemm_s(rows, *shape, product.dtype)
-    pruned_s = compute.pruned_s(rows, *shape, product.dtype, pruning)
+    pruned_s = compute.gemm_s(rows, *shape, product.dtype, pruning=pruning)
     return float(whole_s[0] / pruned_s[0])
 
 

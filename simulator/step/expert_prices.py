@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -383,28 +383,16 @@ class ExpertPrices:
         pairs_R, dtype = rows_RG.sum(axis=1), placement.precision.experts
         total_R = np.zeros(len(rows_RG))
         pruning = choose_experts(placement.pruning)
+        pruned: dict[str, Any] = {} if pruning is None else {"pruning": pruning}
         for linear in moe.expert_linears(hidden):
             in_features, out_features, _ = shard(linear, layout.moe_tp)
-            if pruning is not None:
-                total_R += compute.pruned_grouped_s(
-                    rows_RG,
-                    in_features,
-                    out_features,
-                    dtype,
-                    pruning,
-                    moe.num_experts,
-                    kernels,
-                    choices_R,
-                )
-            elif (
-                moe.num_experts == 1
-            ):  # an ordinary matrix product: the dense model and the 1-expert MoE agree
-                total_R += compute.gemm_s(
-                    pairs_R.astype(np.int64), in_features, out_features, dtype
-                )
+            matrix = in_features, out_features, dtype
+            if moe.num_experts == 1 and pruning is None:
+                # An ordinary matrix product: the dense model and the 1-expert MoE agree.
+                total_R += compute.gemm_s(pairs_R.astype(np.int64), *matrix)
             else:
                 total_R += compute.grouped_gemm_s(
-                    rows_RG, in_features, out_features, dtype, moe.num_experts, kernels, choices_R
+                    rows_RG, *matrix, moe.num_experts, kernels, choices_R, **pruned
                 )
         touched_R = (rows_RG > 0).sum(axis=1)
         width = moe.intermediate_size / layout.moe_tp

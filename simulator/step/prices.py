@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.ffns import FFN
 from simulator.config.linear import Linear
-from simulator.config.sparsity import choose_dense
+from simulator.config.mixers import Mixer
+from simulator.config.sparsity import Pruning, choose_dense
 from simulator.cost.comm import Exchange
 from simulator.cost.compute import Phase, Rates
 from simulator.cost.engine_time import sequences_s
@@ -29,11 +30,11 @@ from simulator.deployment.placement import Placement
 from simulator.step.expert_prices import ExpertPrices, ExpertStep, OffloadPrices
 from simulator.step.overlap import halves
 from simulator.step.program import Batch, PricedBatch, PricedPart
-from simulator.step.read_bytes import count_layer_bytes, count_read_bytes
 from simulator.step.request_choices import RequestChoices
 from simulator.work.context import sums_by_rank
 from simulator.work.context_kernels import ContextKernel, context_kernels
 from simulator.work.layout import shard
+from simulator.work.memory import expert_bytes_per_layer, linear_bytes, weight_bytes
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 """Phases that attention kernels tell apart, in the order of arrays with a phase axis."""
@@ -121,19 +122,8 @@ class Prices:
             around_s = placement.compute.ffn_s(self._rows, hidden, -(-width // tp))
         if experts is not None:
             router_s = placement.compute.router_s(self._rows, hidden, experts.num_experts)
-        pruning = choose_dense(placement.pruning)
-        if pruning is None or not ffn.is_prunable:
-            return self._linears_s(linears) + router_s + around_s
-        for linear in linears:
-            in_features, out_features, _ = shard(linear, tp)
-            around_s = around_s + placement.compute.pruned_s(
-                self._rows,
-                in_features,
-                out_features,
-                placement.precision.weights,
-                pruning,
-            )
-        return around_s + router_s
+        pruning = choose_dense(placement.pruning) if ffn.is_prunable else None
+        return self._linears_s(linears, pruning=pruning) + router_s + around_s
 
     @cached_property
     def shared_s(self) -> dict[str, NDArray[np.float64]]:
@@ -158,8 +148,9 @@ class Prices:
         )
 
     def _linears_s(
-        self, linears: tuple[Linear, ...], dtype: str | None = None
+        self, linears: tuple[Linear, ...], dtype: str | None = None, pruning: Pruning | None = None
     ) -> NDArray[np.float64]:
+        pruned = {} if pruning is None else {"pruning": pruning}
         total = np.zeros(len(self._rows))
         for linear in linears:
             stored = dtype or (
@@ -167,7 +158,7 @@ class Prices:
             )
             in_features, out_features, copies = shard(linear, self.placement.layout.tp)
             total += self.placement.compute.gemm_s(
-                self._rows, in_features, out_features, stored, copies
+                self._rows, in_features, out_features, stored, copies, **pruned
             )
         return total
 
@@ -408,14 +399,14 @@ class Prices:
         """Bytes of weights other than routed experts and the embedding table that one rank of each
         stage reads for every batch.
         """
-        return count_read_bytes(self.placement)
+        return _count_read_bytes(self.placement)
 
     @cached_property
     def overlapped_bytes(self) -> float:
         """Bytes of weights other than routed experts in :attr:`halved_layers`, which each half
         reads anew.
         """
-        return count_layer_bytes(self.placement, self.halved_layers)
+        return _count_layer_bytes(self.placement, self.halved_layers)
 
     @cached_property
     def mixer_layers(self) -> Counter[str]:
@@ -426,3 +417,36 @@ class Prices:
     def ffn_layers(self) -> Counter[str]:
         """Number of layers with each feed-forward block."""
         return Counter(ffn for _, ffn in self.placement.model.layer_names if ffn != "none")
+
+
+def _count_read_bytes(placement: Placement) -> float:
+    """Bytes of weights other than routed experts and the embedding table that one rank of each
+    stage reads for every batch.
+    """
+    model = placement.model
+    left_out = model.num_embedding_parameters / placement.layout.tp * BYTES_PER_ELEMENT["bf16"]
+    if model.ties_embeddings:
+        left_out = 0.0  # the table is the output matrix too
+    num_slots = None if placement.experts is None else placement.experts.placed.expert_LP.shape[1]
+    if model.moe is not None:
+        layer_bytes = expert_bytes_per_layer(
+            model.moe,
+            model.hidden_size,
+            placement.layout,
+            placement.precision,
+            num_slots,
+            placement.pruning,
+        )
+        left_out += model.num_moe_layers * layer_bytes
+    one_stage = replace(placement.layout, pp=1)
+    return (
+        weight_bytes(model, one_stage, placement.precision, placement.pruning, num_slots) - left_out
+    )
+
+
+def _count_layer_bytes(placement: Placement, layers: range) -> float:
+    """Bytes of one rank's matrices other than routed experts in some layers."""
+    model, tp, dtype = placement.model, placement.layout.tp, placement.precision.weights
+    blocks: dict[str, Mixer | FFN] = {**model.mixers, **model.ffns}
+    names = [name for layer in layers for name in model.layer_names[layer] if name != "none"]
+    return sum(linear_bytes(blocks[name].linears(model.hidden_size), tp, dtype) for name in names)

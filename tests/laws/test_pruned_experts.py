@@ -49,7 +49,7 @@ def test_no_grouped_product_is_faster_than_its_bytes_and_multiplications_allow(
 ):
     model = model_of(accelerator)
     pruning = pruning_for(kernels, 0.8)
-    seconds = model.pruned_grouped_s(ROWS_RG, K, N, dtype, pruning, 8)
+    seconds = model.grouped_gemm_s(ROWS_RG, K, N, dtype, 8, pruning=pruning)
     stored = stored_bytes(pruning, N, K, BYTES_PER_ELEMENT[dtype])
     touched = (ROWS_RG > 0).sum(axis=1)
     assert seconds[0] == 0.0
@@ -63,7 +63,7 @@ def test_no_grouped_product_is_faster_than_its_bytes_and_multiplications_allow(
 def test_more_sparsity_never_takes_longer(accelerator, kernels, dtype):
     model = model_of(accelerator)
     times = [
-        model.pruned_grouped_s(ROWS_RG, K, N, dtype, pruning_for(kernels, share), 8)
+        model.grouped_gemm_s(ROWS_RG, K, N, dtype, 8, pruning=pruning_for(kernels, share))
         for share in (0.0, 0.3, 0.5, 0.8, 0.95)
     ]
     assert np.all(np.diff(times, axis=0) <= 0)
@@ -118,9 +118,10 @@ def test_processes_of_one_machine_multiply_each_pruned_expert_on_its_own():
     compute, rows_RG = HostModel(rates), np.array([[3.0, 0.0, 40.0]])
     pruning = Unstructured(kind="unstructured", sparsity=0.8)
     one_by_one = sum(
-        float(compute.pruned_s(np.array([rows]), 512, 1024, "fp32", pruning)[0]) for rows in (3, 40)
+        float(compute.gemm_s(np.array([rows]), 512, 1024, "fp32", pruning=pruning)[0])
+        for rows in (3, 40)
     )
-    assert compute.pruned_grouped_s(rows_RG, 512, 1024, "fp32", pruning)[0] == pytest.approx(
+    assert compute.grouped_gemm_s(rows_RG, 512, 1024, "fp32", pruning=pruning)[0] == pytest.approx(
         one_by_one
     )
 

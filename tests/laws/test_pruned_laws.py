@@ -71,7 +71,7 @@ def test_less_is_stored_than_of_the_whole_beyond_a_format_s_own_sparsity(stored_
 @pytest.mark.parametrize(("accelerator", "kernels", "dtype"), MEASURED)
 def test_no_product_is_faster_than_its_bytes_and_multiplications_allow(accelerator, kernels, dtype):
     pruning = pruning_for(kernels, 0.8)
-    seconds = model_of(accelerator).pruned_s(ROWS, K, N, dtype, pruning)
+    seconds = model_of(accelerator).gemm_s(ROWS, K, N, dtype, pruning=pruning)
     weights = stored_bytes(pruning, N, K, BYTES_PER_ELEMENT[dtype])
     assert seconds[0] == 0.0
     assert np.all(seconds[1:] >= weights / accelerator.memory_bytes_per_s)
@@ -88,7 +88,7 @@ def test_more_sparsity_never_takes_longer_and_none_at_all_is_slower_than_the_who
     model = model_of(accelerator)
     times = np.array(
         [
-            model.pruned_s(ROWS[1:], K, N, dtype, pruning_for(kernels, share))
+            model.gemm_s(ROWS[1:], K, N, dtype, pruning=pruning_for(kernels, share))
             for share in (0.0, 0.3, 0.5, 0.8, 0.95)
         ]
     )

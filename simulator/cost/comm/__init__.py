@@ -106,10 +106,6 @@ class CommModel(Protocol):
         """
         ...
 
-    def latency_s(self, operation: Operation, num_nodes: int, num_ranks: int) -> float:
-        """Seconds of latency of one operation."""
-        ...
-
 
 class CommPolicy(Protocol):
     """Interface of the files in this folder: a frozen pydantic model whose fields are its

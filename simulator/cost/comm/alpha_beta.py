@@ -247,27 +247,6 @@ class AlphaBetaModel:
         """Rings of the groups priced so far."""
         return {}
 
-    def latency_s(self, operation: Operation, num_nodes: int, num_ranks: int) -> float:
-        if operation != "all_reduce":
-            return float(
-                self._exchange_fit(operation, LOW_LATENCY).start_s(
-                    Load(0.0, 0.0, 0.0, 0.0, 0.0, num_nodes)
-                )
-            )
-        fit = self._collective_fit(_ALL_REDUCE)
-        across_s = (
-            fit.scale_out_latency_s + fit.latency_per_doubling_s * float(doublings(num_nodes))
-            if num_nodes > 1
-            else 0.0
-        )
-        return (
-            min(
-                float(way.start_s(max(2, -(-num_ranks // num_nodes))))
-                for way in fit.protocols.values()
-            )
-            + across_s
-        )
-
     @cached_property
     def _peaks_L(self) -> Floats:
         return np.array([link.bytes_per_s for link in self.fabric.links])

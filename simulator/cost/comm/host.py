@@ -84,9 +84,6 @@ class HostCommModel:
             num_bytes > 0, table.stagger_s + table.latency_s + table.seconds_for(num_bytes), 0.0
         )
 
-    def latency_s(self, operation: Operation, num_nodes: int, num_ranks: int) -> float:
-        return self._table(operation).latency_s
-
     def _table(self, operation: Operation) -> ExchangeTable:
         table: ExchangeTable = getattr(self.rates.collectives, operation)
         return table

@@ -31,13 +31,18 @@ class ComputeModel(Protocol):
         out_features: int,
         dtype: str,
         copies: int = 1,
+        pruning: Pruning | None = None,
     ) -> NDArray[np.float64]:
         """Seconds of ``rows x in_features @ in_features x out_features`` for every entry of
         ``rows``; 0 for no rows.
 
         Args:
             dtype: number format of the weights.
-            copies: equal matrices that run as one batch.
+            copies: equal matrices that run as one batch; a pruned one runs by itself.
+            pruning: of the matrix; absent = whole.
+
+        Raises:
+            UserError: if products with matrices pruned so were not measured.
         """
         ...
 
@@ -50,6 +55,7 @@ class ComputeModel(Protocol):
         num_experts: int | None = None,
         kernels: str | None = None,
         choices_R: NDArray[np.float64] | None = None,
+        pruning: Pruning | None = None,
     ) -> NDArray[np.float64]:
         """Seconds ``[R]`` of one kernel on each rank in which group ``g`` (an expert) has
         ``rows_RG[r, g]`` tokens.
@@ -60,6 +66,10 @@ class ComputeModel(Protocol):
                 must take; absent = none.
             choices_R: token-expert pairs of all tokens that each rank sees; absent = those of its
                 own experts.
+            pruning: of all experts; absent = whole.
+
+        Raises:
+            UserError: if products with matrices pruned so were not measured.
         """
         ...
 
@@ -123,39 +133,6 @@ class ComputeModel(Protocol):
         Args:
             choices_R: token-expert pairs of each rank's own tokens.
             rows_R: rows that it sends.
-        """
-        ...
-
-    def pruned_s(
-        self,
-        rows: NDArray[np.int64],
-        in_features: int,
-        out_features: int,
-        dtype: str,
-        pruning: Pruning,
-    ) -> NDArray[np.float64]:
-        """Seconds of a product with a pruned matrix.
-
-        Raises:
-            UserError: if such products were not measured.
-        """
-        ...
-
-    def pruned_grouped_s(
-        self,
-        rows_RG: NDArray[np.float64],
-        in_features: int,
-        out_features: int,
-        dtype: str,
-        pruning: Pruning,
-        num_experts: int | None = None,
-        kernels: str | None = None,
-        choices_R: NDArray[np.float64] | None = None,
-    ) -> NDArray[np.float64]:
-        """Seconds ``[R]`` of :meth:`grouped_gemm_s` with pruned experts.
-
-        Raises:
-            UserError: if products with such matrices were not measured.
         """
         ...
 

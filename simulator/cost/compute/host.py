@@ -53,11 +53,9 @@ class HostModel:
         out_features: int,
         dtype: str,
         copies: int = 1,
+        pruning: Pruning | None = None,
     ) -> NDArray[np.float64]:
-        found = self._tables.matrix.seconds_for(
-            np.asarray(rows, float), in_features * out_features, self.rates.working_bytes
-        )
-        return found * copies
+        return copies * self._multiply(np.asarray(rows, float), in_features * out_features, pruning)
 
     def grouped_gemm_s(
         self,
@@ -68,12 +66,17 @@ class HostModel:
         num_experts: int | None = None,
         kernels: str | None = None,
         choices_R: NDArray[np.float64] | None = None,
+        pruning: Pruning | None = None,
     ) -> NDArray[np.float64]:
         # One expert after the other, each with its own weights.
-        found = self._tables.matrix.seconds_for(
-            rows_RG, in_features * out_features, self.rates.working_bytes
-        )
-        return np.asarray(found.sum(axis=1))
+        found_RG = self._multiply(rows_RG, in_features * out_features, pruning)
+        return np.asarray(found_RG.sum(axis=1))
+
+    def _multiply(
+        self, rows: NDArray[np.float64], size: int, pruning: Pruning | None
+    ) -> NDArray[np.float64]:
+        found = self._tables.matrix.seconds_for(rows, size, self.rates.working_bytes)
+        return found if pruning is None else found * self._pruned_ratio(rows, pruning)
 
     def context_rates(self, kernel: ContextKernel, phase: Phase) -> Rates:
         if phase == "prefill":
@@ -125,34 +128,6 @@ class HostModel:
         return self._tables.pack.total(
             choices=choices_R, bytes=num_bytes
         ), self._tables.unpack.total(bytes=num_bytes)
-
-    def pruned_s(
-        self,
-        rows: NDArray[np.int64],
-        in_features: int,
-        out_features: int,
-        dtype: str,
-        pruning: Pruning,
-    ) -> NDArray[np.float64]:
-        ratio = self._pruned_ratio(np.asarray(rows, float), pruning)
-        return np.asarray(self.gemm_s(rows, in_features, out_features, dtype) * ratio)
-
-    def pruned_grouped_s(
-        self,
-        rows_RG: NDArray[np.float64],
-        in_features: int,
-        out_features: int,
-        dtype: str,
-        pruning: Pruning,
-        num_experts: int | None = None,
-        kernels: str | None = None,
-        choices_R: NDArray[np.float64] | None = None,
-    ) -> NDArray[np.float64]:
-        # One expert after the other, each with its own weights.
-        found_RG = self._tables.matrix.seconds_for(
-            rows_RG, in_features * out_features, self.rates.working_bytes
-        )
-        return np.asarray((found_RG * self._pruned_ratio(rows_RG, pruning)).sum(axis=1))
 
     def _pruned_ratio(self, rows: NDArray[np.float64], pruning: Pruning) -> NDArray[np.float64]:
         """Ratio of a pruned product's time to the whole one's for every entry of ``rows``,

@@ -56,17 +56,13 @@ class RooflineModel:
         out_features: int,
         dtype: str,
         copies: int = 1,
+        pruning: Pruning | None = None,
     ) -> NDArray[np.float64]:
-        fit = self.calibration.matrices(dtype)
-        return gemm_s(
-            self.accelerator,
-            fit,
-            np.asarray(rows, dtype=np.float64),
-            in_features,
-            out_features,
-            dtype,
-            copies,
-        )
+        fit, found = self.calibration.matrices(dtype), np.asarray(rows, dtype=np.float64)
+        shape = found, in_features, out_features, dtype
+        if pruning is None:
+            return gemm_s(self.accelerator, fit, *shape, copies)
+        return pruned_s(self.accelerator, fit, self._find_pruned(pruning, dtype), *shape, pruning)
 
     def grouped_gemm_s(
         self,
@@ -77,11 +73,16 @@ class RooflineModel:
         num_experts: int | None = None,
         kernels: str | None = None,
         choices_R: NDArray[np.float64] | None = None,
+        pruning: Pruning | None = None,
     ) -> NDArray[np.float64]:
-        fit = self.calibration.experts(dtype, num_experts, kernels)
-        return self.calibration.engine.expert_ratio * grouped_gemm_s(
-            self.accelerator, fit, rows_RG, in_features, out_features, dtype, choices_R
-        )
+        gpu, fit = self.accelerator, self.calibration.experts(dtype, num_experts, kernels)
+        shape = rows_RG, in_features, out_features, dtype
+        if pruning is None:
+            seconds_R = grouped_gemm_s(gpu, fit, *shape, choices_R)
+        else:
+            pruned = self._find_pruned(pruning, dtype)
+            seconds_R = pruned_grouped_s(gpu, fit, pruned, *shape, pruning, choices_R)
+        return self.calibration.engine.expert_ratio * seconds_R
 
     def context_rates(self, kernel: ContextKernel, phase: Phase) -> Rates:
         fit = self.calibration.attention_fit(
@@ -121,45 +122,6 @@ class RooflineModel:
         self, choices_R: NDArray[np.float64], rows_R: NDArray[np.float64], hidden_size: int
     ) -> None:
         return None  # the kernels of the exchange read tokens where they lie
-
-    def pruned_s(
-        self,
-        rows: NDArray[np.int64],
-        in_features: int,
-        out_features: int,
-        dtype: str,
-        pruning: Pruning,
-    ) -> NDArray[np.float64]:
-        whole, fit = self.calibration.matrices(dtype), self._find_pruned(pruning, dtype)
-        found = np.asarray(rows, dtype=np.float64)
-        return pruned_s(
-            self.accelerator, whole, fit, found, in_features, out_features, dtype, pruning
-        )
-
-    def pruned_grouped_s(
-        self,
-        rows_RG: NDArray[np.float64],
-        in_features: int,
-        out_features: int,
-        dtype: str,
-        pruning: Pruning,
-        num_experts: int | None = None,
-        kernels: str | None = None,
-        choices_R: NDArray[np.float64] | None = None,
-    ) -> NDArray[np.float64]:
-        whole = self.calibration.experts(dtype, num_experts, kernels)
-        fit = self._find_pruned(pruning, dtype)
-        return self.calibration.engine.expert_ratio * pruned_grouped_s(
-            self.accelerator,
-            whole,
-            fit,
-            rows_RG,
-            in_features,
-            out_features,
-            dtype,
-            pruning,
-            choices_R,
-        )
 
     def _find_pruned(self, pruning: Pruning, dtype: str) -> PrunedFit:
         fit = self.calibration.pruned_matrices(pruning.kernels, dtype)

@@ -27,6 +27,7 @@ from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.host import HostRates
+from simulator.config.sparsity import Pruning
 from simulator.cost.compute.roofline import RooflineModel
 from simulator.cost.kernels.gemm import Operands, product_s
 from simulator.cost.shares import check_shares
@@ -79,9 +80,10 @@ class TrainedModel(RooflineModel):
         out_features: int,
         dtype: str,
         copies: int = 1,
+        pruning: Pruning | None = None,
     ) -> NDArray[np.float64]:
-        if dtype not in _CONVERSIONS:
-            return super().gemm_s(rows, in_features, out_features, dtype, copies)
+        if dtype not in _CONVERSIONS or pruning is not None:
+            return super().gemm_s(rows, in_features, out_features, dtype, copies, pruning)
         fit, gpu = self.calibration.matrices("bf16"), self.accelerator
         operands = Operands.from_format(gpu, dtype)
         operands = operands._replace(flops_per_s=operands.flops_per_s * _EIGHT_BIT_SHARE)
@@ -110,9 +112,11 @@ class TrainedModel(RooflineModel):
         num_experts: int | None = None,
         kernels: str | None = None,
         choices_R: NDArray[np.float64] | None = None,
+        pruning: Pruning | None = None,
     ) -> NDArray[np.float64]:
         rows, place = np.unique(np.rint(rows_RG), return_inverse=True)
-        seconds = self.gemm_s(rows.astype(np.int64), in_features, out_features, dtype)
+        matrix = in_features, out_features, dtype
+        seconds = self.gemm_s(rows.astype(np.int64), *matrix, pruning=pruning)
         total_R: NDArray[np.float64] = seconds[place.reshape(rows_RG.shape)].sum(axis=1)
         return total_R
 
