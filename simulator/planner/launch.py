@@ -9,20 +9,18 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from simulator.base.findings import Finding
-from simulator.base.plugins import available, build
 from simulator.config.sparsity import pruning_text
 from simulator.deployment.notes import policy_text
 from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.serving import (
-    Engine,
     Place,
     Role,
     Server,
     Weights,
     find_weights,
-    load_programs,
     place_replicas,
 )
+from simulator.planner.serving.engines import ENGINES, Engine
 
 _NAMES: dict[Role, str] = {
     "both": "server",
@@ -63,13 +61,14 @@ def list_commands(
     """
     spec = plan.spec
     name, balancing = spec.engine.partition("@")[0], spec.balancing["kind"]
-    if name not in available("planner.serving"):
-        known = ", ".join(available("planner.serving"))
-        note = f"No commands are known for the engine '{spec.engine}', only for {known}."
+    engine = ENGINES.get(name)
+    if engine is None:
+        note = (
+            f"No commands are known for the engine '{spec.engine}', only for {', '.join(ENGINES)}."
+        )
         return [Command("servers", "", (note,))]
-    engine: Engine = build("planner.serving", {"kind": name}, "plan")
-    programs = load_programs(name)
-    weights = find_weights(plan, model, engine.quantises)
+    programs = engine.programs
+    weights = find_weights(plan, model, programs.quantises)
     pools: dict[Role, DeploymentPlan] = {"both": plan}
     if plan.prefill is not None:
         pools = {"prompts": plan.prefill, "decoding": plan}
@@ -86,6 +85,11 @@ def list_commands(
     for role, pool in pools.items():
         server = Server(pool, role, weights, longest_prompt, longest_tokens)
         notes = (*engine.list_unexpressed(server), *map(str, _find_notes(server)))
+        if pool.placement.precision.kv not in programs.cache:
+            notes += (
+                f"The plan keeps the cache in {pool.placement.precision.kv}, which is not among "
+                f"{programs.server.title}'s formats: {', '.join(programs.cache)}.",
+            )
         if name == "vllm" and server.is_by_priority:
             notes += ("Each request says its priority (the API's 'priority'), the least first.",)
         elif spec.order["kind"] != "first_come" and not (name == "sglang" and server.is_by_prefix):

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from simulator.planner.serving.trtllm import find_free_share
+from simulator.planner.serving.engines import find_free_share
 from tests.unit.test_serving_commands import flags, launched, said
 
 

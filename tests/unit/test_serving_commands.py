@@ -13,15 +13,12 @@ from types import SimpleNamespace
 import pytest
 
 from simulator.base.frozen import validate
-from simulator.base.plugins import available
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
 from simulator.planner.launch import list_commands
 from simulator.planner.serving import Server, Weights, find_weights, place_replicas
-from simulator.planner.serving.vllm import find_memory_share
+from simulator.planner.serving.engines import ENGINES, find_memory_share
 from tests.parts import change_plan
-
-ENGINES = available("planner.serving")
 
 
 def plan(engine="vllm", split=(1, 1, 1), gpus=8, model="gpt-oss-20b", **keys):

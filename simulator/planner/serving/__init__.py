@@ -1,19 +1,17 @@
-"""The commands that start a plan's servers, one serving engine a file.
+"""Servers that a plan starts: their programs and flags, places, and weights.
 
-A file says how its engine is started with a split, batching, a cache and pools, and which of a
-plan's choices its flags have no word for. Flags come and go with releases: those that are written
-are in ``cluster_configs/launch``, with the release and the source in which they were read, and
-when.
+Flags come and go with releases: those that are written are in ``cluster_configs/launch``, with the
+release and the source in which they were read, and when.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -69,14 +67,27 @@ class Programs(Frozen):
     """A file of ``cluster_configs/launch``: what starts one engine."""
 
     server: Program
-    """Program of :meth:`Engine.start_server`."""
+    """Program that serves a replica."""
     router: Program
-    """Program of :meth:`Engine.start_router`."""
+    """Program that spreads requests over servers."""
+    quantises: bool = False
+    """Whether 16-bit weights can be cut to fp8 as they are loaded."""
+    port: int
+    """Port of a server whose first GPU is its host's first one."""
+    ports_per_gpu: int
+    """Ports by which that of a server lies higher for each GPU before its first one."""
+    router_port: int
+    pools_flag: str = ""
+    """Flag of a router in front of prompt and decode servers."""
+    policies: dict[str, str]
+    """Policies of the router, by the balancer that they are."""
+    cache: dict[str, str]
+    """Names of the formats that a cache may have."""
 
 
 @cache
 def load_programs(engine: str) -> Programs:
-    """Read the programs of an engine with a file in this folder.
+    """Read the programs of an engine.
 
     Raises:
         UserError: if their file is wrong.
@@ -177,47 +188,6 @@ class Server(NamedTuple):
         return "AMD" in self.plan.placement.accelerator.title
 
 
-class Engine(Protocol):
-    """A file in this folder: a frozen pydantic model."""
-
-    quantises: bool
-    """Whether 16-bit weights can be cut to fp8 as they are loaded."""
-
-    def start_server(self, server: Server, place: Place, node: int) -> str:
-        """The command that starts a replica's part on one of its nodes."""
-        ...
-
-    def count_starts(self, place: Place) -> int:
-        """Number of a replica's nodes on which a command is given."""
-        ...
-
-    def start_router(self, servers: Mapping[Role, list[Address]], balancing: str) -> str:
-        """The command that spreads requests over servers; empty where there is none."""
-        ...
-
-    def describe_router(self, balancing: str) -> str:
-        """Difference of its router from the plan's balancer, in a sentence; empty where there is
-        none.
-        """
-        ...
-
-    def list_unexpressed(self, server: Server) -> list[str]:
-        """Choices of the plan that the engine's flags do not express, in sentences."""
-        ...
-
-
-def compare_two_at_random(balancing: str) -> str:
-    """The difference of a router whose nearest policy is the power of two choices, in a
-    sentence.
-    """
-    if balancing in ("round_robin", "random"):
-        return ""
-    return (
-        "The plan sends each request to the least loaded of all servers; "
-        "the router compares two at random."
-    )
-
-
 def write_line(
     program: Program,
     arguments: Iterable[object],
@@ -243,15 +213,6 @@ def join_words(words: Iterable[object], environment: Mapping[str, object]) -> st
     """A line for the shell, whose environment stands before its words."""
     given = [f"{name}={shlex.quote(str(value))}" for name, value in environment.items()]
     return " ".join([*given, *(shlex.quote(str(word)) for word in words)])
-
-
-def list_urls(servers: Iterable[Address], find_port: Callable[[int], int]) -> list[str]:
-    """URLs of servers.
-
-    Args:
-        find_port: port by the number of a server's first GPU.
-    """
-    return [f"http://{host}:{find_port(gpu)}" for host, gpu in servers]
 
 
 def restrict_gpus(place: Place) -> dict[str, object]:
