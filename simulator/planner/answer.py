@@ -11,11 +11,10 @@ from simulator.planner.conditions import AS_ASKED
 from simulator.planner.evaluations import best_of_each, row_of, spares_of
 from simulator.planner.explore import Evaluation
 from simulator.planner.handover import hand_over
-from simulator.planner.losses import whole_nodes
 from simulator.planner.pareto import find_pareto
 from simulator.planner.samples import name_band
 from simulator.planner.search import SearchResult
-from simulator.planner.spares import Spares, share_of_time_enough
+from simulator.planner.space import Spares, share_of_time_enough
 from simulator.planner.traffic import asked_rate
 from simulator.planner.uncertainty.assessment import Assessment, assess_alone
 from simulator.planner.why_not import explain_models, find_nearest
@@ -140,7 +139,7 @@ def _describe_spare(result: SearchResult, best: Evaluation | None) -> SpareGpus:
         gpus=space.spare_gpus(*sides),
         nodes=-(-best.cluster_size.size // host_gpus),
         is_spread=host_gpus < machines.spec.gpus_per_node,
-        **whole_nodes(machines, host_gpus, best.num_gpus, lost)._asdict(),
+        **machines.find_whole_nodes(host_gpus, best.num_gpus, lost),
     )
 
 

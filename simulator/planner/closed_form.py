@@ -7,7 +7,7 @@ what they are on average, and sequences are as long as the traffic's mean one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
@@ -91,12 +91,11 @@ class Curve:
             pass_tokens: tokens of a decoding sequence in a pass of the module that drafts; 0 = the
                 model's own steps.
         """
-        self.plan = plan
-        self.max_tokens = max_tokens
-        self._like = like
+        self.plan, self.traffic, self.max_tokens = plan, traffic, max_tokens
+        self._priced_by: Curve = self if like is None else like._priced_by
         self._is_module = pass_tokens > 0
         self._decode_tokens = pass_tokens or 1 + plan.placement.drafts.num_tokens
-        self._passes = self._price_passes(traffic)
+        self._passes = self._price_passes(traffic, like)
         self._grid = np.unique(np.rint(np.geomspace(1, max_tokens, _POINTS)).astype(np.int64))
         self._prices = Prices(plan.placement, max_tokens, self._grid)
         self._sums: dict[Phase, Floats] = {
@@ -106,7 +105,7 @@ class Curve:
             ),
         }
 
-    def _price_passes(self, traffic: Traffic) -> list[tuple[Curve, int]]:
+    def _price_passes(self, traffic: Traffic, like: Curve | None) -> list[tuple[Curve, int]]:
         """Curves of the passes that draft, and how many there are of each: the first is over all
         tokens of a step, each further one over one token of each sequence.
         """
@@ -116,30 +115,13 @@ class Curve:
         plan, more = replace(self.plan, placement=module), self.plan.placement.drafts.num_tokens - 1
         passes = [(self._decode_tokens, 1), (1, more)]
         for n, (tokens, times) in enumerate(passes if more else passes[:1]):
-            like = None if self._like is None else self._like._passes[n][0]
-            found.append((Curve(plan, traffic, self.max_tokens, like, tokens), times))
+            alike = None if like is None else like._passes[n][0]
+            found.append((Curve(plan, traffic, self.max_tokens, alike, tokens), times))
         return found
-
-    def _spread_passes(
-        self, decodes: Floats, prompts: Floats, prompt_tokens: float
-    ) -> Iterator[tuple[Curve, int, tuple[Floats, Floats, float]]]:
-        """Yield the curve of each kind of pass, how many there are, and what it computes."""
-        for n, (curve, times) in enumerate(self._passes):
-            step = decodes, prompts, prompt_tokens
-            yield curve, times, (decodes + np.ceil(prompts), 0 * prompts, 0.0) if n else step
-
-    @cached_property
-    def _blocks_s(self) -> Floats:
-        """``[T]`` all layers without looking back and without routed experts."""
-        if self._like is not None:
-            return self._like._blocks_s
-        return self._matrices_s + self._all_reduces_s
 
     @cached_property
     def _matrices_s(self) -> Floats:
-        """``[T]`` without all-reduces."""
-        if self._like is not None:
-            return self._like._matrices_s
+        """``[T]`` all layers without looking back, all-reduces and routed experts."""
         prices = self._prices
         total = np.zeros(len(self._grid))
         for name, count in prices.mixer_layers.items():
@@ -151,14 +133,9 @@ class Curve:
     @cached_property
     def _all_reduces_s(self) -> Floats:
         """``[T]`` of a step."""
-        if self._like is not None:
-            return self._like._all_reduces_s
-        prices = self._prices
-        return (
-            prices.all_reduces_s(self._grid) * prices.num_all_reduces
-            if self.plan.placement.layout.tp > 1
-            else np.zeros(len(self._grid))
-        )
+        if self.plan.placement.layout.tp == 1:
+            return np.zeros(len(self._grid))
+        return self._prices.all_reduces_s(self._grid) * self._prices.num_all_reduces
 
     @cached_property
     def _sends_s(self) -> Floats:
@@ -169,8 +146,6 @@ class Curve:
     def _experts(self) -> _Experts:
         """Each number of tokens is priced in another layer, which stands for all."""
         placement = self.plan.placement
-        if self._like is not None:
-            return self._like._experts
         model, layout, dtype = (placement.model, placement.layout, placement.precision.experts)
         tokens = np.unique(
             np.rint(np.geomspace(1, self.max_tokens, _EXPERT_POINTS)).astype(np.int64)
@@ -232,38 +207,33 @@ class Curve:
         return total
 
     def step_s(self, decodes: Floats, prompts: Floats, prompt_tokens: float) -> Floats:
-        """Seconds of a step in which each data-parallel rank decodes for ``[n]`` sequences and
-        computes ``[n]`` prompts (or parts).
+        """Seconds of a step: the sum of its :meth:`terms`."""
+        return self.terms(decodes, prompts, prompt_tokens).total
 
-        Args:
-            prompt_tokens: of a whole prompt.
+    def steady_terms(self, decodes: Floats, budget: int) -> tuple[Terms, Floats]:
+        """Terms of the mean step where requests come as fast as they leave, for sequences that
+        decode on a data-parallel rank; and how busy prompts keep it: the share of the ``budget``
+        that tokens take, or of the time where prompts have steps of their own.
         """
-        tokens, logits = self._count(decodes, prompts, prompt_tokens)
-        computing = (
-            self._interpolate(tokens, self._blocks_s)
-            + self.attention_s("decode", decodes)
-            + self.attention_s("prefill", prompts)
+        num_input, drafts = self.traffic.num_input, self.plan.placement.drafts
+        prompts = decodes * drafts.mean_kept / self.traffic.num_output
+        if self.plan.serving.rules.mixes_phases:
+            tokens = decodes * (1 + drafts.num_tokens) + prompts * num_input
+            return self.terms(decodes, prompts, num_input), tokens / budget
+        nothing = np.zeros(len(decodes))
+        decoding = self.terms(decodes, nothing, 0.0)
+        # Prompts that came during a step share the next one, the ranks that got none idle: at the
+        # least one prompt's time.
+        parts = max(1.0, num_input / budget)
+        together = np.clip(prompts, 1.0, max(1.0, budget / num_input))
+        pause = self.terms(nothing, together / parts, num_input)
+        times = (
+            math.ceil(parts)
+            * np.minimum(prompts * self.plan.placement.layout.num_batches, 1.0)
+            * np.maximum(1.0, prompts / together)
         )
-        routed = self._experts
-        experts = np.interp(tokens, routed.tokens, routed.busiest_s)
-        exchanges = np.interp(tokens, routed.tokens, routed.exchanges_s)
-        if self.plan.spec.overlap == "two_batch":
-            halves = np.maximum(tokens / 2, 1.0)
-            computing += 2 * self._interpolate(halves, self._blocks_s) - self._interpolate(
-                tokens, self._blocks_s
-            )
-            experts = 2 * np.interp(halves, routed.tokens, routed.busiest_s)
-            exchanges = 2 * np.interp(halves, routed.tokens, routed.exchanges_s)
-            busy = np.maximum(computing + experts, exchanges)
-        else:
-            busy = computing + experts + exchanges
-        head, own = self._interpolate(logits, self._prices.head_s), self._host_s(decodes, prompts)
-        for curve, times, step in self._spread_passes(decodes, prompts, prompt_tokens):
-            own = own + times * curve.step_s(*step)
-        if self.plan.placement.layout.pp == 1:
-            return np.asarray(busy + head + own)
-        alone = busy + head + own + self._interpolate(tokens, self._sends_s)
-        return alone + self._pipeline_wait_s(alone, busy, head, own)
+        step = Terms(*(one + times * more for one, more in zip(decoding, pause, strict=True)))
+        return step, pause.total * times / step.total
 
     def _count(
         self, decodes: Floats, prompts: Floats, prompt_tokens: float
@@ -287,20 +257,26 @@ class Curve:
         return np.asarray(np.maximum(busiest - alone, 0.0), dtype=np.float64)
 
     def terms(self, decodes: Floats, prompts: Floats, prompt_tokens: float) -> Terms:
-        """Parts of :meth:`step_s` of the same arguments."""
+        """Terms of a step in which each data-parallel rank decodes for ``[n]`` sequences and
+        computes ``[n]`` prompts (or parts).
+
+        Args:
+            prompt_tokens: of a whole prompt.
+        """
         tokens, logits = self._count(decodes, prompts, prompt_tokens)
-        routed, parts = self._experts, 2 if self.plan.spec.overlap == "two_batch" else 1
+        blocks, routed = self._priced_by, self._priced_by._experts
+        parts = 2 if self.plan.spec.overlap == "two_batch" else 1
         each = np.maximum(tokens / parts, 1.0)
         share = self._share_streaming(self.plan.placement.precision.weights, each)
         head = self._interpolate(logits, self._prices.head_s)
         head_share = self._share_streaming("bf16", logits)
-        matrices = parts * self._interpolate(each, self._matrices_s)
+        matrices = parts * self._interpolate(each, blocks._matrices_s)
         streaming, mean, busiest, exchanges = (
             parts * np.interp(each, routed.tokens, seconds)
             for seconds in (routed.streaming_s, routed.mean_s, routed.busiest_s, routed.exchanges_s)
         )
         cache, prompts_s = self.attention_s("decode", decodes), self.attention_s("prefill", prompts)
-        all_reduces = parts * self._interpolate(each, self._all_reduces_s)
+        all_reduces = parts * self._interpolate(each, blocks._all_reduces_s)
         if parts == 2:  # one half computes meanwhile
             exchanges = np.maximum(
                 exchanges - (matrices + busiest + cache + prompts_s + all_reduces), 0.0
@@ -321,8 +297,9 @@ class Curve:
             all_reduces=all_reduces,
             host=own,
         )
-        for curve, times, step in self._spread_passes(decodes, prompts, prompt_tokens):
-            added = curve.terms(*step)
+        passes = (decodes, prompts, prompt_tokens), (decodes + np.ceil(prompts), 0 * prompts, 0.0)
+        for (curve, times), batch in zip(self._passes, passes, strict=False):
+            added = curve.terms(*batch)
             found = Terms(*(one + times * more for one, more in zip(found, added, strict=True)))
         return found
 

@@ -1,26 +1,34 @@
-"""The crossover map: where a mixture of experts beats a dense model, and what decides."""
+"""The crossover map: where a mixture of experts beats a dense model, and what decides.
+
+A replica is looked at in the steady state, whatever the targets: sequences leave as fast as others
+come. Only the KV cache and the tokens that fit in a step limit how many it holds: an engine's limit
+on sequences is a setting, which one would raise.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.config.capacity import Crossover, Question
 from simulator.config.pairing import model_text
-from simulator.deployment.plan import make_plan
+from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.planner.calibration_error import compare_speeds, include_one, read_bands, read_error
-from simulator.planner.closed_form import Curve
+from simulator.planner.closed_form import Curve, Floats
 from simulator.planner.conditions import Conditions, apply_conditions
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import by_cost
 from simulator.planner.search import SearchResult
 from simulator.planner.space import ReplicaShape, Space
-from simulator.planner.steady import Loads, Steady, make_fixed_traffic
+from simulator.planner.traffic import Traffic
 from simulator.results.answer.crossover import (
     CrossoverMap,
     FullPoint,
@@ -30,6 +38,110 @@ from simulator.results.answer.crossover import (
     SpeedPoint,
 )
 from simulator.results.crossover_text import describe_flips
+from simulator.workload.traces import RequestTrace
+
+_FULL = 0.95
+"""Share of the cache's blocks and of a step's tokens that is used in the mean where requests do not
+come evenly."""
+_POINTS = 48
+"""Loads on a replica's curve: neighbours differ by some 10 %."""
+_LEAST = 0.25
+"""Sequences on a GPU at the least load."""
+
+
+class Loads(NamedTuple):
+    """A replica under several loads; ``[n]`` each."""
+
+    sequences: Floats
+    """Sequences on a GPU."""
+    step_s: Floats
+    """Seconds a token of one user, prompts of others included."""
+    tokens_per_s: Floats
+    """Output tokens a second of a GPU."""
+    terms: Floats
+    """``[8, n]`` GPU-seconds of an output token, by
+    :class:`~simulator.planner.closed_form.Terms`."""
+    fits: NDArray[np.bool_]
+    """Whether the cache holds them and a step can take their tokens."""
+
+    def select(self, n: int) -> Loads:
+        """The ``n``-th load."""
+        here = slice(n, n + 1)
+        return Loads(
+            self.sequences[here],
+            self.step_s[here],
+            self.tokens_per_s[here],
+            self.terms[:, here],
+            self.fits[here],
+        )
+
+
+@dataclass(frozen=True)
+class Steady:
+    """One shape with requests of one length."""
+
+    shape: ReplicaShape
+    split: str
+    """The split in words."""
+    curve: Curve
+    traffic: Traffic
+    budget: int
+    """Tokens of a step on a data-parallel rank."""
+
+    @property
+    def plan(self) -> DeploymentPlan:
+        """Plan of one replica."""
+        return self.curve.plan
+
+    @cached_property
+    def most(self) -> float:
+        """Sequences on a GPU for which the cache has room; 0 where the model's context is too short
+        for one.
+        """
+        traffic, plan = self.traffic, self.plan
+        longest = round(traffic.num_input + traffic.num_output)
+        if (
+            plan.placement.model.max_context_tokens is not None
+            and longest > plan.placement.model.max_context_tokens
+        ):
+            return 0.0
+        capacity = plan.serving.capacity
+        outputs = traffic.num_output / 2
+        if plan.serving.rules.reserves_output:
+            limits = traffic.trace.attributes.get("max_tokens", traffic.trace.num_output)
+            outputs = float(np.mean(limits[traffic.lead :]))
+        held = min(capacity.blocks_for(round(traffic.num_input + outputs)), capacity.num_blocks)
+        if capacity.blocks_for(longest) > capacity.num_blocks:
+            return 0.0
+        return max(1.0, capacity.num_blocks * _FULL / held) / plan.placement.layout.tp
+
+    @cached_property
+    def curve_points(self) -> Loads:
+        """Loads from few sequences to as many as the cache holds."""
+        return self.load(
+            np.geomspace(min(_LEAST, self.most / 2), self.most, _POINTS)
+            if self.most
+            else np.zeros(0)
+        )
+
+    def load(self, sequences: Floats) -> Loads:
+        """Loads with so many sequences on each GPU."""
+        layout = self.plan.placement.layout
+        ranks = sequences * layout.tp
+        terms, busy = self.curve.steady_terms(ranks, self.budget)
+        step_s = terms.total
+        kept = self.plan.placement.drafts.mean_kept
+        made = np.maximum(ranks * layout.attention_dp * kept, 1e-9)
+        per_token = np.array(terms) * layout.num_ranks / made
+        fits = (busy <= _FULL) & (sequences <= self.most * (1 + 1e-9))
+        return Loads(sequences, step_s, made / layout.num_ranks / step_s, per_token, fits)
+
+
+def make_fixed_traffic(num_input: int, num_output: int) -> Traffic:
+    """Requests that are all alike."""
+    alike = np.full(2, num_input, dtype=np.int64), np.full(2, num_output, dtype=np.int64)
+    return Traffic.measure(RequestTrace(np.arange(2.0), *alike, provenance="all alike"))
+
 
 TERMS: dict[str, str] = {
     "weights": "weight streaming",

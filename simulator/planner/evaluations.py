@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from simulator.config.deployment import DeploymentSpec
 from simulator.planner.explore import ClusterSize, Evaluation, add_spares, deployment
 from simulator.planner.search import SearchResult
-from simulator.planner.spares import Spares, count_spares
+from simulator.planner.space import Spares, count_spares
 from simulator.results.answer import DeploymentRow
 
 

@@ -20,8 +20,7 @@ from simulator.engine.table import StepTable, slow_table, start_table
 from simulator.engine.timeline import serve
 from simulator.planner.calibration_error import compute_miss_probability
 from simulator.planner.screen import Candidate
-from simulator.planner.space import Space
-from simulator.planner.spares import Spares, count_spares, explain_no_room
+from simulator.planner.space import Space, Spares, count_spares, explain_no_room
 from simulator.planner.traffic import Traffic
 from simulator.planner.trial import Outcome, estimate_sampling_error, measure_outcome
 from simulator.workload.requests import longest_tokens
@@ -178,8 +177,8 @@ class Explorer:
                 return self._refuse("the two pools do not fit within the limits")
             why = f"no cluster of the limits is left without {self.space.question.spare}"
             return self._refuse(explain_no_room(self.space, candidate.shape, 1) or why)
-        replicas = candidate.replicas, candidate.prefill, candidate.prefill_replicas
-        wanted = self.space.find_cluster(candidate.shape, *replicas) or sizes[-1]
+        replicas = candidate.replicas, candidate.prefill_replicas
+        wanted = self.space.find_cluster(sides, replicas) or sizes[-1]
         start = next((n for n, size in enumerate(sizes) if size >= wanted), len(sizes) - 1)
         worst: dict[int, float] = {}
 

@@ -134,10 +134,10 @@ def _multiply(one: Floats, other: Floats, most: int) -> Floats:
     return product
 
 
-_MOST_TOGETHER = 1 << 12
-"""Spare replicas beyond which no more are tried where several fail together."""
+_MOST_TRIED = 1 << 12
+"""Spare replicas beyond which no more are tried."""
 MOST_SPARES = 1 << 20
-"""Spare replicas beyond which no more are tried: more than any cluster holds."""
+"""Spare replicas where as many as are tried are not enough: more than any cluster holds."""
 
 
 def share_of_time_within(
@@ -178,14 +178,13 @@ def _count_spares(
     replicas: int, num_gpus: int, node_gpus: int, availability: float, failing: Failing
 ) -> int:
     def is_enough(spares: int) -> bool:
-        found = _share_serving(replicas, spares, num_gpus, node_gpus, failing)
-        return found >= availability
+        count = replicas + spares
+        return probability_at_most(spares, count, num_gpus, node_gpus, failing) >= availability
 
-    fails_together = failing.node_share + failing.switch_share > 0
-    high, highest = 0, _MOST_TOGETHER if fails_together else MOST_SPARES
+    high = 0
     while not is_enough(high):
         high = 2 * high + 1
-        if high >= highest:
+        if high >= _MOST_TRIED:
             return MOST_SPARES
     low = (high - 1) // 2  # not enough, unless both are 0
     while high - low > 1:
@@ -204,8 +203,9 @@ def share_of_time_serving(
         num_gpus: GPUs of a replica, which serves while all of them work.
         node_gpus: GPUs of a node.
     """
+    count = replicas + spares
     low, high = (
-        _share_serving(replicas, spares, num_gpus, node_gpus, failing)
+        probability_at_most(spares, count, num_gpus, node_gpus, failing)
         for failing in _list_failing(rates)
     )
     return low, high
@@ -215,24 +215,3 @@ def _list_failing(rates: FailureRates) -> tuple[Failing, Failing]:
     """List the failures at the lowest and the highest ``mtbf_gpu_hours``."""
     shares = rates.repair_hours, rates.node_share, rates.switch_share, rates.nodes_per_switch
     return Failing(rates.mtbf_gpu_hours_low, *shares), Failing(rates.mtbf_gpu_hours_high, *shares)
-
-
-def _share_serving(
-    replicas: int, spares: int, num_gpus: int, node_gpus: int, failing: Failing
-) -> float:
-    if failing.node_share + failing.switch_share > 0:
-        return probability_at_most(spares, replicas + spares, num_gpus, node_gpus, failing)
-    is_out = _share_of_time_out(num_gpus, failing.mtbf_hours, failing.repair_hours)
-    return _binomial_at_most(spares, replicas + spares, is_out)
-
-
-def _share_of_time_out(num_gpus: int, mtbf_hours: float, repair_hours: float) -> float:
-    """Share of the time in which any of ``num_gpus`` is out of work."""
-    return 1.0 - (mtbf_hours / (mtbf_hours + repair_hours)) ** num_gpus
-
-
-def _binomial_at_most(most: int, count: int, share: float) -> float:
-    """Probability of at most ``most`` of ``count``, each with probability ``share``."""
-    from scipy.special import bdtr  # a tenth of a second, which runs need not
-
-    return float(bdtr(min(most, count), count, share))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,9 +14,9 @@ from simulator.deployment.plan import make_plan
 from simulator.planner.conditions import Change, Trials
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.loss_probability import share_of_time_within
-from simulator.planner.machines import Machines
 from simulator.planner.screen import Candidate
-from simulator.planner.spares import Spares, count_spares
+from simulator.planner.space import Spares, count_spares
+from simulator.policies.failures import Machines
 from simulator.results.answer import Idle, LossRow, SpareRow
 from simulator.results.answer.failures import SpareExperts
 
@@ -68,21 +67,14 @@ def list_survivors(
         host_gpus: GPUs of a node.
     """
     unit, count_lost = (host_gpus, lost.nodes) if lost.nodes else (1, lost.gpus)
-    pools = [(cluster_size.replicas, candidate.shape.num_ranks)]
+    pools = [Machines(cluster_size.replicas, candidate.shape.num_ranks, unit)]
     if candidate.prefill is not None:
-        pools.insert(0, (cluster_size.prefill_replicas, candidate.prefill.num_ranks))
-    units_of: list[tuple[int, frozenset[int]]] = []
-    first = 0
-    for pool, (count, ranks) in enumerate(pools):
-        for _ in range(count):
-            units_of.append(
-                (pool, frozenset(range(first // unit, (first + ranks - 1) // unit + 1)))
-            )
-            first += ranks
-    used = -(-first // unit)
+        pools.insert(0, Machines(cluster_size.prefill_replicas, candidate.prefill.num_ranks, unit))
+        pools[1] = pools[1]._replace(first_gpu=pools[0].num_gpus)
+    used = pools[-1].num_nodes
     idle = max(0, -(-cluster_size.size // unit) - used)
     if not lost.nodes:
-        idle //= min(max(ranks for _, ranks in pools), host_gpus)
+        idle //= min(max(pool.gpus_per_replica for pool in pools), host_gpus)
     gone = min(max(0, count_lost - idle), used)
     if gone == 0:
         return [cluster_size]
@@ -91,10 +83,14 @@ def list_survivors(
         if used <= _MOST_UNITS_IN_PAIRS or gone == 1
         else iter([tuple(range(gone))])
     )
-    found: set[tuple[int, ...]] = set()
-    for units in chosen:
-        dead = [pool for pool, on in units_of if not on.isdisjoint(units)]
-        found.add(tuple(count - dead.count(pool) for pool, (count, _) in enumerate(pools)))
+    hit = [[set(one.find_replicas(one.list_gpus(n))) for n in range(used)] for one in pools]
+    found = {
+        tuple(
+            pool.num_replicas - len(set().union(*(of_unit[n] for n in units)))
+            for pool, of_unit in zip(pools, hit, strict=True)
+        )
+        for units in chosen
+    }
     worst = [
         one
         for one in found
@@ -149,7 +145,7 @@ def spare_nodes(trials: Trials, candidate: Candidate) -> list[SpareRow]:
     """N+k: the cluster that keeps all targets with nothing and with each of :data:`LOST` lost, what
     that costs more, and for what share of the time no more is lost.
 
-    Where replicas are rented on nodes of their own, :func:`whole_nodes` are named beside them.
+    Where replicas are rented on nodes of their own, clusters of whole nodes are named beside them.
     """
     machines = trials.space.machines_at(candidate.shape)
     rows = []
@@ -175,38 +171,13 @@ def spare_nodes(trials: Trials, candidate: Candidate) -> list[SpareRow]:
                 nodes=None if size is None else -(-size // host_gpus),
                 cost_per_hour=cost,
                 extra_cost_per_hour=None if cost is None or base is None else cost - base,
-                **whole_nodes(machines, host_gpus, evaluation.num_gpus, spare)._asdict(),
+                **machines.find_whole_nodes(host_gpus, evaluation.num_gpus, spare),
                 enough_low=enough[0],
                 enough_high=enough[1],
                 why=evaluation.why,
             )
         )
     return rows
-
-
-class WholeNodes(NamedTuple):
-    """A cluster of whole nodes; ``None`` where a node is one already, or beyond the limits."""
-
-    gpus_in_whole_nodes: int | None
-    """GPUs of the cluster."""
-    cost_per_hour_in_whole_nodes: float | None
-    """Cost per hour."""
-
-
-def whole_nodes(machines: Machines, host_gpus: int, num_gpus: int, lost: Spare) -> WholeNodes:
-    """The cluster of whole nodes with replicas side by side.
-
-    Args:
-        host_gpus: GPUs that are rented on one node.
-        num_gpus: GPUs of the replicas that must be left.
-    """
-    per_node = machines.spec.gpus_per_node
-    gpus = None
-    if host_gpus < per_node and num_gpus:
-        spare = lost.nodes * per_node + lost.gpus * host_gpus
-        gpus = machines.in_whole_nodes(num_gpus + spare)
-    cost = None if gpus is None else gpus * machines.gpu_hour
-    return WholeNodes(gpus, cost)
 
 
 def idle_costs(trials: Trials, first: Evaluation, copying: Evaluation | None) -> Idle:

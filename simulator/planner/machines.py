@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from simulator.base.errors import UserError
-from simulator.config.capacity import CandidateCluster, Question
+from simulator.config.capacity import CandidateCluster, Question, Spare
 from simulator.config.cluster import ClusterSpec, load_kind
 
 WHERE = "plan"
@@ -34,10 +34,20 @@ class Machines(NamedTuple):
         """The smallest size with so many GPUs; ``None`` where all are smaller."""
         return next((size for size in self.sizes if size >= num_gpus), None)
 
-    def in_whole_nodes(self, num_gpus: int) -> int | None:
-        """The smallest size of whole nodes with so many GPUs; ``None`` where all are smaller."""
-        per_node = self.spec.gpus_per_node
-        return next((n for n in self.sizes if n >= num_gpus and n % per_node == 0), None)
+    def find_whole_nodes(self, host_gpus: int, num_gpus: int, lost: Spare) -> dict[str, Any]:
+        """The cluster of whole nodes with replicas side by side, and its cost per hour; ``None``
+        where a node is one already, or beyond the limits.
+
+        Args:
+            host_gpus: GPUs that are rented on one node.
+            num_gpus: GPUs of the replicas that must be left.
+        """
+        per_node, gpus = self.spec.gpus_per_node, None
+        if host_gpus < per_node and num_gpus:
+            needed = num_gpus + lost.nodes * per_node + lost.gpus * host_gpus
+            gpus = next((n for n in self.sizes if n >= needed and n % per_node == 0), None)
+        cost = None if gpus is None else gpus * self.gpu_hour
+        return {"gpus_in_whole_nodes": gpus, "cost_per_hour_in_whole_nodes": cost}
 
     def name_size(self, size: int) -> str:
         """The cluster's name with its number of GPUs."""

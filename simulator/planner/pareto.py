@@ -12,10 +12,9 @@ import numpy as np
 from simulator.deployment.plan import make_plan
 from simulator.planner.calibration_error import include_one, read_bands
 from simulator.planner.explore import Evaluation
-from simulator.planner.screen import Candidate
+from simulator.planner.screen import Candidate, Speed
 from simulator.planner.search import SearchResult
 from simulator.planner.space import ReplicaShape
-from simulator.planner.speeds import Speed
 from simulator.results.answer import DeploymentRow, ParetoPoint
 
 _MOST_POINTS = 24
@@ -62,14 +61,11 @@ def find_pareto(
     """
     points: list[ParetoPoint] = []
     for screened in result.screened.values():
-        front = _thin(_drop_beaten([*((one, None) for one in screened.front), *screened.pooled]))
-        edges = {
-            is_pooled: _edges(result, front[0][0].shape, is_pooled)
-            for is_pooled in {prefill is not None for _, prefill in front}
-        }
+        front = _thin(_drop_beaten([*screened.front, *screened.pooled]))
+        is_pooled = {speed.prefill is not None for speed in front}
+        edges = {one: _edges(result, front[0].shape, one) for one in is_pooled}
         points += [
-            _describe_closed(result, speed, prefill, edges[prefill is not None])
-            for speed, prefill in front
+            _describe_closed(result, speed, edges[speed.prefill is not None]) for speed in front
         ]
     simulated = (
         _describe_simulated(result, evaluation, rows[evaluation.candidate])
@@ -78,11 +74,7 @@ def find_pareto(
     return (*points, *(point for point in simulated if point is not None))
 
 
-_Paired = tuple[Speed, ReplicaShape | None]
-"""A speed, and the replica of the pool for prompts, where they have one."""
-
-
-def _thin(front: list[_Paired]) -> list[_Paired]:
+def _thin(front: list[Speed]) -> list[Speed]:
     """Points of a front that a figure can tell apart, evenly from end to end."""
     if not front:
         return []
@@ -90,14 +82,12 @@ def _thin(front: list[_Paired]) -> list[_Paired]:
     return [front[n] for n in sorted({round(place) for place in places.tolist()})]
 
 
-def _drop_beaten(points: list[_Paired]) -> list[_Paired]:
+def _drop_beaten(points: list[Speed]) -> list[Speed]:
     """Points that no other beats in both, the fastest for a user first."""
     best, found = 0.0, []
-    for point in sorted(
-        points, key=lambda one: (-one[0].per_user, -one[0].per_gpu, one[1] is not None)
-    ):
-        if point[0].per_gpu > best:
-            best = point[0].per_gpu
+    for point in sorted(points, key=lambda one: (-one.per_user, -one.per_gpu, bool(one.prefill))):
+        if point.per_gpu > best:
+            best = point.per_gpu
             found.append(point)
     return found
 
@@ -109,21 +99,18 @@ def _edges(result: SearchResult, shape: ReplicaShape, is_pooled: bool) -> tuple[
     return include_one(read_bands(plan, is_pooled).token)
 
 
-def _describe_closed(
-    result: SearchResult, speed: Speed, prefill: ReplicaShape | None, edges: tuple[float, float]
-) -> ParetoPoint:
-    space = result.space
-    text = f"{space.text(speed.shape)}, {speed.sequences:.3g} sequences a rank, " + (
-        f"{speed.budget:,} tokens a step"
-        if prefill is None
-        else f"prompts on {space.split(prefill)}"
-    )
+def _describe_closed(result: SearchResult, speed: Speed, edges: tuple[float, float]) -> ParetoPoint:
+    space, where = result.space, f"{speed.budget:,} tokens a step"
+    if speed.prefill is not None:
+        where = f"prompts on {space.split(speed.prefill)}"
+    text = f"{space.text(speed.shape)}, {speed.sequences:.3g} sequences a rank, {where}"
     per_user, per_gpu = (
         _Value(value, value / edges[1], value / edges[0])
         for value in (speed.per_user, speed.per_gpu)
     )
+    is_pooled = speed.prefill is not None
     return _make_point(
-        result, speed.shape, text, per_user, per_gpu, "closed form", is_pooled=prefill is not None
+        result, speed.shape, text, per_user, per_gpu, "closed form", is_pooled=is_pooled
     )
 
 

@@ -197,15 +197,11 @@ class CostSamples:
             return np.maximum(gpus, np.where(is_late & (rate == 1.0), larger, 0.0))
         return np.where(carried >= rate, np.minimum(gpus, size), np.maximum(gpus, larger))
 
-    def draw_costs(
-        self, evaluation: Evaluation, demand: GpuDemand | None = None, rate: float | None = 1.0
-    ) -> Floats | None:
+    def draw_costs(self, evaluation: Evaluation) -> Floats | None:
         """``[n]`` costs per hour, known as :meth:`draw_gpus` is; GPUs where machines cost
         nothing.
         """
-        gpus = self.draw_gpus(evaluation, demand, rate)
-        price = self._space.machines_at(evaluation.candidate.shape).gpu_hour
-        return None if gpus is None else gpus * (1.0 if self._is_free else price)
+        return self.draw_priced(price(evaluation))
 
     def draw_cheapest(self, kind: str) -> Floats | None:
         """``[n]`` costs of the deployment of a kind that is cheapest then."""
@@ -215,11 +211,12 @@ class CostSamples:
 
     def draw_priced(self, one: Priced | None) -> Floats | None:
         """``[n]`` costs of an evaluation at a cost, known as :meth:`draw_gpus` is."""
-        drawn = None if one is None else self.draw_costs(one.evaluation, one.demand, one.rate)
-        if one is None or drawn is None:
+        gpus = None if one is None else self.draw_gpus(one.evaluation, one.demand, one.rate)
+        if one is None or gpus is None:
             return None
-        own = one.evaluation.cost_per_hour
-        return drawn * (one.cost / own if 0 < own < math.inf else 1.0)
+        own, shape = one.evaluation.cost_per_hour, one.evaluation.candidate.shape
+        gpu_hour = 1.0 if self._is_free else self._space.machines_at(shape).gpu_hour
+        return gpus * gpu_hour * (one.cost / own if 0 < own < math.inf else 1.0)
 
 
 def find_band(values: Floats | None) -> Band:

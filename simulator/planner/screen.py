@@ -14,9 +14,7 @@ from simulator.cost.engine_time import streams_s
 from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.closed_form import Curve, Floats
 from simulator.planner.ruled_out import NO_CACHE, NO_SPARES, REFUSES, TOO_FEW, TOO_SLOW, Ruled
-from simulator.planner.space import ReplicaShape, Space
-from simulator.planner.spares import explain_no_room
-from simulator.planner.speeds import Speed, Speeds, pareto
+from simulator.planner.space import ReplicaShape, Space, explain_no_room
 from simulator.planner.traffic import Traffic
 
 SLACK = 1.5
@@ -61,6 +59,20 @@ class Served(NamedTuple):
     prompts."""
 
 
+class Judged(NamedTuple):
+    """A replica of a pool, or of both phases."""
+
+    shape: ReplicaShape
+    rates: Rates
+    served: Served
+    budget: int
+
+    @property
+    def prompt_gpu_s(self) -> float:
+        """GPU-seconds of a prompt at the rate that is likely."""
+        return self.shape.num_ranks / self.rates.likely
+
+
 class Judge:
     """Judges shapes, one after the other, for one question."""
 
@@ -78,6 +90,13 @@ class Judge:
         self._curves.setdefault(key, found)
         return found
 
+    def judge(
+        self, phase: str, shape: ReplicaShape, plan: DeploymentPlan, curve: Curve, budget: int
+    ) -> Judged:
+        """Judge a replica, see :meth:`serve`."""
+        served = self.serve(phase, plan, curve, budget)
+        return Judged(shape, self.best(served), served, budget)
+
     def serve(self, phase: str, plan: DeploymentPlan, curve: Curve, budget: int) -> Served:
         """A replica of a pool: of ``prefill``, ``decode``, or ``both``."""
         if phase == "decode":
@@ -86,58 +105,25 @@ class Judge:
 
     def both(self, plan: DeploymentPlan, curve: Curve, budget: int) -> Served:
         """A replica that computes prompts and decodes."""
-        batches, tpot_s, ttft_s, possible = self._loads(plan, curve, budget)
-        return Served(self._rates(plan, batches, tpot_s), tpot_s, ttft_s, possible, batches)
+        batches, engine = self._batches(plan), plan.placement.calibration.engine
+        terms, busy = curve.steady_terms(batches, budget)
+        step_s = terms.total
+        if plan.serving.rules.mixes_phases:
+            first_s = self._first_s(curve, budget, batches)
+        else:
+            first_s = self.alone_s(curve, budget) + step_s * (1 - busy) / 2
+        waits_s = step_s * (0.5 + plan.steps_ahead)
+        waits_s += first_s * busy / (2 * np.maximum(1 - busy, 0.02))
+        streaming_s = streams_s(batches * plan.placement.layout.num_batches, engine.stream_s)
+        ttft_s = engine.first_token_s + streaming_s + first_s + waits_s
+        tpot_s = step_s / plan.placement.drafts.mean_kept
+        rates = self._rates(plan, batches, tpot_s)
+        return Served(rates, tpot_s, ttft_s, busy < _HIGHEST_LOAD, batches)
 
     def _rates(self, plan: DeploymentPlan, batches: Floats, tpot_s: Floats) -> Floats:
         """Requests a second that so many sequences on a data-parallel rank make."""
         sequences = batches * plan.placement.layout.num_batches
         return np.asarray(sequences / (self.traffic.num_output * tpot_s))
-
-    def _loads(
-        self, plan: DeploymentPlan, curve: Curve, budget: int
-    ) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
-        """Sequences on a data-parallel rank, with seconds a token, to the first token, and whether
-        the budget suffices.
-        """
-        traffic = self.traffic
-        batches, drafts = self._batches(plan), plan.placement.drafts
-        prompts = batches * drafts.mean_kept / traffic.num_output
-        tokens = batches * (1 + drafts.num_tokens) + prompts * traffic.num_input
-        splits = plan.serving.rules.mixes_phases
-        if splits:
-            step_s = curve.step_s(batches, prompts, traffic.num_input)
-            stays = tokens <= budget * _HIGHEST_LOAD
-            chunks = math.ceil(traffic.num_input / max(1.0, budget))
-            full_s = curve.step_s(
-                batches,
-                np.full(len(batches), min(1.0, budget / traffic.num_input)),
-                traffic.num_input,
-            )
-            first_s = full_s * chunks
-            busy = tokens / budget
-        else:
-            decode_s = curve.step_s(batches, np.zeros(len(batches)), 0.0)
-            # Prompts that came during a step share the next one, the ranks that got none idle: at
-            # the least one prompt's time.
-            coming = prompts * plan.placement.layout.num_batches
-            together = np.clip(prompts, 1.0, max(1.0, budget / traffic.num_input))
-            pause_s = (
-                np.minimum(coming, 1.0)
-                * self._prompts_s(curve, budget, together)
-                * np.maximum(1.0, prompts / together)
-            )
-            step_s = decode_s + pause_s
-            stays = np.full(len(batches), True)
-            first_s = np.full(len(batches), self.alone_s(curve, budget)) + decode_s / 2
-            busy = pause_s / step_s
-        waits = step_s * (0.5 + plan.steps_ahead) + first_s * busy / (
-            2 * np.maximum(1 - busy, 0.02)
-        )
-        engine = plan.placement.calibration.engine
-        streams = batches * plan.placement.layout.num_batches
-        ttft_s = engine.first_token_s + streams_s(streams, engine.stream_s) + first_s + waits
-        return batches, step_s / drafts.mean_kept, ttft_s, stays & (busy < _HIGHEST_LOAD)
 
     def decoding(self, plan: DeploymentPlan, curve: Curve) -> Served:
         """A replica that only decodes."""
@@ -167,20 +153,17 @@ class Judge:
             curve.step_s(np.zeros(1), np.array([together]), self.traffic.num_input)[0] / together
         )
 
-    def _prompts_s(self, curve: Curve, budget: int, together: Floats) -> Floats:
-        """Seconds of a step with ``[n]`` prompts, in as many parts as the budget asks for."""
-        parts = max(1.0, self.traffic.num_input / budget)
-        return curve.step_s(
-            np.zeros(len(together)), together / parts, self.traffic.num_input
-        ) * math.ceil(parts)
-
     def alone_s(self, curve: Curve, budget: int) -> float:
         """Seconds of a prompt by itself."""
+        return float(self._first_s(curve, budget, np.zeros(1))[0])
+
+    def _first_s(self, curve: Curve, budget: int, decodes: Floats) -> Floats:
+        """Seconds of a prompt beside sequences that decode, in as many steps as the budget asks
+        for.
+        """
         parts = max(1.0, self.traffic.num_input / budget)
-        return float(
-            curve.step_s(np.zeros(1), np.array([1 / parts]), self.traffic.num_input)[0]
-            * math.ceil(parts)
-        )
+        part_s = curve.step_s(decodes, np.full_like(decodes, 1 / parts), self.traffic.num_input)
+        return part_s * math.ceil(parts)
 
     def _batches(self, plan: DeploymentPlan) -> Floats:
         capacity, traffic, pp = plan.serving.capacity, self.traffic, plan.placement.layout.pp
@@ -220,6 +203,60 @@ def _limits(space: Space) -> Limits:
         for limits, own_s in ((targets.ttft_s, slo.ttft_s), (targets.tpot_s, slo.tpot_s))
     )
     return Limits(ttft_s, tpot_s)
+
+
+class Speed(NamedTuple):
+    """Speed of a replica that is kept busy, whatever the targets."""
+
+    per_user: float
+    """Output tokens per second of one user."""
+    per_gpu: float
+    """Output tokens per second of one GPU."""
+    shape: ReplicaShape
+    budget: int
+    sequences: float
+    """Sequences decoding on one data-parallel rank."""
+    prefill: ReplicaShape | None = None
+    """The replica that computes the prompts, where that is another pool."""
+
+
+class Speeds(NamedTuple):
+    """Speeds of one replica under several loads; ``[n]`` each."""
+
+    per_user: Floats
+    per_gpu: Floats
+    sequences: Floats
+    shape: ReplicaShape
+    budget: int
+    prefill: ReplicaShape | None = None
+    """The replica that computes the prompts, where that is another pool."""
+
+
+def find_front(speeds: list[Speeds]) -> list[Speed]:
+    """Speeds that no other beats both for users and for GPUs, the fastest first."""
+    if not speeds:
+        return []
+    per_user, per_gpu = (
+        np.concatenate([getattr(one, name) for one in speeds]) for name in ("per_user", "per_gpu")
+    )
+    order = np.lexsort((-per_gpu, -per_user))
+    best = np.maximum.accumulate(np.concatenate([[0.0], per_gpu[order]]))
+    ends = np.cumsum([len(one.per_user) for one in speeds])
+    found = []
+    for place in order[per_gpu[order] > best[:-1]]:
+        n = int(np.searchsorted(ends, place, side="right"))
+        one, at = speeds[n], int(place - ends[n])
+        found.append(
+            Speed(
+                float(one.per_user[at]),
+                float(one.per_gpu[at]),
+                one.shape,
+                one.budget,
+                float(one.sequences[at]),
+                one.prefill,
+            )
+        )
+    return found
 
 
 _KEPT = 64
@@ -268,32 +305,16 @@ class Screened(NamedTuple):
     ruled: Ruled
     front: list[Speed]
     """Pareto front of replicas for both phases."""
-    pooled: list[tuple[Speed, ReplicaShape]]
+    pooled: list[Speed]
     """Pareto front of replicas that only decode, with the prefill pool that keeps the targets in
     fewest GPU-seconds a prompt."""
-
-
-class Prefilling(NamedTuple):
-    """A replica that only computes prompts."""
-
-    shape: ReplicaShape
-    rates: Rates
-    budget: int
-
-
-class Decoding(NamedTuple):
-    """A replica that only decodes."""
-
-    shape: ReplicaShape
-    rates: Rates
-    served: Served
 
 
 class _Pools(NamedTuple):
     """Replicas for pools of the same model, formats and machines."""
 
-    prompts: list[Prefilling]
-    decodes: list[Decoding]
+    prompts: list[Judged]
+    decodes: list[Judged]
 
 
 def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screened:
@@ -344,13 +365,12 @@ class _Screening:
             return
         curve = self._judge.curve(shape, plan)
         for budget in budgets if has_room else ():
-            served = self._judge.both(plan, curve, budget)
-            rates = self._judge.best(served)
+            one = self._judge.judge("both", shape, plan, curve, budget)
             candidate = size_candidate(
-                self._space, self._traffic, shape, budget, rates, self._ruled
+                self._space, self._traffic, shape, budget, one.rates, self._ruled
             )
             self._candidates += [] if candidate is None else [candidate]
-            self._speeds.append(_measure_speeds(self._traffic, served, shape, budget))
+            self._speeds.append(_measure_speeds(self._traffic, one))
         if asked.disaggregate:
             self._add_to_pools(shape, plan, curve, has_room)
 
@@ -364,9 +384,9 @@ class _Screening:
         self, shape: ReplicaShape, plan: DeploymentPlan, curve: Curve, has_room: bool
     ) -> None:
         asked, budget = self._space.question.space, self._space.question.space.token_budgets[-1]
-        prefilling = self._judge.best(self._judge.prefilling(plan, curve, budget))
-        served = self._judge.decoding(plan, curve)
-        decoding = Decoding(shape, self._judge.best(served), served)
+        prefilling, decoding = (
+            self._judge.judge(phase, shape, plan, curve, budget) for phase in ("prefill", "decode")
+        )
         # A prefill pool has the decode pool's placement.
         usual_sequences = (asked.max_sequences or (0,))[0]
         usual_placement = _choose_placement(self._space, shape)
@@ -376,7 +396,7 @@ class _Screening:
             key = shape.weight_dtype, shape.kv_dtype, sent, shape.memory_fraction
             pools = self._pools.setdefault(key, _Pools([], []))
             if is_usual:
-                pools.prompts.append(Prefilling(shape, prefilling, budget))
+                pools.prompts.append(prefilling)
             if has_room:
                 pools.decodes.append(decoding)
 
@@ -388,20 +408,16 @@ class _Screening:
             found, number = pair_pools(self._space, self._traffic, *pools, self._ruled)
             candidates = candidates + found
             num_legal += number
-            able = [
-                (one.shape.num_ranks / one.rates.likely, one.shape, one.budget)
-                for one in pools.prompts
-                if one.rates.likely > 0
-            ]
-            for shape, _, served in pools.decodes if able else ():
-                best = min(able)
-                pooled.append(_measure_speeds(self._traffic, served, shape, best[2], best))
+            able = [one for one in pools.prompts if one.rates.likely > 0]
+            for one in pools.decodes if able else ():
+                best = min(able, key=lambda pool: (pool.prompt_gpu_s, pool.shape, pool.budget))
+                pooled.append(_measure_speeds(self._traffic, one, best))
         return Screened(
             _choose_candidates(candidates),
             num_legal,
             self._ruled,
-            [speed for speed, _ in pareto(self._speeds)],
-            [(speed, prefill) for speed, prefill in pareto(pooled) if prefill],
+            find_front(self._speeds),
+            find_front(pooled),
         )
 
 
@@ -414,18 +430,15 @@ def _choose_placement(space: Space, shape: ReplicaShape) -> str:
     return "eplb" if is_chosen and "contiguous" not in placements else "contiguous"
 
 
-def _measure_speeds(
-    traffic: Traffic,
-    served: Served,
-    shape: ReplicaShape,
-    budget: int,
-    prefill: tuple[float, ReplicaShape, int] | None = None,
-) -> Speeds:
+def _measure_speeds(traffic: Traffic, one: Judged, prefill: Judged | None = None) -> Speeds:
     """Speeds of a replica, for whose users a pool for prompts may take further GPU-seconds."""
-    kept = served.possible
-    seconds, prompts = (0.0, None) if prefill is None else prefill[:2]
-    per_gpu = traffic.num_output / (shape.num_ranks / served.rates[kept] + seconds)
-    return Speeds(1 / served.tpot_s[kept], per_gpu, served.batches[kept], shape, budget, prompts)
+    served, kept = one.served, one.served.possible
+    seconds, prompts = (0.0, None) if prefill is None else (prefill.prompt_gpu_s, prefill.shape)
+    per_gpu = traffic.num_output / (one.shape.num_ranks / served.rates[kept] + seconds)
+    budget = (prefill or one).budget
+    return Speeds(
+        1 / served.tpot_s[kept], per_gpu, served.batches[kept], one.shape, budget, prompts
+    )
 
 
 def _choose_candidates(candidates: list[Candidate]) -> list[Candidate]:
@@ -471,10 +484,13 @@ def size_candidate(
         math.ceil(traffic.rate_per_s / rate) if rate > 0 else 0
         for rate in (rates.likely, rates.most)
     )
-    held, least_held = (space.find_cluster(shape, number) for number in (replicas or least, least))
+    alone = shape, None
+    held, least_held = (
+        space.find_cluster(alone, (number, 0)) for number in (replicas or least, least)
+    )
     if least_held is None:
         no_room, text = explain_no_room(space, shape, least), space.text(shape)
-        few = f"{space.count_gpus(shape, least):,} GPUs or more"
+        few = f"{space.count_gpus(alone, (least, 0)):,} GPUs or more"
         ruled.leave_out(NO_SPARES if no_room else TOO_FEW, f"{text}: {no_room or few}")
         return None
     price, most = machines.gpu_hour, machines.sizes[-1]
@@ -496,8 +512,8 @@ def size_candidate(
 def pair_pools(
     space: Space,
     traffic: Traffic,
-    prompts: Sequence[Prefilling],
-    decodes: Sequence[Decoding],
+    prompts: Sequence[Judged],
+    decodes: Sequence[Judged],
     ruled: Ruled,
 ) -> tuple[list[Candidate], int]:
     """Prefill pools with decode pools of the same model, formats and machines: the best of them,
@@ -558,7 +574,7 @@ def pair_pools(
 
 
 def _count_replicas(
-    traffic: Traffic, pool: Sequence[Prefilling | Decoding], rate: str
+    traffic: Traffic, pool: Sequence[Judged], rate: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Replicas of each kind that carry the traffic at the rate of that name, and their GPUs."""
     rates = np.array([getattr(one.rates, rate) for one in pool])
@@ -568,7 +584,7 @@ def _count_replicas(
 
 
 def _count_spare_gpus(
-    space: Space, pool: Sequence[Prefilling | Decoding], counts: NDArray[np.int64]
+    space: Space, pool: Sequence[Judged], counts: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """GPUs of the spare replicas of each kind, beside so many of it."""
     return np.array(

@@ -22,7 +22,7 @@ from simulator.config.sparsity import Pruning, pruning_text
 from simulator.deployment.counterparts import choose_model
 from simulator.deployment.memory import NoRoomError
 from simulator.deployment.plan import DeploymentPlan, find_keys_of, make_plan
-from simulator.planner.loss_probability import count_spare_replicas
+from simulator.planner.loss_probability import count_spare_replicas, share_of_time_serving
 from simulator.planner.machines import WHERE, Machines, machines_of
 from simulator.planner.ruled_out import (
     ALIKE,
@@ -106,6 +106,10 @@ class ReplicaShape(NamedTuple):
         return self._replace(
             kv_dtype="", overlap="", pp=1, max_sequences=0, prompts="", memory_fraction=0.0
         )
+
+
+Sides = tuple[ReplicaShape, ReplicaShape | None]
+"""Shape of a deployment's replicas, and of those that compute prompts where these are a pool."""
 
 
 class Space:
@@ -255,34 +259,21 @@ class Space:
                 found[replicas] = prompts
         return list(found.items())
 
-    def find_cluster(
-        self,
-        shape: ReplicaShape,
-        replicas: int,
-        prefill: ReplicaShape | None = None,
-        prefill_replicas: int = 0,
-    ) -> int | None:
-        """The smallest cluster with so many replicas left when what may be lost is lost, and the
-        spare ones are out of work.
+    def find_cluster(self, sides: Sides, counts: tuple[int, int]) -> int | None:
+        """The smallest cluster with so many replicas, and prefill replicas, left when what may be
+        lost is lost, and the spare ones are out of work.
         """
-        num_gpus = self.count_gpus(shape, replicas, prefill, prefill_replicas)
-        return next((size for size in self.sizes(shape, prefill) if size >= num_gpus), None)
+        num_gpus = self.count_gpus(sides, counts)
+        return next((size for size in self.sizes(*sides) if size >= num_gpus), None)
 
-    def count_gpus(
-        self,
-        shape: ReplicaShape,
-        replicas: int,
-        prefill: ReplicaShape | None = None,
-        prefill_replicas: int = 0,
-    ) -> int:
+    def count_gpus(self, sides: Sides, counts: tuple[int, int]) -> int:
         """GPUs of so many replicas, of the spare ones and of what may be lost."""
-        both = prefill is not None
-        wanted = replicas + self.count_spares(shape, replicas, both)
-        num_gpus = wanted * shape.num_ranks + self.spare_gpus(shape, prefill)
-        if prefill is not None:
-            wanted = prefill_replicas + self.count_spares(prefill, prefill_replicas, both)
-            num_gpus += wanted * prefill.num_ranks
-        return num_gpus
+        spares = count_spares(self, sides, *counts)
+        return self.spare_gpus(*sides) + sum(
+            (count + spare) * one.num_ranks
+            for one, count, spare in zip(sides, counts, spares, strict=True)
+            if one is not None
+        )
 
     def sizes(self, shape: ReplicaShape, prefill: ReplicaShape | None = None) -> tuple[int, ...]:
         """Sizes of the cluster within the limit on nodes, of which there are more where every
@@ -554,3 +545,59 @@ def _name_pruned(model: ModelSpec, pruning: Pruning | None) -> ModelSpec:
     if pruning is None:
         return model
     return model.model_copy(update={"name": f"{model.name} ({pruning_text(pruning)})"})
+
+
+class Spares(NamedTuple):
+    """Spare replicas of each pool."""
+
+    replicas: int = 0
+    prefill_replicas: int = 0
+
+
+def count_spares(space: Space, sides: Sides, replicas: int, prefill_replicas: int = 0) -> Spares:
+    """Count the spare replicas beside those that keep the targets; none without
+    ``failures.availability``.
+    """
+    (shape, prompts), in_pools = sides, sides[1] is not None
+    return Spares(
+        space.count_spares(shape, replicas, in_pools),
+        0 if prompts is None else space.count_spares(prompts, prefill_replicas, in_pools),
+    )
+
+
+def share_of_time_enough(
+    space: Space, sides: Sides, counts: tuple[int, int], spares: Spares
+) -> tuple[float, float]:
+    """Share of the time in which as many replicas of each pool serve as keep the targets, at the
+    lowest and the highest ``mtbf_gpu_hours``.
+
+    Args:
+        counts: replicas that keep the targets, and prefill replicas.
+    """
+    low = high = 1.0
+    for shape, count, spare in zip(sides, counts, spares, strict=True):
+        if shape is not None:
+            sizes = shape.num_ranks, space.host_gpus(shape)
+            own = share_of_time_serving(count, spare, *sizes, space.question.failures)
+            low, high = low * own[0], high * own[1]
+    return low, high
+
+
+def explain_no_room(space: Space, shape: ReplicaShape, replicas: int) -> str | None:
+    """Say why there is no room for the spare replicas beside so many, and what would do; ``None``
+    where there is none for these alone.
+    """
+    failures, largest = space.question.failures, max(space.sizes(shape), default=0)
+    room = max(0, largest - space.spare_gpus(shape)) // shape.num_ranks
+    if room < replicas or failures.availability is None:
+        return None
+    wanted = replicas + space.count_spares(shape, replicas)
+    sizes = shape.num_ranks, space.host_gpus(shape)
+    reached, _ = share_of_time_serving(replicas, room - replicas, *sizes, failures)
+    size = f"{shape.num_ranks:,} GPU{'' if shape.num_ranks == 1 else 's'}"
+    needed = f"{replicas:,} that {'serves' if replicas == 1 else 'serve'}"
+    return (
+        f"availability = {failures.availability:g} takes {wanted:,} replicas of {size} for "
+        f"{needed}, and the limits allow {room:,}, with which it is {reached:.6g}: "
+        "ask for no more, raise the limits, or lower repair_hours"
+    )

@@ -21,7 +21,7 @@ from simulator.planner.samples import (
     find_band,
     interpolate_gpus,
 )
-from simulator.planner.uncertainty.confidence import _compare_samples, _list_other_calibrations
+from simulator.planner.uncertainty.bands import _compare_samples, _list_other_calibrations
 from simulator.results.answer.certainty import Source
 from tests.laws.tiny_question import candidate, demand, error, found, trials
 

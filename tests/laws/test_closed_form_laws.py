@@ -19,7 +19,7 @@ from simulator.planner.evaluations import best_of_each
 from simulator.planner.headroom import find_sizes
 from simulator.planner.samples import interpolate_gpus
 from simulator.planner.screen import Served
-from simulator.planner.uncertainty.confidence import simulate_demand
+from simulator.planner.uncertainty.bands import simulate_demand
 from tests.laws.tiny_question import answer, candidate, error, found, trials
 
 
@@ -113,7 +113,7 @@ def test_a_replica_reaches_from_the_first_load_that_it_serves():
 def test_the_figure_of_speeds_has_the_fastest_and_the_most_productive():
     points = [point for point in answer().pareto if not point.is_simulated]
     for screened in found().screened.values():
-        speeds = [*screened.front, *(speed for speed, _ in screened.pooled)]
+        speeds = [*screened.front, *screened.pooled]
         for name in ("user", "gpu"):
             shown = [getattr(point, f"tokens_per_s_{name}") for point in points]
             most = max(getattr(speed, f"per_{name}") for speed in speeds)

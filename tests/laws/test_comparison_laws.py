@@ -11,7 +11,6 @@ import pytest
 from simulator.planner.calibration_error import compare_speeds, read_error
 from simulator.planner.evaluations import FigureBands
 from simulator.planner.explore import ClusterSize, Evaluation
-from simulator.planner.moe_vs_dense import _estimate_cost, _name
 from simulator.planner.samples import (
     CostSamples,
     GpuDemand,
@@ -23,6 +22,7 @@ from simulator.planner.samples import (
     find_band,
 )
 from simulator.planner.uncertainty.bands import add_probabilities
+from simulator.planner.uncertainty.sensitivity import _estimate_cost, _name
 from tests.laws.tiny_question import candidate, costs, demand, error, found
 
 

@@ -24,8 +24,7 @@ from simulator.planner.handover import scenario_text
 from simulator.planner.headroom import measure_headroom
 from simulator.planner.screen import Candidate
 from simulator.planner.search import search
-from simulator.planner.space import ReplicaShape
-from simulator.planner.spares import count_spares
+from simulator.planner.space import ReplicaShape, count_spares
 from simulator.planner.store import Store, key_of
 from simulator.planner.traffic import LEAST_STAYS, Traffic, find_stretch, lasting, traffic_of
 from simulator.planner.trial import estimate_sampling_error, measure_outcome

@@ -25,7 +25,6 @@ from simulator.planner.conditions import (
 )
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer
 from simulator.planner.losses import idle_costs, list_survivors, spare_nodes, with_losses
-from simulator.planner.moe_vs_dense import RATES
 from simulator.planner.screen import Candidate
 from simulator.planner.search import search
 from simulator.planner.space import ReplicaShape
@@ -33,6 +32,7 @@ from simulator.planner.store import Store
 from simulator.planner.traffic import Traffic
 from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty.assessment import assess
+from simulator.planner.uncertainty.sensitivity import RATES
 from simulator.workload.requests import load_requests
 from tests.findings_database import read_findings
 from tests.laws import tiny_question
@@ -163,7 +163,7 @@ def test_what_is_held_free_stands_what_may_be_lost(replicas, tp, nodes, gpus, is
     space = trials(spare=lost.model_dump()).space
     asked = candidate(DENSE, tp=tp, prefill=candidate(DENSE, tp=tp).shape if is_pair else None)
     both = replicas * (2 if is_pair else 1)
-    size = space.find_cluster(asked.shape, replicas, asked.prefill, replicas * is_pair)
+    size = space.find_cluster(asked.sides, (replicas, replicas * is_pair))
     assume(size is not None)
     cluster_size = ClusterSize(size, replicas, replicas if is_pair else 0)
     host_gpus = space.host_gpus(asked.shape, asked.prefill)

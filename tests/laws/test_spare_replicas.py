@@ -20,8 +20,7 @@ from simulator.planner.loss_probability import (
     count_spare_replicas,
     share_of_time_serving,
 )
-from simulator.planner.space import ReplicaShape, Space
-from simulator.planner.spares import Spares, count_spares, share_of_time_enough
+from simulator.planner.space import ReplicaShape, Space, Spares, count_spares, share_of_time_enough
 from simulator.results.run_sentences import list_held
 from tests.cases import cases
 from tests.laws.test_planner_laws import DENSE, QUESTION, candidate
@@ -93,7 +92,7 @@ def test_a_cluster_has_room_for_the_spares_and_the_next_smaller_one_has_not(
     space = Space(validate(Question, asked, "test"), Path())
     shape = ReplicaShape(DENSE, 0, tp, 1, 1, "", "bf16", 0, "none")
     pool = shape if prompts else None
-    size = space.find_cluster(shape, replicas, pool, prompts)
+    size = space.find_cluster((shape, pool), (replicas, prompts))
     assume(size is not None)
     one = candidate(DENSE, tp=tp, prefill=pool)
     spares = count_spares(space, one.sides, replicas, prompts)

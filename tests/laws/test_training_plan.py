@@ -12,7 +12,7 @@ from simulator.commands.plan_training import plan_training
 from simulator.commands.train import train
 from simulator.config.cluster import load_kind
 from simulator.config.model import load_model
-from simulator.planner.training.search import TrainingSearch
+from simulator.planner.training.search import TrainingSearch, _fits
 from simulator.planner.training.space import list_sizes, list_splits
 from simulator.report.training_pages import render_training_plan as render
 from simulator.results.training_answer import TrainingAnswer
@@ -106,7 +106,8 @@ def test_no_other_split_of_as_many_gpus_is_cheaper(
     cluster, _ = load_kind(kind, "test")
     splits = list_splits(load_model(model, "test"), cluster, num_gpus, global_batch)
     assert len(found) + sum(search.ruled_out.values()) == len(splits)
-    every = [search.simulate_split(entry, offer, split) for split in splits]
+    plans = [(split, search._plan(entry, offer, split)) for split in splits]
+    every = [search._simulate(plan) for split, plan in plans if _fits(plan, split)]
     days = [one.days for one in every if one is not None]
     assert len(days) >= 10
     assert min(one.days for one in found) <= 1.01 * min(days)

@@ -14,12 +14,12 @@ from simulator.config.capacity import Question
 from simulator.engine.timeline import run_plan
 from simulator.planner import ruled_out
 from simulator.planner.closed_form import Curve
+from simulator.planner.crossover import make_fixed_traffic
 from simulator.planner.explore import Explorer
 from simulator.planner.launch import list_commands
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Candidate, Judge
 from simulator.planner.space import Space
-from simulator.planner.steady import make_fixed_traffic
 from simulator.planner.traffic import lasting, traffic_of
 from simulator.workload.traces import RequestTrace
 from tests.parts import freeze
@@ -122,7 +122,6 @@ def test_the_closed_form_is_what_the_engine_does(cluster, split, sequences):
         (np.array([float(sequences)]), np.array([sequences / 200]), 600.0),
     )
     assert curve.step_s(*at)[0] == pytest.approx(middle["duration_s"].mean(), rel=0.12)
-    assert curve.terms(*at).total[0] == pytest.approx(curve.step_s(*at)[0])
 
 
 def test_the_screen_reads_pipelines_optimistically():

@@ -17,7 +17,6 @@ from simulator.commands.run import run
 from simulator.config.capacity import Question
 from simulator.planner import ruled_out as reasons
 from simulator.planner.explore import ClusterSize, Evaluation
-from simulator.planner.moe_vs_dense import rivals
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Candidate
 from simulator.planner.search import search
@@ -25,6 +24,7 @@ from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.store import Store
 from simulator.planner.traffic import traffic_of
 from simulator.planner.trial import Outcome
+from simulator.planner.uncertainty.sensitivity import rivals
 from simulator.planner.why_not import _describe_miss, _find_reason, explain_models, find_nearest
 from simulator.scenario.question import load_question
 from simulator.scenario.scenario import load_scenario

@@ -8,12 +8,11 @@ import pytest
 
 from simulator.planner.evaluations import price_cluster
 from simulator.planner.explore import ClusterSize, Evaluation
-from simulator.planner.moe_vs_dense import _cheaper, _point
 from simulator.planner.samples import Priced
 from simulator.planner.search import SearchResult
 from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty import assessment
-from simulator.planner.uncertainty.sensitivity import Sensitivity
+from simulator.planner.uncertainty.sensitivity import Sensitivity, _cheaper, _point
 from simulator.planner.why_not import _describe_miss
 from tests.laws.tiny_question import candidate, demand, trials
 

@@ -11,18 +11,17 @@ from simulator.base.frozen import validate
 from simulator.config.capacity import Question
 from simulator.planner.ruled_out import TOO_FEW, TOO_SLOW, Ruled
 from simulator.planner.screen import (
-    Decoding,
-    Prefilling,
+    Judged,
     Rates,
     Screened,
     Served,
+    Speed,
     pair_pools,
     screen,
     size_candidate,
 )
 from simulator.planner.search import choose_hopeless
 from simulator.planner.space import ReplicaShape, Space
-from simulator.planner.speeds import Speed
 from simulator.planner.traffic import traffic_of
 
 HERE = Path()
@@ -68,7 +67,7 @@ def test_pools_for_prompts_place_experts_in_order_where_that_is_asked_for(placem
     pairs = [one for one in found.candidates if one.prefill is not None]
     assert {one.shape.placement for one in pairs} == set(placements)
     assert {one.prefill.placement for one in pairs} == {of_prompts}
-    assert {prefill.placement for _, prefill in found.pooled} == {of_prompts}
+    assert {speed.prefill.placement for speed in found.pooled} == {of_prompts}
 
 
 @pytest.mark.parametrize(
@@ -118,10 +117,10 @@ def test_a_pair_of_pools_is_possible_up_to_the_last_gpu_that_is_not_held_free(
     """
     asked = question(spare=spare)
     space, traffic = Space(asked, HERE), traffic_of(asked, HERE)._replace(rate_per_s=96.0)
-    decodes = [Decoding(replica(), Rates(decode_rate, decode_rate, 0.01, 0.0), NOTHING)]
+    decodes = [Judged(replica(), Rates(decode_rate, decode_rate, 0.01, 0.0), NOTHING, 2048)]
     for rate, expected in ((last_rate, 1), (too_little, 0)):
         ruled = Ruled()
-        prompts = [Prefilling(replica(), Rates(rate, rate, 0.0, 0.1), 2048)]
+        prompts = [Judged(replica(), Rates(rate, rate, 0.0, 0.1), NOTHING, 2048)]
         found, number = pair_pools(space, traffic, prompts, decodes, ruled)
         assert len(found) == number == expected
         assert ruled.counts == ({} if expected else {TOO_FEW: 1})

@@ -20,7 +20,7 @@ from simulator.lab.validation.serving.deployments import plan_of, table_key
 from simulator.lab.validation.serving.points import read_point
 from simulator.planner.calibration_error import CalibrationError, compare_speeds, read_error
 from simulator.planner.closed_form import Curve
-from simulator.planner.steady import make_fixed_traffic
+from simulator.planner.crossover import make_fixed_traffic
 from tests.shared import shared_file
 
 GPU = "h200_sxm"

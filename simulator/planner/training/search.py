@@ -202,13 +202,6 @@ class TrainingSearch:
         self.ruled_out[_BEHIND] += sum(len(shortlist[number]) for _, number, _ in queue)
         return found
 
-    def simulate_split(
-        self, entry: TrainedModel, offer: TrainingCluster, split: Split
-    ) -> Trained | None:
-        """Simulate a split; ``None`` where it does not fit in memory."""
-        plan = self._plan(entry, offer, split)
-        return self._simulate(plan) if _fits(plan, split) else None
-
     def _plan(self, entry: TrainedModel, offer: TrainingCluster, split: Split) -> TrainingPlan:
         question = self._question
         spec = describe_split(question, entry, offer, split)

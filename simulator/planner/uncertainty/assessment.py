@@ -19,35 +19,34 @@ from simulator.planner.evaluations import FigureBands
 from simulator.planner.explore import Evaluation
 from simulator.planner.headroom import Headroom, find_sizes, measure_headroom
 from simulator.planner.losses import LOST, idle_costs, spare_nodes
-from simulator.planner.moe_vs_dense import (
-    best_of_kind,
-    changes_over_rates,
-    compare_at_targets,
-    over_rates,
-    rivals,
-)
 from simulator.planner.samples import CostSamples, GpuDemand, Priced, price
 from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult, estimate_work
 from simulator.planner.uncertainty.bands import (
+    RESAMPLED,
+    Choices,
+    FixedSize,
     RowBands,
     add_probabilities,
     band_losses,
     band_spare_nodes,
-    estimate_all,
-)
-from simulator.planner.uncertainty.confidence import (
-    RESAMPLED,
-    Choices,
-    FixedSize,
     draw_headroom,
+    estimate_all,
     find_kept,
     find_second_choice,
     simulate_demand,
     summarise_confidence,
     try_fixed_size,
 )
-from simulator.planner.uncertainty.sensitivity import Sensitivity, list_changes
+from simulator.planner.uncertainty.sensitivity import (
+    Sensitivity,
+    best_of_kind,
+    changes_over_rates,
+    compare_at_targets,
+    list_changes,
+    over_rates,
+    rivals,
+)
 from simulator.results.answer import (
     Comparison,
     Confidence,
