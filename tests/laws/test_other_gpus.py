@@ -59,12 +59,6 @@ def test_the_table_is_what_ranks_take(tiny, monkeypatch, degraded, model):
     assert by_table.sum() == pytest.approx(by_ranks.sum(), rel=0.02)
 
 
-def test_a_dense_model_is_priced_exactly(tiny, monkeypatch):
-    plan = tiny.plan("sliding-dense", replicas=2, degraded=A100_NODE, tp=2, attention_dp=4)
-    trace = tiny.trace(20, 80.0, longest_input=400, longest_output=12)
-    np.testing.assert_allclose(*price_both(monkeypatch, plan, trace), rtol=1e-9)
-
-
 def test_the_more_gpus_are_older_the_later(tiny):
     trace = tiny.trace(12, 100.0, longest_output=12)
     old = [{"gpu": gpu, "accelerator": "a100-sxm"} for gpu in range(16)]
@@ -141,20 +135,6 @@ def test_it_is_a_piece_of_the_explanation_and_a_note(tiny):
     )
     record = make_record(serve(plan, trace))
     assert abs(record.changed_audit.mean) < 0.03
-
-
-@pytest.mark.parametrize("fidelity", ["step", "rank"])
-def test_a_replica_that_has_lost_ranks_keeps_its_kinds(tiny, fidelity):
-    trace = tiny.trace(40, 300.0)
-    lost = {
-        "placement": {"kind": "eplb", "num_slots": 32},
-        "failures": [{"kind": "kill", "at_s": 0.02, "gpu": 2, "restart_s": 10.0}],
-        "recovery": {"kind": "elastic", "detection_s": 0.01, "regroup_s": 0.01, "startup_s": 0.01},
-    }
-    old = [{"gpu": 7, "accelerator": "a100-sxm"}]
-    usual, slow = (run(tiny, trace, one, fidelity, **EP8, **lost) for one in ((), old))
-    assert [one.kind for one in slow.changed][:2] == ["hangs", "shrinks"]
-    assert end_times(slow).mean() > end_times(usual).mean()
 
 
 @pytest.mark.parametrize(

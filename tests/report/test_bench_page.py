@@ -12,7 +12,6 @@ import pytest
 from tests.benchmarks.history import append_history, read_history
 from tests.benchmarks.page import render, tell_headline
 from tests.benchmarks.rows import Bench, Growth, Row, tell_value
-from tests.report.windows import DESK, PHONE
 
 MADE = {
     "command": "python -m tests.benchmarks",
@@ -50,12 +49,16 @@ GROWTHS = (
 )
 
 
-@pytest.fixture(scope="module")
-def bench() -> Bench:
+def make_bench() -> Bench:
     made = Bench(MADE)
     for found in (*ROWS, *GROWTHS):
         made.add(found)
     return made
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    return make_bench()
 
 
 def test_the_page_has_every_row(bench):
@@ -99,14 +102,3 @@ def test_figures_of_earlier_calls_on_this_processor_are_drawn(bench, tmp_path):
     shown = html.unescape(re.sub(r"<[^>]*>", "\n", render(bench, found)))
     assert "Over revisions" in shown
     assert "\nslow <one>: CPU time\n" in shown
-
-
-@pytest.mark.xdist_group("pages")  # one browser
-@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
-def test_the_page_opens_on_a_desk_and_on_a_phone(open_page, bench, tmp_path: Path, viewport):
-    file = tmp_path / "bench.html"
-    file.write_text(render(bench, NOTHING), encoding="utf-8")
-    opened = open_page(file, viewport, has_touch=viewport is PHONE)
-    assert opened.problems == []
-    assert opened.page.locator(".js-plotly-plot").count() == 3
-    assert opened.is_as_wide_as_shown

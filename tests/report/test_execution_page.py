@@ -15,7 +15,6 @@ from simulator.report.execution import FIGURES, render
 from simulator.results.executed import BUSY, SUMMARY_COLUMNS, describe_load
 from tests.report.made_up_executions import CASES, HOSTILE, MOE, TOTAL, make
 from tests.report.pages import payload_of
-from tests.report.windows import DESK, on_screens
 
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
 
@@ -189,20 +188,3 @@ def test_folder_is_written_read_and_reported_again(executions, tmp_path, capsys)
     (tmp_path / "one" / "steps.parquet").unlink()
     with pytest.raises(UserError, match=r"steps\.parquet: no such file"):
         report([tmp_path / "one"])
-
-
-@pytest.mark.parametrize(
-    ("name", "viewport"),
-    on_screens(["all", "faults", "one", "hostile", "many ranks"], {"hostile", "many ranks"}),
-)
-def test_it_opens_offline_and_draws_everything(
-    execution_page_of, open_page, name, viewport, tmp_path
-):
-    file = tmp_path / "page.html"
-    page = execution_page_of(name)
-    file.write_text(page, encoding="utf-8")
-    opened = open_page(file, viewport, theme="light" if viewport is DESK else "dark")
-    assert opened.problems == []
-    assert opened.gone_out == []
-    assert opened.page.locator(".js-plotly-plot").count() == len(plots_of(page))
-    assert opened.is_as_wide_as_shown

@@ -13,11 +13,14 @@ from simulator.lab.report import scoreboard
 from simulator.report import execution, page, plan_page
 from simulator.results.answer import Answer
 from simulator.results.answer.folder import PlanResults
+from tests.benchmarks.page import render as render_bench
 from tests.report import made_up_executions, made_up_runs, plan_answers
 from tests.report.pages import MOST_BYTES, payload_of, unpacked
+from tests.report.test_bench_page import NOTHING, make_bench
 from tests.report.test_scoreboard import board
 from tests.report.test_training_page import training_page
 from tests.report.test_training_step_page import training_plan_html, training_step_html
+from tests.report.windows import PHONE, on_screens
 
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
 
@@ -32,6 +35,14 @@ KINDS = {
     "training step": training_step_html,
     "training plan": training_plan_html,
 }
+SHOWN = {
+    "execution": KINDS["execution"],
+    "hostile": lambda: execution.render(made_up_executions.CASES["hostile"]()),
+    "many ranks": lambda: execution.render(made_up_executions.CASES["many ranks"]()),
+    "training": training_page,
+    "bench": lambda: render_bench(make_bench(), NOTHING),
+}
+"""Pages that no other test opens on a desk and on a phone."""
 A4_PIXELS = 718
 """Width of A4 less margins of 10 mm, in the pixels of a style sheet."""
 HARMLESS = {"Download plot as a PNG", "Zoom", "Reset axes"}
@@ -106,6 +117,17 @@ def test_nothing_on_a_page_leads_off_the_machine_and_it_prints_its_figures_whole
     opened = open_page(files[kind])
     check_toolbars(opened, len(payload_of(pages[kind])["plots"]))
     check_print(opened.page)
+
+
+@pytest.mark.parametrize(("kind", "viewport"), on_screens(SHOWN, SHOWN))
+def test_a_page_draws_all_on_a_desk_and_on_a_phone(open_page, tmp_path, kind, viewport):
+    text, file = SHOWN[kind](), tmp_path / "page.html"
+    file.write_text(text, encoding="utf-8")
+    opened = open_page(file, viewport, has_touch=viewport is PHONE)
+    assert opened.problems == []
+    assert opened.gone_out == []
+    assert opened.page.locator(".js-plotly-plot").count() == len(payload_of(text)["plots"])
+    assert opened.is_as_wide_as_shown
 
 
 def check_toolbars(opened, num_plots):

@@ -9,7 +9,6 @@ import pytest
 from simulator.base.formats import TIMES
 from simulator.report.training_pages import render_training as render
 from tests.report.pages import payload_of
-from tests.report.windows import DESK, PHONE
 
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
 
@@ -100,25 +99,3 @@ def test_it_says_the_numbers_and_escapes_the_names(page):
     payload = payload_of(page)
     assert [len(plot["data"]) for plot in payload["plots"]] == [5, 5, 1, 1]
     assert payload["plots"][0]["data"][0]["name"] == MODELS[0]
-
-
-@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
-def test_it_opens_offline_and_draws_everything(open_page, page, tmp_path, viewport):
-    file = tmp_path / "page.html"
-    file.write_text(page, encoding="utf-8")
-    shown = open_page(file, viewport)
-    assert shown.problems == []
-    opened = shown.page
-    assert opened.locator(".js-plotly-plot").count() == 4
-    assert shown.is_as_wide_as_shown
-    if viewport is DESK:
-        assert opened.evaluate(
-            "(box => box.scrollWidth <= box.clientWidth)(document.querySelector('.scroll'))"
-        ), "a table that must be scrolled"
-    buttons = opened.locator(".legend button")
-    assert buttons.count() == 2 * len(MODELS)
-    buttons.last.click()
-    visible = opened.evaluate(
-        "document.querySelectorAll('.js-plotly-plot')[1].data.map((trace) => trace.visible)"
-    )
-    assert visible[-1] is False
