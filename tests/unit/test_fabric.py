@@ -33,33 +33,22 @@ def carried(*starts):
     return ends
 
 
-def test_alone_an_exchange_takes_its_latency_and_its_busiest_link():
-    assert carried((1.0, exchange(2.0, 5.0, 0.0, latency_s=0.5))) == pytest.approx([6.5])
-
-
-def test_nothing_takes_its_latency():
-    assert carried(
-        (1.0, exchange(latency_s=0.25)), (0.0, exchange(0.0, 0.0, latency_s=3.0))
-    ) == pytest.approx([1.25, 3.0])
-
-
-def test_two_on_one_link_share_it():
-    assert carried((0.0, exchange(2.0)), (0.0, exchange(2.0))) == pytest.approx([4.0, 4.0])
-
-
-def test_the_shorter_leaves_and_the_longer_speeds_up():
-    # Each alone would take 2 and 6 s; both are half as fast until 4 s.
-    assert carried((0.0, exchange(2.0)), (0.0, exchange(6.0))) == pytest.approx([4.0, 8.0])
-
-
-def test_one_that_comes_later_slows_the_first_from_then_on():
-    assert carried((0.0, exchange(4.0)), (2.0, exchange(1.0))) == pytest.approx([5.0, 4.0])
-
-
-def test_on_disjoint_links_nobody_waits():
-    assert carried((0.0, exchange(3.0, 0.0)), (0.0, exchange(0.0, 2.0))) == pytest.approx(
-        [3.0, 2.0]
-    )
+@pytest.mark.parametrize(
+    ("starts", "ends"),
+    [
+        ([(1.0, exchange(2.0, 5.0, 0.0, latency_s=0.5))], [6.5]),  # its latency and busiest link
+        ([(1.0, exchange(latency_s=0.25)), (0.0, exchange(0.0, latency_s=3.0))], [1.25, 3.0]),
+        ([(0.0, exchange(2.0)), (0.0, exchange(2.0))], [4.0, 4.0]),  # two on one link share it
+        ([(0.0, exchange(2.0)), (0.0, exchange(6.0))], [4.0, 8.0]),  # half as fast until 4 s
+        ([(0.0, exchange(4.0)), (2.0, exchange(1.0))], [5.0, 4.0]),  # slower from 2 s on
+        ([(0.0, exchange(3.0, 0.0)), (0.0, exchange(0.0, 2.0))], [3.0, 2.0]),  # disjoint links
+        # What is left for the second link passes while the first is shared.
+        ([(0.0, exchange(2.0, 3.0)), (0.0, exchange(2.0, 0.0))], [4.0, 4.0]),
+        ([(0.0, exchange(2.0, 5.0)), (0.0, exchange(2.0, 0.0))], [5.0, 4.0]),
+    ],
+)
+def test_exchanges_share_their_links(starts, ends):
+    assert carried(*starts) == pytest.approx(ends)
 
 
 flows = st.integers(1, 5).flatmap(
@@ -92,13 +81,6 @@ def test_what_time_takes_away_is_not_needed_any_more(rows, share):
     taken_L = (busy_FL - left_FL).sum(axis=0)
     assert taken_L == pytest.approx(np.minimum(busy_FL.sum(axis=0), seconds))
     assert find_ends(left_FL) == pytest.approx(np.maximum(ends_F - seconds, 0.0), abs=1e-9)
-
-
-def test_a_link_that_others_use_holds_up_no_other_link():
-    """What is left for the second link passes while the first is shared."""
-    both, first = exchange(2.0, 3.0), exchange(2.0, 0.0)
-    assert carried((0.0, both), (0.0, first)) == pytest.approx([4.0, 4.0])
-    assert carried((0.0, exchange(2.0, 5.0)), (0.0, first)) == pytest.approx([5.0, 4.0])
 
 
 seconds = st.one_of(st.just(0.0), st.floats(1e-7, 1e-2))

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator import cli
 from simulator.base import unpacking
 from simulator.base.errors import UserError
 from simulator.base.held import take_abandoned
@@ -228,13 +227,12 @@ def test_names_that_no_file_can_have(tmp_path):
         assert "\0" not in str(refusal.value)
 
 
-def test_one_broken_file_does_not_hide_the_others(tmp_path, monkeypatch, capsys):
+def test_one_broken_file_does_not_hide_the_others(tmp_path, moesim):
     for family in ("workloads/models", "cluster_configs"):
         (tmp_path / family).mkdir(parents=True)
         (tmp_path / family / "dangling.toml").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "workloads" / "pipe.toml")
     (tmp_path / "workloads" / "broken.toml").write_text("a = [[")
-    monkeypatch.chdir(tmp_path)
     found = list_kinds()
     assert "the link points to nothing" in found["models"]["dangling"]
     assert "the link points to nothing" in found["clusters"]["dangling"]
@@ -242,11 +240,8 @@ def test_one_broken_file_does_not_hide_the_others(tmp_path, monkeypatch, capsys)
     assert "not valid TOML" in found["scenarios"]["broken"]
     assert "mixtral-8x7b" in found["models"]
     assert "h100-sxm-N" in found["clusters"]
-    monkeypatch.setattr("sys.argv", ["moesim", "check", "workloads/pipe.toml"])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    code, _, err = moesim("check", "workloads/pipe.toml")
+    assert (code, len(err.strip().splitlines())) == (2, 1)
 
 
 # What parsers do not bear
@@ -289,15 +284,13 @@ def test_what_a_message_repeats_is_cut():
 
 
 @pytest.mark.parametrize("kind", ["1", "[]", "{}", "1979-05-27", "true", None])
-def test_a_kind_that_is_no_text(tmp_path, monkeypatch, capsys, kind):
+def test_a_kind_that_is_no_text(tmp_path, moesim, kind):
     (tmp_path / "s.toml").write_text(
         '[workload]\nrequests = "azure-conv"\nnum_requests = 5\n'
         '[[deployments]]\nname = "moe"\nmodel = "mixtral-8x7b"\ncluster = "h100-sxm-8"\n'
         'weight_dtype = "fp8"\nparallel = { attention_dp = 8, ep = 8 }\n'
         f"routing = {{ {f'kind = {kind}' if kind else 'knd = 1'} }}\n"
     )
-    monkeypatch.setattr("sys.argv", ["moesim", "check", str(tmp_path / "s.toml")])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2
-    assert "[routing]: missing key 'kind'; choose one of" in capsys.readouterr().err
+    code, _, err = moesim("check", "s.toml")
+    assert code == 2
+    assert "[routing]: missing key 'kind'; choose one of" in err

@@ -42,22 +42,16 @@ def test_random_shuffles_every_layer_its_own_way():
     )
 
 
-def test_greedy_pairs_the_heaviest_with_the_lightest():
-    load = [8.0, 7.0, 2.0, 1.0]
-    placed = place(Greedy(), [load], 2)
-    assert load_of_ranks(placed, load) == [9.0, 9.0]
-
-
-def test_greedy_keeps_slots_even_although_one_expert_outweighs_all_others():
-    load = [100.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    placed = place(Greedy(), [load], 2)
-    assert sorted(load_of_ranks(placed, load)) == [3.0, 102.0]
-
-
-def test_greedy_puts_the_extra_slot_where_the_load_is_small():
-    load = [9.0, 8.0, 1.0, 1.0, 1.0]
-    placed = place(Greedy(), [load], 2)
-    assert sorted(load_of_ranks(placed, load)) == [10.0, 10.0]
+@pytest.mark.parametrize(
+    ("load", "loads"),
+    [
+        ([8.0, 7.0, 2.0, 1.0], [9.0, 9.0]),  # the heaviest with the lightest
+        ([100.0, 1.0, 1.0, 1.0, 1.0, 1.0], [3.0, 102.0]),  # slots stay even
+        ([9.0, 8.0, 1.0, 1.0, 1.0], [10.0, 10.0]),  # the extra slot where the load is small
+    ],
+)
+def test_greedy_evens_loads_in_as_many_slots(load, loads):
+    assert sorted(load_of_ranks(place(Greedy(), [load], 2), load)) == loads
 
 
 def test_greedy_keeps_the_contiguous_order_where_that_is_as_good():

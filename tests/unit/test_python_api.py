@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import simulator
+from simulator.base.writing import toml_text
 from simulator.commands.sweep import _check_values
 from simulator.lab.commands import validate as validation
 from simulator.lab.results.scores import SCORE_COLUMNS
@@ -35,19 +36,7 @@ SCENARIO = {
         }
     ],
 }
-TOML = """
-[workload]
-num_requests = 5
-[workload.requests]
-arrivals = { kind = "poisson", rate_per_s = 50.0 }
-lengths = { kind = "fixed", num_input = 100, num_output = 4 }
-[[deployments]]
-name = "own"
-model = "stdlib-moe"
-cluster = "h100-sxm-8"
-parallel = { attention_dp = 4, ep = 4 }
-scheduling = { kind = "chunked", token_budget = 128, max_sequences = 8 }
-"""
+TOML = toml_text(SCENARIO, "a test")
 QUESTION = {
     "name": "tiny",
     "seed": 3,

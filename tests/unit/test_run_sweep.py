@@ -13,11 +13,11 @@ from simulator.base.errors import UserError
 from simulator.commands.run import run as run_scenario
 from simulator.commands.sweep import list_points, run_sweep
 from simulator.report.sweep_page import render
-from simulator.results.folder import LONG_TABLES, SHORT_TABLES
 from simulator.results.metrics import METRICS
 from simulator.results.sweep import Sweep, measure_spread, tell_sweep
 from simulator.scenario.scenario import load_scenario
 from tests.small_scenario import small_scenario
+from tests.unit.test_run_shards import check_equal
 
 RATE = "workload.rate_scale"
 
@@ -158,17 +158,7 @@ def test_as_many_processes_as_you_like_write_the_same_bytes(scenario, tmp_path):
 @pytest.mark.ray
 def test_deployments_are_served_at_the_same_time_with_the_same_results():
     scenario = load_scenario("mixtral_vs_llama2", ["workload.num_requests=60"])
-    alone, together = (run_scenario(scenario, workers=workers) for workers in (1, 2))
-    for name in SHORT_TABLES:
-        pd.testing.assert_frame_equal(
-            getattr(alone, name), getattr(together, name), check_exact=True
-        )
-    for name in LONG_TABLES:
-        for deployment, own in getattr(alone, name).items():
-            other = getattr(together, name)[deployment]
-            pd.testing.assert_frame_equal(own, other, check_exact=True)
-    for key in ("bands", "verdict", "deployments", "notes"):
-        assert alone.run[key] == together.run[key]
+    check_equal(*(run_scenario(scenario, workers=workers) for workers in (1, 2)))
 
 
 def made_up(winners, ttft_s):
