@@ -8,25 +8,15 @@ import itertools
 import numpy as np
 import pytest
 import simpy
-from hypothesis import given
-from hypothesis import strategies as st
 
 from simulator.base.errors import UserError
 from simulator.config.deployment import ParallelSpec
 from simulator.config.model import load_model
-from simulator.deployment.memory import check_requests
-from simulator.engine.batching import complete_step, form_step
-from simulator.engine.cache import count_all_available
-from simulator.engine.state import Limits, start_ranks, start_requests
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.table import ATTENTION, price_pipeline
 from simulator.engine.timeline import run_plan
-from simulator.policies.scheduling import Rules
 from simulator.work.layout import make_layout, stage_layers
 from simulator.work.memory import Precision, cache_size, weight_bytes
-from simulator.workload.traces import RequestTrace
-from tests.cases import cases
-from tests.unit.steps_of_a_second import queue_at_fewest
 
 ROUNDS = 300
 BF16 = Precision("bf16", "bf16", "bf16", "bf16", "bf16")
@@ -137,38 +127,6 @@ def test_the_detailed_fidelities_confirm_the_table(tiny, name, split, fidelity):
     assert other["finish_s"].to_numpy() == pytest.approx(step["finish_s"].to_numpy(), rel=0.05)
 
 
-@pytest.mark.parametrize(
-    "scheduling", [{"kind": "chunked"}, {"kind": "prefill_first"}, {"kind": "no_evict"}]
-)
-def test_batches_in_flight_share_their_gpus_cache(tiny, scheduling):
-    """A request may take all of it; when it runs out, the latest admitted of any batch makes room,
-    so that all end.
-    """
-    trace = tiny.trace(num_requests=24, longest_input=300, longest_output=60, rate_per_s=1e5)
-    longest = int((trace.num_input + trace.num_output).max())
-    plan = tiny.plan("dense", pp=4, scheduling={**scheduling, "token_budget": 512})
-    plan = tiny.with_blocks(plan, -(-longest // plan.serving.capacity.block_tokens) + 3)
-    check_requests(plan.serving.capacity, longest, "test")
-    record = run_plan(plan, trace)
-    assert record.steps["kv_used"].max() <= 1.0
-    assert (record.requests["num_preemptions"].sum() > 0) == (scheduling["kind"] != "no_evict")
-
-
-def test_a_shared_prefix_is_found_by_whichever_batch(tiny):
-    count = 8
-    starts, ids = np.arange(count + 1) * 2, np.tile([0, 1], count)
-    trace = dataclasses.replace(
-        tiny.trace(num_requests=count),
-        arrival_s=np.arange(count, dtype=np.float64),
-        num_input=np.full(count, 140),
-        prefix_block_tokens=64,
-        prefix_starts=starts,
-        prefix_ids=ids,
-    )
-    requests = run_plan(tiny.plan("dense", pp=2), trace).requests
-    assert requests["num_cached"].tolist() == [0] + [128] * (count - 1)
-
-
 def test_a_faster_network_is_never_slower(tiny):
     trace = tiny.trace(num_requests=24)
     ends = [
@@ -249,53 +207,3 @@ def test_pools_may_be_pipelines(tiny):
 def test_what_cannot_be_simulated_is_refused(tiny, name, keys, reason):
     with pytest.raises(UserError, match=reason):
         tiny.plan(name, **keys)
-
-
-@cases(60)
-@given(st.integers(0, 2**32 - 1))
-def test_lanes_that_take_each_others_blocks_lose_none_and_all_end(seed):
-    rng = np.random.default_rng(seed)
-    pp, dp, count, block, tokens = (
-        int(rng.integers(low, high)) for low, high in ((2, 5), (1, 3), (2, 30), (1, 9), (1, 60))
-    )
-    trace = RequestTrace(
-        np.sort(rng.random(count) * 50),
-        rng.integers(1, 80, count),
-        rng.integers(1, 40, count),
-        "made up",
-    )
-    mixes, splits, reserves = (bool(flag) for flag in rng.random(3) < (0.6, 0.7, 0.2))
-    largest = -(-int((trace.num_input + trace.num_output).max()) // block) + 1
-    capacity = largest + int(rng.integers(largest))
-    checks, finds, counts = (bool(flag) for flag in rng.random(3) < (0.4, 0.4, 0.3))
-    rules = Rules(
-        *(tokens, int(rng.integers(1, 6)), mixes, splits),
-        checks_known=checks,
-        finds_full=finds,
-        reserves_output=reserves,
-        output_share=0.7 * counts * (not reserves),
-        output_share_decay=0.05,
-        retract_steps=3,
-    )
-    limits = Limits(rules, block, 1, 0, 0)
-    requests = start_requests(trace, with_prefixes=False)
-    ranks = start_ranks(dp * pp, rules.max_sequences, capacity, 0, pp, rules.output_share)
-    for request in range(count):
-        queue_at_fewest(requests, ranks, limits, request)
-    for step in range(10_000):
-        assert form_step(requests, ranks, limits, float(step))
-        assert ranks.chunk.any()
-        for pool in range(dp):
-            running = np.concatenate(
-                [ranks.running[d, : ranks.each.num_running[d]] for d in range(pool, dp * pp, dp)]
-            )
-            held = requests.each.blocks[running].sum()
-            assert held + count_all_available(ranks, limits)[pool] == capacity
-        if (
-            complete_step(requests, ranks, limits, step + 1.0)
-            and ranks.counts.num_finished[0] == count
-        ):
-            break
-    assert (requests.each.generated == trace.num_output).all()
-    assert count_all_available(ranks, limits).tolist() == [capacity] * dp
-    assert not reserves or not requests.each.preemptions.any()

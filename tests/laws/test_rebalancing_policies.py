@@ -246,16 +246,6 @@ def test_asynchronous_moves_stop_no_step(tiny, policy):
     assert gaps[True] >= served.rebalances[0].alone_s > gaps[False]
 
 
-def test_ranks_that_are_simulated_are_rebalanced_alike(tiny):
-    trace = drift(tiny.trace(120, 1000.0, 100, 12))
-    plan = rebalanced(tiny, Periodic(every_s=0.03), num_layers=2)
-    by_steps, by_ranks = (serve(plan, trace, fidelity).rebalances for fidelity in ("step", "rank"))
-    assert len(by_steps) == pytest.approx(len(by_ranks), abs=1)
-    first, other = by_steps[0], by_ranks[0]
-    assert first.imbalance_before == pytest.approx(other.imbalance_before, rel=0.05)
-    assert first.num_experts == pytest.approx(other.num_experts, rel=0.3)
-
-
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_moves_follow_each_other_and_are_judged_when_they_have_arrived(tiny, asynchronous):
     """Looks come ten times as often as moves take."""

@@ -10,7 +10,6 @@ from simulator.lab.validation.published.wide_ep import WideEP
 from simulator.lab.validation.tables import Table, read_table, values_of
 
 SHIPPED = shipped_folder() / "workloads" / "validation"
-RAW = "measurements/published"
 
 
 def read(topic, row):
