@@ -1,6 +1,4 @@
-"""Prefill and decode in pools of their own: nothing is lost on the way, and wires cost what they
-carry.
-"""
+"""Prefill and decode in pools of their own: wires cost what they carry."""
 
 import dataclasses
 import itertools

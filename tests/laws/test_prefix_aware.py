@@ -10,14 +10,46 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
+from simulator.engine.cache import allocate_blocks, hold_block, release, share_prompt
 from simulator.engine.pool import Weights, find_least_loaded
+from simulator.engine.state import Limits, start_ranks, start_requests
 from simulator.policies.balancing import Rule
+from simulator.policies.scheduling import Rules
 from simulator.workload.requests import load_requests
+from simulator.workload.traces import RequestTrace
 from tests.cases import seeds
 from tests.laws.test_windows import share_prefixes
 from tests.parts import change_plan
 from tests.shared import shared_file
-from tests.unit.test_blocks import LIMITS, cache, compute, release  # noqa: F401
+
+LIMITS = Limits(Rules(64, 8, True, True), 4, 0, 8, 2)
+"""KV blocks of 4 tokens, prefix blocks of 8."""
+
+
+@pytest.fixture
+def cache():
+    """Two requests of 24 tokens with prefix blocks 0, 1, 2 and 0, 1, 3; ten KV blocks."""
+    trace = RequestTrace(
+        arrival_s=np.zeros(2),
+        num_input=np.array([24, 24]),
+        num_output=np.array([1, 1]),
+        provenance="made up",
+        prefix_block_tokens=8,
+        prefix_starts=np.array([0, 3, 6]),
+        prefix_ids=np.array([0, 1, 2, 0, 1, 3]),
+    )
+    return start_requests(trace, with_prefixes=True), start_ranks(1, 8, 10, 4)
+
+
+def compute(cache, r, hits=0):
+    """A prompt is computed: its blocks are taken and shared."""
+    requests, ranks = cache
+    for block in requests.prefix_ids[requests.prefix_starts[r] :][:hits]:
+        hold_block(requests, ranks, 0, block, LIMITS)
+    requests.each.shared[r] = hits
+    allocate_blocks(ranks, 0, 6 - 2 * hits, LIMITS)
+    requests.each.blocks[r] = 6 - 2 * hits
+    share_prompt(requests, ranks, 0, r, 24, LIMITS, 0.0)
 
 
 class Asks(Frozen):
@@ -103,7 +135,7 @@ def test_no_tokens_are_left_at_a_rank_when_all_is_done(tiny, keys):
         assert not pool.ranks.each.tokens.any()
 
 
-def test_a_rank_with_the_prefix_gets_the_request_until_it_has_too_much_to_do(cache):  # noqa: F811
+def test_a_rank_with_the_prefix_gets_the_request_until_it_has_too_much_to_do(cache):
     """Of a prompt of 24 tokens 16 are cached at the only rank that has anything."""
     requests, ranks = cache
     compute(cache, 0)

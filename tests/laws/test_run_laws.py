@@ -1,5 +1,5 @@
-"""Whole runs where a defect would hide: between two ways to run them, at full ranks, in small
-caches, among many replicas.
+"""Whole runs where a defect would hide: between two ways to run them, at full ranks, among
+many replicas.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The page of ``moesim execute``: every number is on it, and it opens offline."""
+"""The page of ``moesim execute``: every number is on it, and faults are marked."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The page of a recording made by training: it says the numbers that it is given, and draws them
-offline.
-"""
+"""The page of a recording made by training: it says the numbers that it is given."""
 
 import numpy as np
 import pandas as pd

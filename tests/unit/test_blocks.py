@@ -1,11 +1,8 @@
-"""The cache of prefix blocks by hand: who is evicted first, what a holder protects, what is left in
-private.
-"""
+"""What a preempted request finds again of its blocks, against a line of free blocks."""
 
 from collections import deque
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,51 +10,15 @@ from simulator.engine.cache import (
     allocate_blocks,
     count_available,
     count_kept,
-    hold_block,
     keep_order,
     reclaim_blocks,
     release,
-    share_prompt,
 )
 from simulator.engine.queue import join, remove
 from simulator.engine.state import Limits, start_ranks, start_requests
 from simulator.policies.scheduling import Rules
 from simulator.workload.traces import RequestTrace
 from tests.cases import cases
-
-LIMITS = Limits(Rules(64, 8, True, True), 4, 0, 8, 2)
-"""KV blocks of 4 tokens, prefix blocks of 8."""
-
-
-@pytest.fixture
-def cache():
-    """Two requests of 24 tokens with prefix blocks 0, 1, 2 and 0, 1, 3; ten KV blocks."""
-    trace = RequestTrace(
-        arrival_s=np.zeros(2),
-        num_input=np.array([24, 24]),
-        num_output=np.array([1, 1]),
-        provenance="made up",
-        prefix_block_tokens=8,
-        prefix_starts=np.array([0, 3, 6]),
-        prefix_ids=np.array([0, 1, 2, 0, 1, 3]),
-    )
-    return start_requests(trace, with_prefixes=True), start_ranks(1, 8, 10, 4)
-
-
-def compute(cache, r, hits=0):
-    """A prompt is computed: its blocks are taken and shared."""
-    requests, ranks = cache
-    for block in requests.prefix_ids[requests.prefix_starts[r] :][:hits]:
-        hold_block(requests, ranks, 0, block, LIMITS)
-    requests.each.shared[r] = hits
-    allocate_blocks(ranks, 0, 6 - 2 * hits, LIMITS)
-    requests.each.blocks[r] = 6 - 2 * hits
-    share_prompt(requests, ranks, 0, r, 24, LIMITS, 0.0)
-
-
-def cached(cache):
-    return np.flatnonzero(np.isfinite(cache[1].prefixes.since_s[0, 0, :-1])).tolist()
-
 
 NUM_REQUESTS, NUM_BLOCKS = 5, 24
 
