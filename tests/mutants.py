@@ -234,6 +234,8 @@ def _run(
     plugins = [_Watch(say), *([plugin] if plugin else [])]
     options = ["-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis is imported already
+    # Hashes that wrap are uint64 to numba, and a warning of numpy's where nothing is compiled.
+    options += ["-W", "ignore:overflow encountered:RuntimeWarning"]
     sys.exit(pytest.main([*options, *arguments], plugins=plugins))
 
 
