@@ -218,7 +218,7 @@ class _Runner:
         )
         self.tick(plan.name, 0, total)
         backend.load(job)
-        pace = measure_pace(backend, plan.placement.calibration)
+        paces = [measure_pace(backend, plan.placement.calibration)]
         known_faults = len(backend.faults)
         rows: list[dict[str, Any]] = []
         ranks: list[dict[str, Any]] = []
@@ -254,12 +254,14 @@ class _Runner:
                 reads.setdefault(kind, []).extend(ran.shards[0].reads_L)
                 if step.number == last[kind]:
                     others[kind] = meters[kind].others_share()
+                    paces.append(measure_pace(backend, plan.placement.calibration))
             self.tick(plan.name, done + 1, total)
         medians = {kind: choose_median(kept.items) for kind, kept in timed.items()}
         spans = [
             make_span_rows(plan.name, f"{kind}, measured", step.spans)
             for kind, step in medians.items()
         ]
+        pace = statistics.geometric_mean(paces)
         for one, times in _predict(counted, pace):
             rows.append(
                 make_step_row(

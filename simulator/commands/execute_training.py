@@ -4,6 +4,7 @@ against one process's, and their times beside the simulated step.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,7 +145,7 @@ def _train(
     node_R = np.arange(job.num_ranks, dtype=np.int64) // plan.cluster.gpus_per_node
     backend: Backend = site.start(node_R, ExecutionSpec())
     try:
-        pace = measure_pace(backend, plan.placement.calibration)
+        paces = [measure_pace(backend, plan.placement.calibration)]
         sizes = backend.apply(begin_training, job)
         reference, errors, losses = ReferenceTraining(job), [], []
         rows: list[dict[str, Any]] = []
@@ -158,6 +159,7 @@ def _train(
             else:
                 rows.append(_make_row(plan.name, number, ranks))
             progress(plan.name, number + 1, total)
+        paces.append(measure_pace(backend, plan.placement.calibration))
         facts = {
             "num_ranks": job.num_ranks,
             "layout": plan.text(),
@@ -167,7 +169,7 @@ def _train(
             "gradient_error": max(errors),
             "exchanges": _count_exchanges(plan, ranks[0]),
             "others_share": meter.others_share(),
-            "pace": pace,
+            "pace": statistics.geometric_mean(paces),
         }
     finally:
         backend.close()

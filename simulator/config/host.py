@@ -158,6 +158,8 @@ class KernelTables(Frozen):
 
     num_threads: Cores
     """Threads of each rank."""
+    reference_s: Seconds | None = None
+    """Seconds of the reference products at which the tables hold; absent = not measured."""
     matrix: MatrixTable
     """Matrix products."""
     mixer: Steps

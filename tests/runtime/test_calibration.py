@@ -6,6 +6,7 @@ import contextlib
 import time
 import tomllib
 from collections import defaultdict
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,12 @@ from simulator.base.reading import read_toml
 from simulator.calibration.host import measure, storage, timing, training
 from simulator.calibration.host.fit import fit_exchange, fit_steps
 from simulator.calibration.host.layers import REPEATS, Sample, Shape, collect
-from simulator.calibration.host.measure import matrix_seconds, measure_pace, pruned_ratios
+from simulator.calibration.host.measure import (
+    matrix_times,
+    measure_pace,
+    pruned_ratios,
+    reference_seconds,
+)
 from simulator.calibration.host.timing import ROUNDS, calibration_toml
 from simulator.config.host import HostCalibration, MatrixTable, load_any_calibration
 from simulator.config.sparsity import TwoFour, Unstructured
@@ -93,12 +99,12 @@ def test_every_moment_of_a_timed_model_is_explained(shape, kinds, num_ranks):
     job = shape.job(num_ranks, np.random.default_rng(0))
     backend = InProcessBackend(num_ranks)
     backend.load(job)
-    steps, later = (list(shape.every_step(num_ranks, turn)) for turn in (0, 1))
+    steps, later = (list(chain.from_iterable(shape.every_kind(num_ranks, turn))) for turn in (0, 1))
     assert len(steps) == len(shape.steps) * (REPEATS + 1)
     assert not {step.offset for step in steps} & {step.offset for step in later}
     for step in steps[:2]:
         run = backend.step(step)
-        collect(samples, shape, job, step, run)
+        collect(samples, shape, job, step, run, np.ones(num_ranks))
     backend.close()
     if num_ranks > 1:
         kinds = kinds | ({"collective", "collective wait"} if shape.is_split else set())
@@ -110,17 +116,18 @@ def test_every_moment_of_a_timed_model_is_explained(shape, kinds, num_ranks):
     filled = {name for name, found in samples.items() if found}
     assert filled - {"decode"} == kinds - {"decode"}
     assert all(sample.seconds > 0 for found in samples.values() for sample in found)
-    collect(samples, shape, job, later[1], run)
+    collect(samples, shape, job, later[1], run, np.ones(num_ranks))
     assert {sample.turn for found in samples.values() for sample in found} == (
         {0, 1} if filled else set()
     )
 
 
-def test_products_are_timed_for_every_number_of_rows():
+def test_products_are_timed_for_every_number_of_rows_over_the_reference(monkeypatch):
     shard = Shard(0, 1)
-    seconds = matrix_seconds(shard, (1, 64), 1 << 12, 1 << 16)
-    assert len(seconds) == 2
-    assert all(0 < second < 1 for second in seconds)
+    paces = iter([1e-6, 4e-6, 1e-6, 1e-6])
+    monkeypatch.setattr(measure, "reference_seconds", lambda _: next(paces))
+    monkeypatch.setattr(measure, "_seconds", lambda _: 6e-6)
+    assert matrix_times(shard, (1, 64), 1 << 12, 1 << 16) == pytest.approx([3.0, 6.0])
 
 
 @pytest.mark.parametrize(
@@ -131,16 +138,18 @@ def test_pruned_products_are_timed_against_whole_ones(pruning):
     assert ratio > 0
 
 
-SPREAD = (4 / 3) ** 0.5 / (5 / 3)
-"""Of one round that takes three times as long as two others."""
+SPREAD = 0.8**0.5 / 1.4
+"""Of one round that takes three times as long as four others."""
+REFERENCE_S = 1e-6 * 2**0.2
+"""Geometric mean over rounds, one of which is twice as slow."""
 
 
 @pytest.fixture(scope="module")
 def rounds():
     """A calibration of next to nothing, whose products take three times as long in its second
-    round; and the order in which ranks were timed.
+    round, and whose reference twice as long in its third; and the order in which ranks were timed.
     """
-    order, seconds = [], np.array([1e-6, 1e-4])
+    order, times = [], np.array([1.0, 100.0])
 
     class Ranks(InProcessBackend):
         def __init__(self, nodes, node_R, execution):
@@ -148,10 +157,12 @@ def rounds():
             order.append(len(node_R))
 
         def apply(self, function, *arguments):
-            if function is not matrix_seconds:
-                return super().apply(function, *arguments)
             turn = (len(order) - 1) // 2
-            return [(seconds * (3.0 if turn == 1 else 1.0)).tolist() for _ in self.shards]
+            if function is reference_seconds:
+                return [1e-6 * (2.0 if turn == 2 else 1.0) for _ in self.shards]
+            if function is not matrix_times:
+                return super().apply(function, *arguments)
+            return [(times * (3.0 if turn == 1 else 1.0)).tolist() for _ in self.shards]
 
     steps = ((1, 4, 0), (2, 1, 0))
     models = [
@@ -181,7 +192,10 @@ def test_parts_are_timed_in_rounds_over_the_whole_of_a_calibration(rounds):
 def test_a_slow_round_is_left_out_of_the_times_and_told_by_their_spread(rounds):
     found, _ = rounds
     for tables in found.kernels:
-        assert tables.matrix.seconds == MATRIX.seconds
+        assert tables.reference_s == pytest.approx(REFERENCE_S)
+        assert np.array(tables.matrix.seconds).ravel() == pytest.approx(
+            REFERENCE_S * np.array([1.0, 100.0])
+        )
         assert tables.matrix.spread == pytest.approx(SPREAD)
     fits = [found.engine, found.storage, *found.pruned]
     fits += [getattr(tables, name) for tables in found.kernels for name in ("experts", "training")]
@@ -192,9 +206,8 @@ def test_a_slow_round_is_left_out_of_the_times_and_told_by_their_spread(rounds):
 def test_a_calibration_with_spreads_is_written_and_read(rounds):
     found, _ = rounds
     again = validate(HostCalibration, tomllib.loads(calibration_toml(found)), "again")
-    assert again.kernels[0].matrix == found.kernels[0].matrix.model_copy(
-        update={"spread": pytest.approx(SPREAD, rel=1e-3)}
-    )
+    assert again.kernels[0].matrix.spread == pytest.approx(SPREAD, rel=1e-3)
+    assert again.kernels[0].reference_s == pytest.approx(REFERENCE_S, rel=1e-3)
 
 
 def test_the_shipped_file_of_an_earlier_calibration_has_no_spreads():
@@ -203,17 +216,18 @@ def test_the_shipped_file_of_an_earlier_calibration_has_no_spreads():
 
 
 @pytest.mark.parametrize("pace", [0.8, 1.0, 1.3])
-def test_the_pace_is_what_products_take_now_over_what_they_took(pace):
-    rates = validate(HostCalibration, read_toml(SHIPPED), "shipped").choose_tables(2, 1e8)
-
+def test_the_pace_is_what_the_reference_takes_now_over_what_it_took(rounds, pace):
     class Ranks:
-        def apply(self, function, rows, size, working):
-            assert function is matrix_seconds
-            known_s = rates.tables.matrix.seconds_for(np.array(rows, float), size, working)
-            return [(known_s * pace).tolist()] * 2
+        def apply(self, function):
+            assert function is reference_seconds
+            return [REFERENCE_S * pace] * 2
 
-    assert measure_pace(Ranks(), rates) == pytest.approx(pace)
+    assert measure_pace(Ranks(), rounds[0].choose_tables(2, 1e8)) == pytest.approx(pace)
     assert measure_pace(Ranks(), None) == 1.0  # no machine's own calibration
+
+
+def test_a_sample_is_told_as_while_the_reference_takes_its_mean():
+    assert Sample(6e-3, 0.0, (), {}, pace_s=2e-6).at(1e-6).seconds == pytest.approx(3e-3)
 
 
 def test_one_thread_is_timed_by_its_own_clock(monkeypatch):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import nnls
+from scipy.stats import trim_mean
 
 from simulator.calibration.host.layers import Sample
 from simulator.config.host import ExchangeTable, MatrixTable, Steps
@@ -21,6 +22,20 @@ again, and what takes longer was held up by others; an exchange that takes longe
 kind, so more of them count in full."""
 _ROUNDS = 25
 """Rounds of reweighting: weights move by less than measurements repeat long before."""
+
+
+_OUTER = 0.2
+"""Share of the rounds at either end that a mean leaves out: one of five."""
+
+
+def find_middle(values: ArrayLike) -> NDArray[np.float64]:
+    """Mean over rounds, which lie along the first axis, without the quickest and the slowest: a
+    shared machine has two speeds, between which a median jumps.
+
+    >>> find_middle([1.0, 1.1, 0.9, 3.0, 1.0]).round(3)
+    np.float64(1.033)
+    """
+    return np.asarray(trim_mean(np.asarray(values, dtype=np.float64), _OUTER, axis=0))
 
 
 def find_spread(values: ArrayLike) -> float | None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import gmean
 
 from simulator.base.frozen import validate
 from simulator.config.model import ModelSpec
@@ -21,9 +23,9 @@ from simulator.runtime.shard import ShardStep, threads_per_rank
 from simulator.runtime.timeline import Moment
 from simulator.work.layout import Layout
 
-REPEATS = 2
-"""Times that each kind of step is run in a round, each time with other tokens: the same ones again
-would find their experts in a cache."""
+REPEATS = 1
+"""Times that each kind of step is run in a round, behind one that warms up, with other tokens: the
+same ones again would find their experts in a cache."""
 _LAYERS = 2
 """Layers of a timed model: the second one finds caches as a model's layers do."""
 _HEADS, _SPLIT_HEAD_SIZE = 4, 32
@@ -107,15 +109,15 @@ class Shape:
             weights=None,
         )
 
-    def every_step(self, num_ranks: int, turn: int) -> Iterator[Step]:
-        """Steps of a round over all ranks, each several times; the first of each is for warming
-        up.
-        """
+    def every_kind(self, num_ranks: int, turn: int) -> Iterator[list[Step]]:
+        """Steps of a round over all ranks, by kind; the first of each kind is for warming up."""
         for kind, (sequences, new, context) in enumerate(self.steps):
-            for repeat in range(REPEATS + 1):
-                number = (turn * len(self.steps) + kind) * (REPEATS + 1) + repeat
-                total = sequences if self.is_split else sequences * num_ranks
-                yield Step(number, total, new, context, offset=997 * number)
+            first = (turn * len(self.steps) + kind) * (REPEATS + 1)
+            total = sequences if self.is_split else sequences * num_ranks
+            yield [
+                Step(number, total, new, context, offset=997 * number)
+                for number in range(first, first + REPEATS + 1)
+            ]
 
 
 class Sample(NamedTuple):
@@ -129,6 +131,12 @@ class Sample(NamedTuple):
     amounts: dict[str, float]
     turn: int = 0
     """Round of the calibration that it was timed in."""
+    pace_s: float = 1.0
+    """Seconds of the reference when it was timed."""
+
+    def at(self, reference_s: float) -> Sample:
+        """The sample while the reference takes ``reference_s``."""
+        return self._replace(seconds=self.seconds * reference_s / self.pace_s, pace_s=reference_s)
 
 
 def find_computed_s(moment: Moment, num_ranks: int) -> float:
@@ -140,10 +148,15 @@ def find_computed_s(moment: Moment, num_ranks: int) -> float:
 
 
 def collect(
-    samples: dict[str, list[Sample]], shape: Shape, job: Job, step: Step, run: list[ShardStep]
+    samples: dict[str, list[Sample]],
+    shape: Shape,
+    job: Job,
+    step: Step,
+    run: list[ShardStep],
+    pace_R: NDArray[np.float64],
 ) -> None:
-    """Explain the moments of a step."""
-    collector = _Collector(samples, shape, job, step, run)
+    """Explain the moments of a step, around which the reference took ``pace_R`` seconds."""
+    collector = _Collector(samples, shape, job, step, run, pace_R)
     for number, moment in enumerate(run[0].moments):
         if moment.is_together:
             collector.add_exchange(number, moment.phase, moment.layer)
@@ -162,11 +175,13 @@ class _Collector:
     job: Job
     step: Step
     run: list[ShardStep]
+    pace_R: NDArray[np.float64]
 
     def _add(
         self,
         kind: str,
         seconds: float,
+        pace_s: float,
         matrices: Sequence[tuple[float, int]] = (),
         **amounts: float,
     ) -> None:
@@ -175,7 +190,7 @@ class _Collector:
         copies = 1 if shape.num_experts or shape.is_split else len(self.run)
         working_bytes = _VALUE_BYTES * model.num_parameters * copies
         turn = self.step.number // (len(shape.steps) * (REPEATS + 1))
-        self.samples[kind].append(Sample(seconds, working_bytes, matrices, amounts, turn))
+        self.samples[kind].append(Sample(seconds, working_bytes, matrices, amounts, turn, pace_s))
 
     def add_exchange(self, number: int, phase: str, layer: int) -> None:
         """Note an exchange, which lasts from its last rank's coming, mean over ranks, and is
@@ -186,40 +201,42 @@ class _Collector:
         """
         starts = [shard.moments[number].start_s for shard in self.run]
         ends = [shard.moments[number].end_s for shard in self.run]
-        met_s, hidden = max(starts), self.shape.hidden_size
+        met_s, hidden, pace_s = max(starts), self.shape.hidden_size, float(gmean(self.pace_R))
         spread = 0.0
         if phase == "combine":
             pairs_R = [shard.pairs_L[layer] for shard in self.run]
             over = max(pairs_R) - sum(pairs_R) / len(pairs_R)
             spread = over * float(hidden * self.shape.width)
-        self._add(f"{phase} wait", max(met_s - float(np.mean(starts)), _CLOCK_S), spread=spread)
+        wait_s = max(met_s - float(np.mean(starts)), _CLOCK_S)
+        self._add(f"{phase} wait", wait_s, pace_s, spread=spread)
         vectors = self.step.num_tokens
         if phase != "collective":
             rows_SR = np.array([shard.rows_LR[layer] for shard in self.run], dtype=float)
             np.fill_diagonal(rows_SR, 0.0)
             vectors = max(rows_SR.sum(axis=0).max(), rows_SR.sum(axis=1).max())
         seconds = float(np.mean([max(end_s - met_s, _CLOCK_S) for end_s in ends]))
-        self._add(phase, seconds, bytes=float(_VALUE_BYTES * hidden * vectors))
+        self._add(phase, seconds, pace_s, bytes=float(_VALUE_BYTES * hidden * vectors))
 
     def add_layer(self, rank: int, layer: int) -> None:
         """Note what one rank computes in a layer."""
-        shape, shard = self.shape, self.run[rank]
+        shape, shard, pace_s = self.shape, self.run[rank], float(self.pace_R[rank])
         own: dict[str, list[float]] = defaultdict(list)
         for moment in shard.moments:
             if moment.layer == layer:
                 own[moment.phase].append(max(find_computed_s(moment, len(self.run)), _CLOCK_S))
         tokens, hidden = float(shard.num_tokens), shape.hidden_size
-        self._add_attention(shard.num_tokens, own["attention"][0])
+        self._add_attention(shard.num_tokens, own["attention"][0], pace_s)
         values = tokens * hidden
         if shape.num_experts:
             scores, router = tokens * shape.num_experts, [(tokens, hidden * shape.num_experts)]
-            self._add("router", own["dense"][0], router, values=values, scores=scores)
+            self._add("router", own["dense"][0], pace_s, router, values=values, scores=scores)
             self._add_experts(rank, layer, own["experts"])
         else:
             matrices = [(tokens, size) for size in shape.matrices]
-            self._add("ffn", own["dense"][0], matrices, values=values, hidden=tokens * shape.width)
+            hidden_values = tokens * shape.width
+            self._add("ffn", own["dense"][0], pace_s, matrices, values=values, hidden=hidden_values)
 
-    def _add_attention(self, tokens: int, seconds: float) -> None:
+    def _add_attention(self, tokens: int, seconds: float, pace_s: float) -> None:
         """Note a rank's attention, of prompts or of decoding."""
         mixer, step = next(iter(self.job.model.mixers.values())), self.step
         linears = mixer.linears(self.shape.hidden_size)
@@ -230,15 +247,17 @@ class _Collector:
         if step.kind == "decode":
             entries = sequences * (step.context_tokens + 1)
             num_bytes = entries * term.cached_elements_per_entry * _VALUE_BYTES
-            self._add("decode", seconds, matrices, values=values, heads=heads, bytes=num_bytes)
+            self._add(
+                "decode", seconds, pace_s, matrices, values=values, heads=heads, bytes=num_bytes
+            )
         else:
             pairs = sequences * step.new_tokens * (step.new_tokens + 1) / 2
             flops = pairs * term.prefill_flops_per_pair
-            self._add("prompt", seconds, matrices, values=values, heads=heads, flops=flops)
+            self._add("prompt", seconds, pace_s, matrices, values=values, heads=heads, flops=flops)
 
     def _add_experts(self, rank: int, layer: int, seconds: list[float]) -> None:
         """Note a rank's experts, and their packing where rows are exchanged."""
-        shape, shard = self.shape, self.run[rank]
+        shape, shard, pace_s = self.shape, self.run[rank], float(self.pace_R[rank])
         ids_TK = self.job.ids_TJ(layer, self.step.offset, self.step.num_tokens)
         if ids_TK is None:
             raise ValueError("experts of a timed model are planned")
@@ -249,6 +268,7 @@ class _Collector:
         self._add(
             "experts",
             seconds[len(seconds) // 2],
+            pace_s,
             matrices,
             touched=float((own_E > 0).sum()),
             values=pairs * shape.hidden_size,
@@ -257,8 +277,8 @@ class _Collector:
         if len(seconds) == len(_PACKED):
             num_bytes = _VALUE_BYTES * shape.hidden_size * sum(shard.rows_LR[layer])
             choices = float(shard.num_tokens * shape.top_k)
-            self._add("pack", seconds[0], choices=choices, bytes=num_bytes)
-            self._add("unpack", seconds[2], bytes=num_bytes)
+            self._add("pack", seconds[0], pace_s, choices=choices, bytes=num_bytes)
+            self._add("unpack", seconds[2], pace_s, bytes=num_bytes)
 
 
 def shapes() -> Iterator[Shape]:

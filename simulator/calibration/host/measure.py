@@ -4,13 +4,15 @@ memory and cores as in a step.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import cycle, islice
 
 import numpy as np
 import torch
+from scipy.stats import gmean
 from torch.nn import functional
 
 from simulator.config.host import HostRates
@@ -19,15 +21,32 @@ from simulator.runtime.backend import Backend
 from simulator.runtime.layers.pruned import PrunedMatrix, choose_kept
 from simulator.runtime.shard import Shard
 
-_PASS_S = 0.004
+_PASS_S = 0.0015
 """Shortest that one timing lasts."""
 _MOST_CALLS = 2000
+_REFERENCE_ROWS, _REFERENCE_SHAPE = (1, 16), (256, 256)
+"""Products that tell how fast a rank is at this moment: a token's and a small batch's, with two
+matrices that lie in a core's own cache and push little out of it."""
+_PACES = 12
+"""Times that the reference is taken for a pace: one lasts a few milliseconds, in which a shared
+machine is a quarter faster or slower than in others."""
 
 
-def matrix_seconds(
-    shard: Shard, rows: tuple[int, ...], size: int, working_bytes: int
-) -> list[float]:
-    """Seconds of a product for every entry of ``rows``.
+@cache
+def _list_reference_calls() -> list[list[Callable[[], object]]]:
+    matrices = [torch.randn(_REFERENCE_SHAPE) for _ in range(2)]
+    inputs = [torch.randn(rows, _REFERENCE_SHAPE[1]) for rows in _REFERENCE_ROWS]
+    return [[partial(functional.linear, x, matrix) for matrix in matrices] for x in inputs]
+
+
+def reference_seconds(shard: Shard) -> float:
+    """Seconds of the reference products on a rank at this moment, their geometric mean."""
+    with torch.inference_mode():
+        return float(gmean([_seconds(calls) for calls in _list_reference_calls()]))
+
+
+def matrix_times(shard: Shard, rows: tuple[int, ...], size: int, working_bytes: int) -> list[float]:
+    """Times of a product for every entry of ``rows``, over those of the reference around it.
 
     Matrices of ``size`` weights, wide and tall in turn, are used one after the other,
     ``working_bytes`` in all; the ranks of a machine hold equal shares of them.
@@ -38,28 +57,23 @@ def matrix_seconds(
     with torch.inference_mode():
         drawn = [torch.randn(shape) for shape in shapes]
         matrices = [drawn[i % 2].clone() for i in range(own)]
-        found = []
+        found: list[float] = []
         for number in rows:
             inputs = {width: torch.randn(number, width) for shape in shapes for width in shape}
             calls = [partial(functional.linear, inputs[m.shape[1]], m) for m in matrices]
-            found.append(_seconds(calls))
+            before_s, seconds = reference_seconds(shard), _seconds(calls)
+            found.append(seconds / math.sqrt(before_s * reference_seconds(shard)))
     return found
 
 
 def measure_pace(backend: Backend, rates: object) -> float:
-    """Seconds that products take on these ranks now, over those of a machine's calibration: the
-    median over some of each size that lie in a core's cache and some that do not, since each is as
-    noisy in the calibration as now; 1 where the calibration is of no such machine.
+    """Seconds that the reference takes on these ranks now, over those in a machine's calibration;
+    1 where the calibration is of no such machine, or of a version without a reference.
     """
-    if not isinstance(rates, HostRates):
+    if not isinstance(rates, HostRates) or rates.tables.reference_s is None:
         return 1.0
-    table = rates.tables.matrix
-    rows, ratios = table.rows[::3], []
-    for size in table.sizes[:-1] or table.sizes:  # the largest takes as long as all others
-        for working in (table.working_bytes[0], table.working_bytes[-1]):
-            now_s = np.mean(backend.apply(matrix_seconds, rows, size, working), axis=0)
-            ratios.append(now_s / table.seconds_for(np.array(rows, float), size, working))
-    return float(np.median(ratios))
+    seconds = [backend.apply(reference_seconds) for _ in range(_PACES)]
+    return float(gmean(seconds, axis=None)) / rates.tables.reference_s
 
 
 def pruned_ratios(

@@ -8,20 +8,22 @@ import datetime
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import gmean
 
 from simulator.base.machine import count_cores, name_machine
 from simulator.base.progress import CountDone, Progress, show_nothing
 from simulator.base.writing import toml_text
-from simulator.calibration.host.fit import find_spread, fit_exchange, fit_steps
-from simulator.calibration.host.layers import REPEATS, Sample, collect, shapes
-from simulator.calibration.host.measure import matrix_seconds, pruned_ratios
+from simulator.calibration.host.fit import find_middle, find_spread, fit_exchange, fit_steps
+from simulator.calibration.host.layers import Sample, collect, shapes
+from simulator.calibration.host.measure import matrix_times, pruned_ratios, reference_seconds
 from simulator.calibration.host.storage import describe_storage, time_reads, write_experts
 from simulator.calibration.host.training import TrainingTimes, fit_training, time_training
 from simulator.config.calibration import EngineFit
@@ -39,9 +41,9 @@ from simulator.runtime.load import LoadMeter
 from simulator.runtime.nodes import Nodes
 from simulator.runtime.ray_backend import RayBackend
 
-ROUNDS = 3
+ROUNDS = 5
 """Rounds in which everything is timed, over the whole of a calibration: a moment in which the
-machine is slow falls on a third of each thing at most, and the median leaves it out."""
+machine is slow falls on a fifth of each thing at most, and the mean leaves it out."""
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Rows of the products that are timed: those of steps of one token to a long prompt."""
 SIZES = (1 << 13, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
@@ -106,7 +108,7 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> 
             kind="measured",
             source=source,
             spread=find_spread(step_s.T),
-            step_s=float(np.median(step_s)),
+            step_s=float(find_middle(step_s.ravel())),
             sequence_s=0.0,
             layer_s=0.0,
         ),
@@ -138,10 +140,12 @@ class _Timing:
     has_pruned: bool
     samples: dict[str, list[Sample]] = field(default_factory=lambda: defaultdict(list))
     """Samples of every kind of moment."""
+    paces: list[NDArray[np.float64]] = field(default_factory=list)
+    """Seconds of the reference on every rank, whenever it was timed."""
     overheads_s: list[float] = field(default_factory=list)
     """Seconds to start a step and hear of its end, of each round."""
-    matrix_s: list[Any] = field(default_factory=list)
-    """Seconds of products, ``[working_bytes][sizes][rows]``, of each round."""
+    products: list[Any] = field(default_factory=list)
+    """Times of products over the reference's, ``[working_bytes][sizes][rows]``, of each round."""
     training: list[TrainingTimes] = field(default_factory=list)
     pruned: list[list[Any]] = field(default_factory=list)
     """Ratios by rows, of each round for each of ``_PRUNED``."""
@@ -161,7 +165,7 @@ class _Timing:
             meter = LoadMeter(backend)
             self._run_layers(backend, turn, report)
             if self.has_cores:
-                self.matrix_s.append(
+                self.products.append(
                     [_time_products(backend, size, report) for size in WORKING_BYTES]
                 )
                 self.training.append(time_training(backend, self.size, turn))
@@ -178,6 +182,10 @@ class _Timing:
         finally:
             backend.close()
 
+    def _read_pace(self, backend: RayBackend) -> NDArray[np.float64]:
+        self.paces.append(np.array(backend.apply(reference_seconds)))
+        return self.paces[-1]
+
     def _run_layers(self, backend: RayBackend, turn: int, report: CountDone) -> None:
         rng, overheads_s = np.random.default_rng(turn), []
         for shape in shapes():
@@ -186,37 +194,53 @@ class _Timing:
                 continue
             job = shape.job(self.size, rng)
             backend.load(job)
-            for step in shape.every_step(self.size, turn):
-                started_s = time.perf_counter()
-                run = backend.step(step)
-                elapsed_s = time.perf_counter() - started_s
-                if step.number % (REPEATS + 1):
+            for warm_up, *steps in shape.every_kind(self.size, turn):
+                before_R = self._read_pace(backend)
+                backend.step(warm_up)
+                runs = []
+                for step in steps:
+                    started_s = time.perf_counter()
+                    run = backend.step(step)
+                    elapsed_s = time.perf_counter() - started_s
                     ended_s = max(shard.moments[-1].end_s for shard in run)
                     inside_s = ended_s - min(shard.moments[0].start_s for shard in run)
                     overheads_s.append(elapsed_s - inside_s)
-                    collect(self.samples, shape, job, step, run)
+                    runs.append(run)
+                pace_R = np.sqrt(before_R * self._read_pace(backend))
+                for step, run in zip(steps, runs, strict=True):
+                    collect(self.samples, shape, job, step, run, pace_R)
             report(1)
         self.overheads_s.append(statistics.median(overheads_s))
+
+    @cached_property
+    def reference_s(self) -> float:
+        """Seconds of the reference, mean over the whole calibration: all else is told as it was
+        while the reference took so long.
+        """
+        return float(gmean(np.array(self.paces), axis=None))
+
+    def _list_samples(self, kind: str) -> list[Sample]:
+        return [sample.at(self.reference_s) for sample in self.samples[kind]]
 
     def fit_kernels(self, threads: int, source: str) -> KernelTables:
         """The tables of one rank's computation."""
         matrix = MatrixTable(
             kind="measured",
             source=source,
-            spread=find_spread(self.matrix_s),
+            spread=find_spread(self.products),
             rows=ROWS,
             sizes=SIZES,
             working_bytes=WORKING_BYTES,
-            seconds=np.median(self.matrix_s, axis=0).tolist(),
+            seconds=(self.reference_s * find_middle(self.products)).tolist(),
         )
-        tables = _kernels(self.samples, matrix, threads, source)
-        training = fit_training(self.training, matrix, source)
-        return tables.model_copy(update={"training": training})
+        tables = _kernels(self._list_samples, matrix, threads, source)
+        training = fit_training(self.training, matrix, source, self.reference_s)
+        return tables.model_copy(update={"training": training, "reference_s": self.reference_s})
 
     def fit_collectives(self, source: str) -> Collectives:
         """The tables of exchanges between all ranks."""
         dispatch, combine, all_reduce = (
-            fit_exchange(self.samples[name], self.samples[f"{name} wait"], source)
+            fit_exchange(self._list_samples(name), self._list_samples(f"{name} wait"), source)
             for name in ("dispatch", "combine", "collective")
         )
         return Collectives(
@@ -233,30 +257,30 @@ class _Timing:
                 pruning=pruning.kind,
                 sparsity=pruning.sparsity,
                 rows=_PRUNED_ROWS,
-                ratio=tuple(np.median(ratios, axis=0).tolist()),
+                ratio=tuple(find_middle(ratios).tolist()),
             )
 
 
 def _time_products(backend: RayBackend, working: int, report: CountDone) -> list[list[float]]:
-    """Seconds of products, mean over ranks, ``[sizes][rows]``."""
+    """Times of products over the reference's, mean over ranks, ``[sizes][rows]``."""
     by_size = []
     for size in SIZES:
         timed = tuple(rows for rows in ROWS if rows * size <= _MOST_WORK)
-        found = np.mean(backend.apply(matrix_seconds, timed, size, working), axis=0).tolist()
+        found = np.mean(backend.apply(matrix_times, timed, size, working), axis=0).tolist()
         by_size.append(found + [found[-1] * rows / timed[-1] for rows in ROWS[len(timed) :]])
     report(1)
     return by_size
 
 
 def _kernels(
-    samples: dict[str, list[Sample]], matrix: MatrixTable, threads: int, source: str
+    samples: Callable[[str], list[Sample]], matrix: MatrixTable, threads: int, source: str
 ) -> KernelTables:
     def steps(kind: str, *names: str) -> Steps:
-        return fit_steps(samples[kind], matrix, names, source)
+        return fit_steps(samples(kind), matrix, names, source)
 
     prompt = steps("prompt", "values", "heads", "flops")
     mixer = {name: prompt.seconds[name] for name in ("call", "values", "heads")}
-    decode = fit_steps(samples["decode"], matrix, ("bytes",), source, known=mixer)
+    decode = fit_steps(samples("decode"), matrix, ("bytes",), source, known=mixer)
     free = {"call": 0.0, "choices": 0.0, "bytes": 0.0}
     nothing = Steps(kind="fitted", source="one rank packs nothing", seconds=free)
     alone = {"call": 0.0, "flops": prompt.seconds["flops"]}
@@ -269,8 +293,8 @@ def _kernels(
         ffn=steps("ffn", "values", "hidden"),
         router=steps("router", "values", "scores"),
         experts=steps("experts", "touched", "values", "hidden"),
-        pack=steps("pack", "choices", "bytes") if samples["pack"] else nothing,
-        unpack=steps("unpack", "bytes") if samples["unpack"] else nothing,
+        pack=steps("pack", "choices", "bytes") if samples("pack") else nothing,
+        unpack=steps("unpack", "bytes") if samples("unpack") else nothing,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from simulator.calibration.host.fit import find_spread, fit_steps
 from simulator.calibration.host.layers import Sample, Shape, find_computed_s
+from simulator.calibration.host.measure import reference_seconds
 from simulator.config.host import MatrixTable, TrainingTables
 from simulator.runtime.backend import Backend
 from simulator.runtime.job import Step
@@ -57,6 +58,7 @@ def time_training(backend: Backend, num_ranks: int, turn: int) -> TrainingTimes:
             trained = TrainingJob(job, num_ranks, sequences * num_ranks, sequences, tokens)
             sizes = backend.apply(begin_training, trained)
             ways: dict[str, list[list[Moment]]] = {"forward": [], "backward": []}
+            pace_R = backend.apply(reference_seconds)
             for repeat in range(_REPEATS + 1):  # in turns, so that both meet what else goes on
                 number = turn * (_REPEATS + 1) + repeat
                 alone = _serve(backend, number, sequences * num_ranks, tokens)
@@ -64,10 +66,10 @@ def time_training(backend: Backend, num_ranks: int, turn: int) -> TrainingTimes:
                 if repeat == 0:
                     continue
                 served += alone
-                for size, rank in zip(sizes, ranks, strict=True):
+                for size, rank, pace_s in zip(sizes, ranks, pace_R, strict=True):
                     seconds = find_computed_s(rank.moments[-1], num_ranks)
                     amounts = {"parameters": float(size)}
-                    times.updates.append(Sample(seconds, 0.0, (), amounts, turn))
+                    times.updates.append(Sample(seconds, 0.0, (), amounts, turn, pace_s))
                     for name, moments in zip(ways, _split(rank.moments), strict=True):
                         ways[name].append(moments)
             served_s = _find_median(served, num_ranks)
@@ -78,10 +80,10 @@ def time_training(backend: Backend, num_ranks: int, turn: int) -> TrainingTimes:
 
 
 def fit_training(
-    rounds: Sequence[TrainingTimes], matrix: MatrixTable, source: str
+    rounds: Sequence[TrainingTimes], matrix: MatrixTable, source: str, reference_s: float
 ) -> TrainingTables:
     """The tables of training steps by what rounds timed: geometric means over models and batches of
-    the median ratio of all rounds.
+    the median ratio of all rounds; the optimizer as while the reference takes ``reference_s``.
     """
     logs = {
         (name, phase): np.log([times.ratios[name][phase] for times in rounds])  # [round][step]
@@ -102,7 +104,7 @@ def fit_training(
         forward=means["forward"],
         backward=means["backward"],
         optimizer=fit_steps(
-            [update for times in rounds for update in times.updates],
+            [update.at(reference_s) for times in rounds for update in times.updates],
             matrix,
             ("parameters",),
             source,
