@@ -88,6 +88,7 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
         known = min(known, request.prompt)
         if is_out:
             _drop_token(requests, ranks, d, r)
+            has_all = False
     elif is_out and request.generated > 1 and ahead < 2:
         known -= abs(ahead)  # what a block holds is known when the token behind it is out
     if limits.rules.finds_full and not has_all:

@@ -89,8 +89,8 @@ def doubt(point: MapPoint) -> str:
 def share(ratio: float) -> str:
     """Write a share of a limit: in hundredths, or as a multiple.
 
-    >>> share(0.5), share(51.9).replace(TIMES, "x")
-    ('50 %', '52x')
+    >>> share(0.5), share(1.5)
+    ('50 %', '150 %')
     """
     return percent(ratio) if ratio < 10 else times(ratio)
 
