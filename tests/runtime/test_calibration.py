@@ -227,7 +227,7 @@ def test_the_pace_is_what_the_reference_takes_now_over_what_it_took(rounds, pace
 
 
 def test_a_sample_is_told_as_while_the_reference_takes_its_mean():
-    assert Sample(6e-3, 0.0, (), {}, pace_s=2e-6).at(1e-6).seconds == pytest.approx(3e-3)
+    assert Sample(6e-3, 0.0, (), {}, pace_s=2e-6).at_pace(1e-6).seconds == pytest.approx(3e-3)
 
 
 def test_one_thread_is_timed_by_its_own_clock(monkeypatch):

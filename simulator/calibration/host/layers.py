@@ -134,7 +134,7 @@ class Sample(NamedTuple):
     pace_s: float = 1.0
     """Seconds of the reference when it was timed."""
 
-    def at(self, reference_s: float) -> Sample:
+    def at_pace(self, reference_s: float) -> Sample:
         """The sample while the reference takes ``reference_s``."""
         return self._replace(seconds=self.seconds * reference_s / self.pace_s, pace_s=reference_s)
 

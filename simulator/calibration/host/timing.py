@@ -220,7 +220,7 @@ class _Timing:
         return float(gmean(np.array(self.paces), axis=None))
 
     def _list_samples(self, kind: str) -> list[Sample]:
-        return [sample.at(self.reference_s) for sample in self.samples[kind]]
+        return [sample.at_pace(self.reference_s) for sample in self.samples[kind]]
 
     def fit_kernels(self, threads: int, source: str) -> KernelTables:
         """The tables of one rank's computation."""

@@ -104,7 +104,7 @@ def fit_training(
         forward=means["forward"],
         backward=means["backward"],
         optimizer=fit_steps(
-            [update.at(reference_s) for times in rounds for update in times.updates],
+            [update.at_pace(reference_s) for times in rounds for update in times.updates],
             matrix,
             ("parameters",),
             source,
