@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import html
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from simulator.base.formats import TIMES, amount, chance, number, percent
-from simulator.report import marks, style
+from simulator.report import style
 from simulator.report.deployment_tables import (
     KINDS,
     describe_making,
@@ -20,6 +18,7 @@ from simulator.report.deployment_tables import (
     name_deployments,
 )
 from simulator.report.gallery import FigureCards, load_figures
+from simulator.report.plan_looks import band_text, colour_of, is_striped, model_of
 from simulator.report.rendering import render_page
 from simulator.results import plan_text
 from simulator.results.answer import Answer, DeploymentRow
@@ -29,116 +28,12 @@ from simulator.results.answer.handover import Handover, ServingCommand
 from simulator.results.answer.parts import Band, has_bands, make_band
 from simulator.results.plan_sentences import explain_traffic, share_of_time, warn_of_short_traffic
 from simulator.results.plan_text import (
-    OfModel,
     kind_of,
     share,
     target_short,
     target_text,
     value_text,
 )
-
-_DASHES = dict(zip(plan_text.KINDS, ("solid", "dash", "dot"), strict=True))
-AnyOfModel = TypeVar("AnyOfModel", bound=OfModel)
-SYMBOLS = dict(zip(plan_text.KINDS, ("circle", "square", "diamond"), strict=True))
-
-
-def label_of(row: OfModel) -> str:
-    """The name in a legend: the model with what it is, escaped."""
-    return f"{html.escape(row.model, quote=False)} ({kind_of(row)})"
-
-
-def colours(answer: Answer) -> dict[str, str]:
-    """The colour of each model, in the order of the question."""
-    names = [model.name for model in answer.models]
-    names += [row.model for row in answer.candidates] + [row.model for row in answer.pareto]
-    return {name: style.colour_at(n) for n, name in enumerate(dict.fromkeys(names))}
-
-
-def colour_of(answer: Answer, row: OfModel) -> str:
-    """The colour of a row's model; a model that the answer does not list is grey."""
-    return colours(answer).get(row.model, style.MUTED)
-
-
-def is_striped(row: OfModel) -> bool:
-    """Whether a row's bars and patches are striped: those of dense models are, on the whole
-    page.
-    """
-    return kind_of(row) == "dense"
-
-
-def line_of(answer: Answer, row: OfModel) -> dict[str, Any]:
-    """The line of a row's model."""
-    return {"color": colour_of(answer, row), "dash": _DASHES[kind_of(row)], "width": 2}
-
-
-def by_label(rows: Sequence[AnyOfModel]) -> dict[str, list[AnyOfModel]]:
-    """Rows by their name in a legend, in their order."""
-    found: dict[str, list[AnyOfModel]] = {}
-    for row in rows:
-        found.setdefault(label_of(row), []).append(row)
-    return found
-
-
-class _Listed(NamedTuple):
-    """A model of the question of which nothing else is known."""
-
-    model: str
-    is_moe: bool
-    is_pruned: bool = False
-
-
-def model_of(answer: Answer, deployment: str) -> OfModel | None:
-    """Model, and what it is, of a deployment that is known by its text; None where no model of the
-    answer begins it.
-    """
-    listed = [_Listed(model.name, model.is_moe) for model in answer.models]
-    rows: list[OfModel] = [*answer.candidates, *answer.pareto, *listed]
-    named = [row for row in rows if deployment.startswith(f"{row.model} ")]
-    # The longest name, so that a name within a name is not taken instead.
-    return max(named, key=lambda row: len(row.model), default=None)
-
-
-_BEYOND = 1000.0
-"""Times its value at which a whisker without an end stops: far off any plot."""
-
-
-def band_text(found: Band | None, text: Callable[[float], str]) -> str:
-    """A band in words, a unit that both ends have said once; empty where there is none, or where
-    both ends read the same.
-
-    >>> band_text(Band(1.0, 2.0), lambda value: f"{value:g} ms")
-    '1 to 2 ms'
-    >>> band_text(Band(1.0, 1.0), str), band_text(None, str)
-    ('', '')
-    >>> band_text(Band(1.0, math.inf), str), band_text(Band(0.0, 2.0), str)
-    ('1.0 or more', '0.0 to 2.0')
-    """
-    if found is None:
-        return ""
-    if math.isinf(found.high):
-        return f"{text(found.low)} or more"
-    if text(found.low) == text(found.high):
-        return ""
-    (low, *unit), (high, *other) = text(found.low).split(" ", 1), text(found.high).split(" ", 1)
-    return " ".join(
-        [low, "to", high, *other] if unit == other else [low, *unit, "to", high, *other]
-    )
-
-
-def whiskers(values: Sequence[float], bands: Sequence[Band | None], colour: str) -> dict[str, Any]:
-    """Error bars of a trace: ``error_x`` or ``error_y``; empty where no point has a band.
-
-    Args:
-        values: where the points lie on that axis.
-        bands: the bands of these; a figure outside its band gets a whisker on one side only.
-    """
-    if not any(found and found.is_wide for found in bands):
-        return {}
-    ends = [
-        (found.low, min(found.high, _BEYOND * value)) if found else (value, value)
-        for value, found in zip(values, bands, strict=True)
-    ]
-    return marks.whiskers(values, *zip(*ends, strict=True), color=colour, thickness=1.5, width=4)
 
 
 def list_figures(answer: Answer) -> list[list[str]]:

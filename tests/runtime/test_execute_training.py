@@ -117,7 +117,7 @@ def test_calibration_times_passes_of_every_phase(monkeypatch):
         rounds = [timed.time_training(backend, 2, turn) for turn in (0, 1)]
     finally:
         backend.close()
-    found = timed.fit_training(rounds, matrix, "a test")
+    found = timed.fit_training(rounds, matrix, "a test", 1e-6)
     for ratios in (found.forward, found.backward):
         assert set(ratios) == {"attention", "dense", "experts"}
         assert all(ratio > 0 for ratio in ratios.values())

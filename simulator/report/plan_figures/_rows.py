@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from simulator.base.formats import TIMES
 from simulator.report import style
 from simulator.report.marks import log_axis
-from simulator.report.plan_page import whiskers
+from simulator.report.plan_looks import whiskers
 from simulator.results.answer.parts import Band
 
 INK = "#748091"
