@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,7 @@ from simulator.planner.serving import (
 _SIDES: dict[Role, str] = {"prompts": "prefill", "decoding": "decode"}
 
 
-class Engine:
+class Engine(ABC):
     """An engine with a router of its project, which is started on each node of a replica."""
 
     name: str
@@ -59,9 +60,9 @@ class Engine:
         """Number of a replica's nodes on which a command is given."""
         return len(place.hosts)
 
+    @abstractmethod
     def start_server(self, server: Server, place: Place, node: int) -> str:
         """The command that starts a replica's part on one of its nodes."""
-        raise NotImplementedError
 
     def start_router(self, servers: Mapping[Role, list[Address]], balancing: str) -> str:
         """The command that spreads requests over servers; empty where there is none."""
@@ -98,9 +99,9 @@ class Engine:
             "the router compares two at random."
         )
 
+    @abstractmethod
     def list_unexpressed(self, server: Server) -> list[str]:
         """Choices of the plan that the engine's flags do not express, in sentences."""
-        raise NotImplementedError
 
 
 _EXCHANGES = {
