@@ -31,10 +31,11 @@ test: .venv/tested .venv/browser
 	@$(BIN)/coverage report --sort=cover --fail-under=0 2>/dev/null | head -n 12
 	$(PYTEST) $(WORKERS) --dist loadgroup --part rest $(addprefix --ignore=,$(FOLLOWS)) tests
 
-# Every law on at least ten times as many cases as `make test`; Hypothesis draws its own anew for each seed, laws by number go on counting.
+# Every law on at least ten times as many cases as `make test`, with the bounds of arrays checked in compiled code; Hypothesis draws its own anew for each
+# seed, laws by number go on counting.
 SEED ?= 1
 soak: .venv/tested
-	@$(PYTEST) $(WORKERS) --dist loadgroup -m "soak or hypothesis or seeded" --hypothesis-profile=soak --hypothesis-seed=$(SEED) tests \
+	@NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(CURDIR)/.numba_cache/checked $(PYTEST) $(WORKERS) --dist loadgroup -m "soak or hypothesis or seeded" --hypothesis-profile=soak --hypothesis-seed=$(SEED) tests \
 	  || { echo "again with the same cases: make soak SEED=$(SEED)"; exit 1; }
 
 check: .venv/tested

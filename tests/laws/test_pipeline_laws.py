@@ -54,7 +54,7 @@ def lockstep_s(layers_rb, head_rb, sends_rb, engine_rb, counts):
     """The same as the engine has it: step after step."""
     total, pp = 0.0, len(counts)
     for layers, head, sends, engine in zip(layers_rb, head_rb, sends_rb, engine_rb, strict=True):
-        parts = np.zeros((pp, 10))
+        parts = np.zeros((pp, len(LOG_COLUMNS) - ATTENTION))
         parts[:, 0], parts[:, 1], parts[:, 6], parts[:, 7] = layers, head, sends, engine
         row = np.zeros(len(LOG_COLUMNS))
         step_s = price_pipeline(
