@@ -73,8 +73,8 @@ _HOMES = {
     "results.sweep": ("Sweep",),
     "results.training": ("TrainingResults",),
     "results.training_answer": ("TrainingAnswer",),
-    "scenario.question": ("load_question",),
-    "scenario.scenario": ("Scenario", "load_scenario"),
+    "scenario.jobs": ("load_question", "load_scenario"),
+    "scenario.scenario": ("Scenario",),
 }
 """Public names by the module that defines them, which is imported when one is first used; type
 checkers read ``__init__.pyi``."""

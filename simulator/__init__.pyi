@@ -20,8 +20,8 @@ from simulator.results.folder import Results
 from simulator.results.sweep import Sweep
 from simulator.results.training import TrainingResults
 from simulator.results.training_answer import TrainingAnswer
-from simulator.scenario.question import load_question
-from simulator.scenario.scenario import Scenario, load_scenario
+from simulator.scenario.jobs import load_question, load_scenario
+from simulator.scenario.scenario import Scenario
 
 __version__: str
 

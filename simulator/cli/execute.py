@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from simulator.cli import console
+
+if TYPE_CHECKING:
+    from simulator.scenario.scenario import Scenario, TrainingScenario
 
 
 def execute(
@@ -36,39 +39,29 @@ def execute(
     this process, beside the simulator's prediction. Of a training scenario, steps are trained, with
     gradients that are compared with one process's.
     """
-    from simulator.scenario.training import FAMILY
-    from simulator.scenario.user_table import is_training
+    from simulator.scenario.jobs import SCENARIOS, load_job
+    from simulator.scenario.scenario import Scenario
 
-    run = _execute_training if is_training(scenario, FAMILY) else _execute_serving
-    run(
-        scenario,
-        out_folder,
-        seed,
-        overrides or [],
-        as_json,
-        backend=backend,
-        simulated_nodes=simulated_nodes,
-        address=address,
-        names=deployments or (),
-    )
+    job = load_job(scenario, SCENARIOS, overrides or [], seed)
+    folder = console.find_folder(out_folder, job.where, "_executed")
+    options = {
+        "backend": backend,
+        "simulated_nodes": simulated_nodes,
+        "address": address,
+        "names": deployments or (),
+    }
+    if isinstance(job, Scenario):
+        _execute_serving(job, folder, as_json, **options)
+    else:
+        _execute_training(job, folder, as_json, **options)
 
 
-def _execute_serving(
-    scenario: str,
-    out_folder: Path | None,
-    seed: int | None,
-    overrides: list[str],
-    as_json: bool,
-    **options: Any,
-) -> None:
+def _execute_serving(scenario: Scenario, folder: Path, as_json: bool, **options: Any) -> None:
     """Run the scenario's deployments for real, write a folder, and print the comparison."""
     from simulator.commands.execute import execute
-    from simulator.scenario.scenario import load_scenario
 
-    loaded = load_scenario(scenario, overrides, seed)
-    folder = console.find_folder(out_folder, loaded.where, "_executed")
     with console.progress(unit="steps", waiting="checking models and clusters") as tick:
-        executed = execute(loaded, folder=folder, progress=tick, **options)
+        executed = execute(scenario, folder=folder, progress=tick, **options)
 
     def list_numbers() -> dict[str, Any]:
         changes = {
@@ -183,21 +176,13 @@ def _phase_rows(executed: Any) -> list[tuple[str, ...]]:
 
 
 def _execute_training(
-    scenario: str,
-    out_folder: Path | None,
-    seed: int | None,
-    overrides: list[str],
-    as_json: bool,
-    **options: Any,
+    scenario: TrainingScenario, folder: Path, as_json: bool, **options: Any
 ) -> None:
     """Train the scenario's deployments for some steps, write a folder, and print the comparison."""
     from simulator.commands.execute_training import execute_training
-    from simulator.scenario.training import load_training
 
-    loaded = load_training(scenario, overrides, seed)
-    folder = console.find_folder(out_folder, loaded.where, "_executed")
     with console.progress("steps", "checking models, clusters and splits") as tick:
-        trained = execute_training(loaded, folder=folder, progress=tick, **options)
+        trained = execute_training(scenario, folder=folder, progress=tick, **options)
 
     def list_numbers() -> dict[str, Any]:
         return {

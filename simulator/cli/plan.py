@@ -14,6 +14,7 @@ from simulator.base.text import one_line
 from simulator.cli import console
 
 if TYPE_CHECKING:
+    from simulator.config.training_question import TrainingQuestion
     from simulator.planner.store import Store
     from simulator.results.answer import Answer
     from simulator.results.training_answer import TrainingAnswer
@@ -56,29 +57,29 @@ def plan(
     """
     from simulator.base.caches import findings_folder
     from simulator.commands.plan import plan as answer_question
+    from simulator.config.capacity import Question
     from simulator.planner.store import Store
     from simulator.results.plan_sentences import find_rate
-    from simulator.scenario.question import list_routing_notes, load_question
-    from simulator.scenario.training_question import FAMILY
-    from simulator.scenario.user_table import is_training
+    from simulator.scenario.jobs import QUESTIONS, load_job
+    from simulator.scenario.question import list_routing_notes
 
-    if is_training(question, FAMILY):
+    job = load_job(question, QUESTIONS, overrides or [], seed)
+    folder = console.find_folder(out_folder, job.where, "_plan")
+    if not isinstance(job, Question):
         console.refuse_options(
             "a plan of training does not take it",
             cache=cache is not None,
             workers=workers is not None,
             address=bool(address),
         )
-        _answer_training(question, out_folder, seed, overrides or [], as_json)
+        _answer_training(job, folder, as_json)
         return
-    loaded = load_question(question, overrides or [], seed)
-    folder = console.find_folder(out_folder, loaded.where, "_plan")
     store = Store(cache or findings_folder())
     with console.progress("", "reading models, clusters and requests") as bars:
         counted = _Counted(bars)
         try:
             answer = answer_question(
-                loaded,
+                job,
                 folder=folder,
                 cache=store,
                 workers=workers,
@@ -91,7 +92,7 @@ def plan(
         console.emit(answer.model_dump(mode="json"))
     else:
         print_plan(answer)
-    console.say_notes(map(str, list_routing_notes(loaded)))
+    console.say_notes(map(str, list_routing_notes(job)))
     console.err.say(tell_simulated(answer.num_simulated, store))
     if answer.traffic is not None:
         console.err.say(
@@ -218,20 +219,15 @@ def _candidates(answer: Answer) -> Iterator[Text]:
                 yield Text(" " * indent + part)
 
 
-def _answer_training(
-    question: str, out_folder: Path | None, seed: int | None, overrides: list[str], as_json: bool
-) -> None:
+def _answer_training(question: TrainingQuestion, folder: Path, as_json: bool) -> None:
     """Answer a question about training, write its folder, and print the answer."""
     from simulator.commands.plan_training import plan_training
     from simulator.commands.report import write_results
     from simulator.results.training_answer import RECOMMENDED, TrainingAnswer
-    from simulator.scenario.training_question import load_training_question
 
-    loaded = load_training_question(question, overrides, seed)
-    folder = console.find_folder(out_folder, loaded.where, "_plan")
     TrainingAnswer.check_writable(folder)
     with console.progress("", "reading models and machines") as tick:
-        answer = plan_training(loaded, progress=tick)
+        answer = plan_training(question, progress=tick)
         tick("writing the report", 0, None)
         write_results(answer, folder)
 

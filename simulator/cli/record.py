@@ -139,7 +139,7 @@ def runtime(
     _check_suffix(target, ".npz")
     from simulator.commands.record_trace import describe, record_runtime
     from simulator.runtime.recording.trace_file import write_recording
-    from simulator.scenario.scenario import load_scenario
+    from simulator.scenario.jobs import load_scenario
 
     loaded = load_scenario(scenario, overrides or [], seed)
     with whole_file(target) as partial:

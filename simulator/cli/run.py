@@ -8,12 +8,15 @@ import textwrap
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.text import Text
 
 from simulator.base.errors import UserError
 from simulator.cli import console
+
+if TYPE_CHECKING:
+    from simulator.scenario.scenario import Scenario, TrainingScenario
 
 _SETTING_METRICS = ("ttft_p50_s", "tpot_p50_s", "output_tokens_per_s", "slo_attainment")
 """Metrics printed for each setting of a sweep."""
@@ -71,20 +74,6 @@ def run(
     scenario are served one after another, or with --workers or --address at the same time; so are
     replicas of a long run whose balancer does not look at load.
     """
-    from simulator.scenario.training import FAMILY
-    from simulator.scenario.user_table import is_training
-
-    if any(is_training(one, FAMILY) for one in scenario):
-        console.refuse_options(
-            "a training scenario has one fidelity and no requests",
-            sweep=bool(sweep) or seeds > 1 or len(scenario) > 1,
-            fidelity=fidelity != "step",
-            explain=explain,
-            workers=workers is not None,
-            address=address is not None,
-        )
-        _run_training(scenario[0], out_folder, seed, overrides or [], as_json)
-        return
     if sweep or seeds > 1 or len(scenario) > 1:
         if explain:
             raise UserError("--explain explains one run: leave it out, or run one scenario alone")
@@ -101,21 +90,45 @@ def run(
             address=address,
         )
         return
+    from simulator.scenario.jobs import SCENARIOS, load_job
+    from simulator.scenario.scenario import Scenario
+
+    job = load_job(scenario[0], SCENARIOS, overrides or [], seed)
+    folder = console.find_folder(out_folder, job.where)
+    if isinstance(job, Scenario):
+        _run_serving(job, folder, as_json, fidelity, workers, address, explain)
+        return
+    console.refuse_options(
+        "a training scenario has one fidelity and no requests",
+        fidelity=fidelity != "step",
+        explain=explain,
+        workers=workers is not None,
+        address=address is not None,
+    )
+    _run_training(job, folder, as_json)
+
+
+def _run_serving(
+    scenario: Scenario,
+    folder: Path,
+    as_json: bool,
+    fidelity: str,
+    workers: int | None,
+    address: str | None,
+    explain: bool,
+) -> None:
+    """Replay a scenario, write its folder, and print the comparison."""
     from simulator.commands.report import write_results
-    from simulator.commands.run import check_fidelity
-    from simulator.commands.run import run as run_scenario
+    from simulator.commands.run import check_fidelity, run
     from simulator.results.folder import LISTED_TABLES, Results
-    from simulator.scenario.scenario import load_scenario
 
     level = check_fidelity(fidelity)
-    loaded = load_scenario(scenario[0], overrides or [], seed)
-    folder = console.find_folder(out_folder, loaded.where)
     Results.check_writable(folder)
     processes = 1 if workers is None and address is None and not explain else workers
     unit = "" if explain else "requests" if processes == 1 else "deployments"
     with console.progress(unit) as tick:
-        results = run_scenario(
-            loaded,
+        results = run(
+            scenario,
             fidelity=level,
             workers=processes,
             address=address,
@@ -193,20 +206,15 @@ def _print_settings(sweep: Any) -> None:
     console.print_rows(rows)
 
 
-def _run_training(
-    scenario: str, out_folder: Path | None, seed: int | None, overrides: list[str], as_json: bool
-) -> None:
+def _run_training(scenario: TrainingScenario, folder: Path, as_json: bool) -> None:
     """Simulate a training scenario, write its folder, and print the comparison."""
     from simulator.commands.report import write_results
     from simulator.commands.train import train
     from simulator.results.training import TrainingResults
-    from simulator.scenario.training import load_training
 
-    loaded = load_training(scenario, overrides, seed)
-    folder = console.find_folder(out_folder, loaded.where)
     TrainingResults.check_writable(folder)
     with console.progress("deployments", "checking models, clusters and splits") as tick:
-        results = train(loaded, progress=tick)
+        results = train(scenario, progress=tick)
         tick("writing the report", 0, None)
         write_results(results, folder)
     verdict, notes = results.verdict, results.run["notes"]

@@ -26,6 +26,7 @@ from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.config.law_file import LawFile, load_law
 from simulator.config.model import load_model
 from simulator.config.routing import routing_note
+from simulator.config.training_question import TrainingQuestion
 from simulator.config.workload import WorkloadSpec
 from simulator.deployment.counterparts import choose_model
 from simulator.deployment.facts import describe_layout
@@ -34,11 +35,16 @@ from simulator.deployment.training.plan import make_training_plan
 from simulator.planner.space import Space, check_variants
 from simulator.planner.traffic import check_offered, lasting, traffic_of
 from simulator.policies.contracts import make_rules, wire_cluster
-from simulator.scenario.question import list_routing_notes, load_open_requests, load_question
-from simulator.scenario.scenario import Scenario, load_scenario
-from simulator.scenario.training import load_training
-from simulator.scenario.training_question import load_training_question
-from simulator.scenario.user_table import Overrides
+from simulator.scenario.jobs import (
+    QUESTIONS,
+    SCENARIOS,
+    Overrides,
+    load_job,
+    load_question,
+    load_scenario,
+)
+from simulator.scenario.question import list_routing_notes, load_open_requests
+from simulator.scenario.scenario import Scenario, TrainingScenario
 from simulator.step.training import find_rank_imbalance, price_micro_batch
 from simulator.workload.requests import load_requests
 
@@ -130,14 +136,9 @@ def check(
 def _find_file(name: str) -> Path:
     """The file of a path, or of a shipped scenario or plan."""
     path = Path(name)
-    for family in (
-        "workloads",
-        "workloads/plans",
-        "workloads/training",
-        "workloads/training_plans",
-    ):
-        if not path.is_file() and name in available_files(family):
-            path = available_files(family)[name]
+    for job in (*SCENARIOS, *QUESTIONS):
+        if not path.is_file() and name in available_files(job.FAMILY):
+            path = available_files(job.FAMILY)[name]
     return path
 
 
@@ -186,7 +187,7 @@ def _check_plan(source: Any, overrides: Overrides) -> _Found:
 
 
 def _check_training(source: Any, overrides: Overrides) -> _Found:
-    scenario = load_training(source, overrides)
+    scenario = load_job(source, (TrainingScenario,), overrides)
     details = []
     for spec in scenario.deployments:
         plan = make_training_plan(
@@ -206,7 +207,7 @@ def _check_training(source: Any, overrides: Overrides) -> _Found:
 
 
 def _check_training_plan(source: Any, overrides: Overrides) -> _Found:
-    question = load_training_question(source, overrides)
+    question = load_job(source, (TrainingQuestion,), overrides)
     models = [choose_model(one, question.where, question.folder) for one in question.models]
     names = ", ".join(one.title for one in question.models)
     return _Found(

@@ -44,7 +44,8 @@ from simulator.results.provenance import Provenance
 from simulator.results.shown_steps import SHOWN
 from simulator.results.tables import SPAN_COLUMNS
 from simulator.runtime import require
-from simulator.scenario.scenario import Scenario, load_scenario
+from simulator.scenario.jobs import Source, load_scenario
+from simulator.scenario.scenario import Scenario, choose_deployments
 from simulator.step.program import Batch
 
 if TYPE_CHECKING:  # they import torch and Ray
@@ -60,7 +61,7 @@ all of them."""
 
 
 def execute(
-    scenario: Scenario | str | Path | Mapping[str, Any],
+    scenario: Source,
     *,
     folder: str | Path | None = None,
     backend: str = "ray",
@@ -101,7 +102,7 @@ def execute(
         scenario = load_scenario(scenario)
     plans = [
         make_plan(deployment, scenario.seed, scenario.where, scenario.folder)
-        for deployment in scenario.choose_deployments(names)
+        for deployment in choose_deployments(scenario.deployments, names, scenario.where)
     ]
     jobs = [make_job(plan, scenario.folder) for plan in plans]
     for plan in plans:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from simulator.base.errors import UserError
 from simulator.base.machine import name_machine
 from simulator.base.progress import Progress, show_nothing
 from simulator.commands.execute import check_backend
@@ -23,7 +22,7 @@ from simulator.engine.training import run_training_step
 from simulator.results.provenance import Provenance
 from simulator.results.training import STEP_PARTS, Trained
 from simulator.runtime import require
-from simulator.scenario.training import TrainingScenario
+from simulator.scenario.scenario import TrainingScenario, choose_deployments
 from simulator.step.training import price_micro_batch
 
 if TYPE_CHECKING:  # they import torch
@@ -74,7 +73,7 @@ def execute_training(
     made = Provenance.begin()
     plans = [
         make_training_plan(spec, scenario.training, scenario.seed, scenario.where, scenario.folder)
-        for spec in _choose_deployments(scenario, names)
+        for spec in choose_deployments(scenario.deployments, names, scenario.where)
     ]
     jobs = [make_training_job(plan) for plan in plans]
     rows: list[dict[str, Any]] = []
@@ -99,14 +98,6 @@ def execute_training(
     if folder is not None:
         trained.write(folder)
     return trained
-
-
-def _choose_deployments(scenario: TrainingScenario, names: Sequence[str]) -> list[Any]:
-    known = {one.name: one for one in scenario.deployments}
-    for name in names:
-        if name not in known:
-            raise UserError(f"--deployment {name}: must be one of {', '.join(known)}")
-    return [one for name, one in known.items() if not names or name in names]
 
 
 def _describe_calibration(plan: TrainingPlan) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from simulator.parallel.workers import Workers
 from simulator.planner.calibration_error import Floats
 from simulator.results.explained import LEAST_GAIN, Changes, Explained, Queue, Tried, Waterfall
 from simulator.results.folder import Results
-from simulator.scenario.scenario import Scenario, load_scenario
+from simulator.scenario.jobs import load_scenario
+from simulator.scenario.scenario import Scenario
 from simulator.workload.requests import longest_tokens
 
 MOST_REQUESTS = 2_000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from simulator.results.answer import Answer
 from simulator.results.answer.folder import PlanResults
 from simulator.results.provenance import Provenance
 from simulator.runtime import require
-from simulator.scenario.question import load_question
+from simulator.scenario.jobs import Source, load_question
 
 
 def plan(
-    question: Question | str | Path | Mapping[str, Any],
+    question: Source,
     *,
     folder: str | Path | None = None,
     cache: str | Path | Store | None = None,

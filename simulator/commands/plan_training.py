@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,7 +13,7 @@ from simulator.config.training_question import TrainingQuestion
 from simulator.planner.training.search import Trained, search_training
 from simulator.results.provenance import Provenance
 from simulator.results.training_answer import COLUMNS, TrainingAnswer, find_training_answer
-from simulator.scenario.training_question import load_training_question
+from simulator.scenario.jobs import Source, load_job
 from simulator.work.flops import trained_flops
 
 _EXACT = 17
@@ -23,21 +21,21 @@ _EXACT = 17
 
 
 def plan_training(
-    question: TrainingQuestion | str | Path | Mapping[str, Any],
+    question: Source,
     *,
     progress: Progress = show_nothing,
 ) -> TrainingAnswer:
     """Find the cheapest ways to train each model of a question in so many days.
 
     Args:
-        question: as :func:`load_training_question` takes it.
+        question: as :func:`load_job` takes it.
         progress: called with how many models and numbers of GPUs are done, and the best so far.
 
     Raises:
         UserError: if the question is wrong, or none of its models fits.
     """
     if not isinstance(question, TrainingQuestion):
-        question = load_training_question(question)
+        question = load_job(question, (TrainingQuestion,))
     made = Provenance.begin()
     found = search_training(question, progress)
     rows = [_describe(question, one) for one in found.trained]

@@ -14,7 +14,7 @@ from simulator.deployment.plan import make_plan
 from simulator.runtime import require
 from simulator.runtime.recording.corpus import read_texts
 from simulator.runtime.recording.trace_file import Recording
-from simulator.scenario.scenario import Scenario
+from simulator.scenario.scenario import Scenario, choose_deployments
 
 
 def record_transformers(
@@ -73,7 +73,9 @@ def record_runtime(
     from simulator.runtime.ray_backend import RayBackend
     from simulator.runtime.recording.shards import record_shards
 
-    chosen = scenario.choose_deployments([] if deployment is None else [deployment])
+    chosen = choose_deployments(
+        scenario.deployments, [] if deployment is None else [deployment], scenario.where
+    )
     plans = [make_plan(entry, scenario.seed, scenario.where, scenario.folder) for entry in chosen]
     plan = next((plan for plan in plans if plan.placement.experts is not None), plans[0])
     job = make_job(plan, scenario.folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -32,7 +32,8 @@ from simulator.results.provenance import Provenance
 from simulator.results.shown_steps import describe_record, find_errors
 from simulator.results.verdict import verdict
 from simulator.runtime import require
-from simulator.scenario.scenario import Scenario, load_scenario
+from simulator.scenario.jobs import Source, load_scenario
+from simulator.scenario.scenario import Scenario
 from simulator.step.request_choices import describe_choices
 from simulator.workload.requests import describe, longest_tokens
 from simulator.workload.traces import LEAST_ROUNDS, RequestTrace
@@ -85,7 +86,7 @@ def _list_loop_notes(trace: RequestTrace, clients: int) -> Iterator[Finding]:
 
 
 def run(
-    scenario: Scenario | str | Path | Mapping[str, Any],
+    scenario: Source,
     *,
     fidelity: Fidelity = "step",
     workers: int | None = 1,

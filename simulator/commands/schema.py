@@ -25,8 +25,7 @@ from simulator.config.model import ModelSpec
 from simulator.config.training_question import TrainingQuestion
 from simulator.config.workload import NamedWorkloadSpec
 from simulator.results.answer import Answer
-from simulator.scenario.scenario import Scenario
-from simulator.scenario.training import TrainingScenario
+from simulator.scenario.scenario import Scenario, TrainingScenario
 
 FILES: dict[str, type[BaseModel]] = {
     "scenario": Scenario,

@@ -28,8 +28,7 @@ from simulator.results.provenance import Provenance
 from simulator.results.results_folder import replace_folder
 from simulator.results.sweep import Sweep, order_columns, value_text, write_point
 from simulator.runtime import require
-from simulator.scenario.scenario import load_scenario
-from simulator.scenario.user_table import Overrides, override_texts
+from simulator.scenario.jobs import Overrides, load_scenario, override_texts
 
 SweptKeys = Sequence[str] | Mapping[str, Sequence[Any]]
 """Keys with the values that each takes: lists by dotted path, or ``path=value,value`` texts."""

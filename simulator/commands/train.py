@@ -5,8 +5,6 @@ for the whole training.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +25,8 @@ from simulator.deployment.training.quality import TokensToLoss, find_tokens_to_l
 from simulator.engine.training import TrainingStep, find_band, run_training_step
 from simulator.results.provenance import Provenance
 from simulator.results.training import METRICS, TrainingResults, find_training
-from simulator.scenario.training import TrainingScenario, load_training
+from simulator.scenario.jobs import Source, load_job
+from simulator.scenario.scenario import TrainingScenario
 from simulator.step.training import TrainingPrices, find_rank_imbalance, price_micro_batch
 from simulator.work.flops import expert_flops, trained_flops
 
@@ -44,14 +43,14 @@ class _Part(NamedTuple):
 
 
 def train(
-    scenario: TrainingScenario | str | Path | Mapping[str, Any],
+    scenario: Source,
     *,
     progress: Progress = show_nothing,
 ) -> TrainingResults:
     """Simulate a training step of every deployment of a training scenario.
 
     Args:
-        scenario: as :func:`load_training` takes it.
+        scenario: as :func:`load_job` takes it.
         progress: called with the name of each deployment.
 
     Raises:
@@ -69,7 +68,7 @@ def train(
     True
     """
     if not isinstance(scenario, TrainingScenario):
-        scenario = load_training(scenario)
+        scenario = load_job(scenario, (TrainingScenario,))
     made = Provenance.begin()
     plans = [_make_plan(scenario, spec, spec.routing) for spec in scenario.deployments]
     later_plans = {

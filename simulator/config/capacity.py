@@ -26,7 +26,6 @@ from simulator.base.quantities import (
     Ratio,
     ReplicaGpus,
     Score,
-    Seed,
     Sequences,
     Share,
     Stages,
@@ -39,9 +38,9 @@ from simulator.base.quantities import (
 )
 from simulator.config.dtypes import DType
 from simulator.config.failures import FailureRates
+from simulator.config.job import Job
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model, model_text
 from simulator.config.sparsity import Pruning
-from simulator.config.user_file import UserFile
 from simulator.config.workload import WorkloadSpec
 
 RankNumbers = Annotated[tuple[Ranks, ...], Field(strict=False, min_length=1)]
@@ -373,16 +372,15 @@ class Crossover(Frozen):
     """Networks of the map: factors on the rate of all wires."""
 
 
-class Question(UserFile):
+class Question(Job):
     """Question of ``moesim plan``: traffic, targets, candidate models and machines, and limits."""
 
+    NOUN = "plan"
+    FAMILY = "workloads/plans"
+    TABLES = "[workload], [targets], [[models]] and [[clusters]]"
+    TAKEN = "moesim plan takes"
+
     _where: str = PrivateAttr(default="plan")
-    name: Label
-    """Name of the question; absent = the file's."""
-    seed: Seed = 0
-    """Seed of all random numbers."""
-    notes: Label = ""
-    """Remarks in free text."""
     workload: WorkloadSpec
     """Traffic to serve; ``rate_scale`` is the growth factor."""
     peak_s: Duration | None = None

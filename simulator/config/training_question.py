@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 from simulator.base.errors import did_you_mean
 from simulator.base.frozen import Frozen, Policy
 from simulator.base.kinds import PolicyOf
-from simulator.base.quantities import Gpus, Label, Price, Seed, Share, value_range
+from simulator.base.quantities import Gpus, Label, Price, Share, value_range
+from simulator.config.job import Job, check_names_differ
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model, model_text
 from simulator.config.training import OptimizerSpec, TrainingDType, TrainingSpec
-from simulator.config.user_file import UserFile, check_names_differ
 
 Days = Annotated[float, value_range(1e-3, 3660, "days")]
 
@@ -64,15 +64,14 @@ class TrainingCluster(Frozen):
     file's."""
 
 
-class TrainingQuestion(UserFile):
+class TrainingQuestion(Job):
     """Input of ``moesim plan`` about training."""
 
-    name: Label
-    """Name of the question; absent = the file's."""
-    seed: Seed = 0
-    """Seed of all random numbers."""
-    notes: Label = ""
-    """Remarks in free text."""
+    NOUN = "plan of training"
+    FAMILY = "workloads/training_plans"
+    TABLES = "[training], [targets], [[models]] and [[clusters]]"
+    TAKEN = "moesim plan takes"
+
     training: TrainingSpec
     """Batch of a step, and tokens in all."""
     targets: TrainingTargets

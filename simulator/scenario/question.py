@@ -1,79 +1,37 @@
-"""A plan's question, read from a file or by the name of a shipped one, with every name in it looked
-up.
-"""
+"""Names and requests of a plan's question, looked up before anything is computed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from simulator.base.errors import UserError
 from simulator.base.findings import Finding
 from simulator.base.plugins import build
 from simulator.config.calibration import CalibrationFile
-from simulator.config.capacity import Question
-from simulator.config.cluster import load_kind
+from simulator.config.capacity import CandidateCluster, Question
+from simulator.config.cluster import ClusterSpec, load_kind
 from simulator.config.host import load_any_calibration
 from simulator.config.model import load_model
 from simulator.config.pairing import has_experts, model_text, reference_name
 from simulator.config.routing import complete_routing, routing_note
-from simulator.scenario.user_table import Overrides, read_user_table
+from simulator.config.training_question import TrainingCluster, TrainingQuestion
 from simulator.workload.requests import load_requests
 from simulator.workload.traces import RequestTrace
 
 
-def load_question(
-    source: Question | str | Path | Mapping[str, Any],
-    overrides: Overrides = (),
-    seed: int | None = None,
-) -> Question:
-    """Read a plan's question, validate it, and look up every name in it.
-
-    Args:
-        source: path of a TOML file, name of a shipped one, or the same keys as a table. A question
-            is changed by ``overrides``.
-        overrides: values by dotted path, ``{"clusters.0.price_per_gpu_hour": 2.1}``, or texts as of
-            the command line.
-        seed: seed of all random numbers; ``None`` = the question's own.
-
-    Raises:
-        UserError: if the file is missing or wrong, names what does not exist, or an override names
-            no place.
-
-    >>> load_question("azure_conv", {"workload.rate_scale": 2.0}).workload.rate_scale
-    2.0
-    """
-    if isinstance(source, Question):
-        found = read_user_table(
-            source.model_dump(mode="json", exclude_unset=True), overrides, seed, "", ""
-        )
-        found = found._replace(where=source.where, folder=source.folder)
-    else:
-        found = read_user_table(source, overrides, seed, "workloads/plans", "plan")
-    if "deployments" in found.table:
-        raise UserError(
-            f"{found.where}{found.changed}: is a scenario, which moesim run takes; a plan has "
-            "[targets], [[models]] and [[clusters]] instead of [[deployments]]"
-        )
-    question = Question.read(*found)
-    _check_names(question, f"{found.where}{found.changed}")
-    return question
-
-
-def _check_names(question: Question, where: str) -> None:
+def check_question(question: Question, where: str) -> None:
     """Refuse models, machines, engines and policies that do not exist, before anything is
     computed.
+
+    Raises:
+        UserError: naming the first, and what would be right.
     """
     calibrations = []
     for number, offer in enumerate(question.clusters):
         place = f"{where} [{_name_entry('clusters', number, len(question.clusters))}]"
         cluster, accelerator = load_kind(offer.cluster, place)
-        if offer.price_per_gpu_hour is None and cluster.price_per_gpu_hour is None:
-            raise UserError(
-                f"{place}: the file of '{offer.cluster}' has no price; give price_per_gpu_hour, "
-                "0 for machines that are there anyway"
-            )
+        _check_price(offer, cluster, place)
         if any(one.gpu is not None or one.node is not None for one in cluster.degraded):
             raise UserError(
                 f"{place}: some GPUs of '{offer.cluster}' are slower than others or of another "
@@ -103,6 +61,27 @@ def _check_names(question: Question, where: str) -> None:
                 refusals.append(refusal)
         if refusals and len(refusals) == len(calibrations):
             raise refusals[0]
+
+
+def check_training_question(question: TrainingQuestion) -> None:
+    """Refuse machines that do not exist or have no price.
+
+    Raises:
+        UserError: naming them.
+    """
+    for offer in question.clusters:
+        cluster, _ = load_kind(offer.cluster, question.where)
+        _check_price(offer, cluster, f"{question.where} [clusters]")
+
+
+def _check_price(
+    offer: CandidateCluster | TrainingCluster, cluster: ClusterSpec, place: str
+) -> None:
+    if offer.price_per_gpu_hour is None and cluster.price_per_gpu_hour is None:
+        raise UserError(
+            f"{place}: the file of '{offer.cluster}' has no price; give price_per_gpu_hour, "
+            "0 for machines that are there anyway"
+        )
 
 
 def list_routing_notes(question: Question) -> Iterator[Finding]:

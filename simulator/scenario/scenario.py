@@ -1,34 +1,33 @@
-"""A scenario: one workload and the deployments to compare on it, as written in a TOML file."""
+"""Scenarios: the deployments to compare, and the traffic that they serve or the batch that they
+train on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Self
+from collections.abc import Sequence
+from typing import Annotated, Self, TypeVar
 
 from pydantic import Field, PrivateAttr, model_validator
 
 from simulator.base.errors import UserError, did_you_mean
-from simulator.base.quantities import Label, Seed
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.execution import ExecutionSpec
-from simulator.config.user_file import UserFile, check_names_differ
+from simulator.config.job import Job, check_names_differ
+from simulator.config.training import TrainingDeployment, TrainingSpec
 from simulator.config.workload import WorkloadSpec
-from simulator.scenario.user_table import Overrides, read_user_table
 
 
-class Scenario(UserFile):
+class Scenario(Job):
     """Input of ``moesim run`` and ``moesim execute``: one workload, and the deployments to compare
     on it.
     """
 
+    NOUN = "scenario"
+    FAMILY = "workloads"
+    TABLES = "[workload] and [[deployments]]"
+    TAKEN = "moesim run takes"
+
     _where: str = PrivateAttr(default="scenario")
-    name: Label
-    """Name of the scenario; absent = the file's."""
-    seed: Seed = 0
-    """Seed of all random numbers."""
-    notes: Label = ""
-    """Remarks in free text."""
     workload: WorkloadSpec
     """Traffic that every deployment serves."""
     execution: ExecutionSpec = ExecutionSpec()
@@ -41,53 +40,43 @@ class Scenario(UserFile):
         check_names_differ("deployments", [one.name for one in self.deployments])
         return self
 
-    def choose_deployments(self, names: Sequence[str]) -> list[DeploymentSpec]:
-        """Deployments of these names, in the scenario's order; all of them without any.
 
-        Raises:
-            UserError: if there is none of a name.
-        """
-        known = [deployment.name for deployment in self.deployments]
-        for name in names:
-            if name not in known:
-                raise UserError(
-                    f"--deployment {name}: {self.where} has none of that name; "
-                    f"{did_you_mean(name, known)}"
-                )
-        return [entry for entry in self.deployments if not names or entry.name in names]
+class TrainingScenario(Job):
+    """Input of ``moesim run`` and ``moesim execute`` for a training: one batch, and the deployments
+    to compare on it.
+    """
+
+    NOUN = "training scenario"
+    FAMILY = "workloads/training"
+    TABLES = "[training] and [[deployments]]"
+    TAKEN = "moesim run takes, one at a time and without a sweep"
+
+    training: TrainingSpec
+    """Batch that every deployment trains on."""
+    deployments: Annotated[tuple[TrainingDeployment, ...], Field(strict=False, min_length=1)]
+    """Deployments to compare."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        check_names_differ("deployments", [one.name for one in self.deployments])
+        return self
 
 
-def load_scenario(
-    source: Scenario | str | Path | Mapping[str, Any],
-    overrides: Overrides = (),
-    seed: int | None = None,
-) -> Scenario:
-    """Read a scenario, validate it, and override its keys.
+Deployment = TypeVar("Deployment", DeploymentSpec, TrainingDeployment)
 
-    Args:
-        source: path of a TOML file, name of a shipped one, or the same keys as a table (paths in
-            it are relative to the current folder). A scenario is changed by ``overrides``.
-        overrides: values by dotted path, ``{"workload.num_requests": 1000}``; ``*`` means every
-            entry of a list: ``{"deployments.*.engine": "sglang"}``. Or texts as of the command
-            line: ``["workload.num_requests=1000"]``.
-        seed: seed of all random numbers; ``None`` = the scenario's own.
+
+def choose_deployments(
+    deployments: Sequence[Deployment], names: Sequence[str], where: str
+) -> list[Deployment]:
+    """Choose deployments by name, in the scenario's order; all, if ``names`` is empty.
 
     Raises:
-        UserError: if the file is missing or wrong, or an override names no place.
-
-    >>> scenario = load_scenario("mixtral_vs_llama2", {"workload.num_requests": 100}, seed=7)
-    >>> scenario.workload.num_requests, scenario.seed
-    (100, 7)
+        UserError: if there is none of a name.
     """
-    if isinstance(source, Scenario):
-        found = read_user_table(
-            source.model_dump(mode="json", exclude_unset=True), overrides, seed, "", ""
-        )
-        return Scenario.read(found.table, source.where, source.folder, found.changed)
-    found = read_user_table(source, overrides, seed, "workloads", "scenario")
-    if "deployments" not in found.table and ("targets" in found.table or "clusters" in found.table):
-        raise UserError(
-            f"{found.where}{found.changed}: is a plan, which moesim plan takes; "
-            "a scenario has [[deployments]]"
-        )
-    return Scenario.read(*found)
+    known = [one.name for one in deployments]
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"--deployment {name}: {where} has none of that name; {did_you_mean(name, known)}"
+            )
+    return [one for one in deployments if not names or one.name in names]

@@ -19,7 +19,7 @@ from simulator.planner.screen import screen
 from simulator.planner.search import lasting
 from simulator.planner.space import Space
 from simulator.planner.traffic import traffic_of
-from simulator.scenario.question import load_question
+from simulator.scenario.jobs import load_question
 
 PLANS = ("azure_conv", "azure_conv_x20", "deepseek_r1_reasoning")
 PROCESSES = (1, 2)

@@ -23,8 +23,7 @@ from simulator.planner.capacity import plan_capacity
 from simulator.planner.store import Store
 from simulator.results.metrics import summarise
 from simulator.results.tables import DeploymentRecord
-from simulator.scenario.question import load_question
-from simulator.scenario.scenario import load_scenario
+from simulator.scenario.jobs import load_question, load_scenario
 from simulator.workload.requests import load_requests
 
 HERE = Path(__file__).parent

@@ -26,7 +26,7 @@ from simulator.planner.search import search
 from simulator.planner.store import Store
 from simulator.planner.traffic import Traffic, subset
 from simulator.policies.speculation import Drafts
-from simulator.scenario.scenario import load_scenario
+from simulator.scenario.jobs import load_scenario
 from simulator.step.prices import Prices
 from simulator.work.layout import Layout
 from simulator.work.memory import Precision, cache_size, weight_bytes

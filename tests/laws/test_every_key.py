@@ -45,8 +45,7 @@ from simulator.planner.traffic import traffic_of
 from simulator.planner.uncertainty.assessment import assess
 from simulator.planner.uncertainty.run_bands import StepTables, _estimate_error
 from simulator.results.metrics import summarise
-from simulator.scenario.scenario import Scenario
-from simulator.scenario.training import TrainingScenario
+from simulator.scenario.scenario import Scenario, TrainingScenario
 
 TEXT = tomllib.loads(Path(__file__).with_name("every_key.toml").read_text(encoding="utf-8"))
 IDLE = [key for keys in TEXT["idle"].values() for key in keys]

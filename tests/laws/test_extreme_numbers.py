@@ -15,7 +15,7 @@ from simulator.base.reading import read_json, read_toml
 from simulator.commands.check import check as check_file
 from simulator.commands.run import run as run_scenario
 from simulator.config.model import load_model
-from simulator.scenario.scenario import load_scenario
+from simulator.scenario.jobs import load_scenario
 from simulator.workload.requests import describe, fano_factor
 from simulator.workload.traces import RequestTrace
 from tests.cases import times

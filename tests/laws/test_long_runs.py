@@ -9,7 +9,7 @@ from simulator.commands.run import run as run_scenario
 from simulator.engine import loop_state, result_rows
 from simulator.report.page import render
 from simulator.results.folder import Results
-from simulator.scenario.scenario import load_scenario
+from simulator.scenario.jobs import load_scenario
 from tests.small_scenario import small_scenario
 
 POOLS = """replicas = 1

@@ -9,7 +9,7 @@ from simulator.base.errors import UserError
 from simulator.commands.train import train
 from simulator.deployment.notes import notes_of
 from simulator.engine.timeline import make_record, serve
-from simulator.scenario.question import load_question
+from simulator.scenario.jobs import load_question
 from tests.laws.test_degraded import EP8, EP16, TP2, end_times
 from tests.laws.test_explanations import explain
 from tests.laws.test_one_price import price_both

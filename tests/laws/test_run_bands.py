@@ -35,7 +35,7 @@ from simulator.results.metrics import METRICS, summarise
 from simulator.results.run_bands_text import NEAR_SATURATION, note_on
 from simulator.results.shown_steps import describe_record
 from simulator.results.verdict import verdict
-from simulator.scenario.scenario import load_scenario
+from simulator.scenario.jobs import load_scenario
 from tests.parts import change_plan
 from tests.small_scenario import small_scenario
 

@@ -18,7 +18,7 @@ from simulator.engine.training import run_training_step
 from simulator.policies.faults import find_schedule_fault
 from simulator.policies.pipelining import Pass, place_in_turn
 from simulator.results.training import PARTS
-from simulator.scenario.training import load_training
+from simulator.scenario.jobs import SCENARIOS, load_job
 from simulator.step.training import price_micro_batch, price_update
 from simulator.work.flops import matmul_flops_per_token, trained_flops
 
@@ -39,7 +39,7 @@ BASE = {
 def plan_of(training=None, **changes):
     deployment = BASE["deployments"][0] | changes
     shared = BASE["training"] | (training or {})
-    scenario = load_training({"training": shared, "deployments": [deployment]})
+    scenario = load_job({"training": shared, "deployments": [deployment]}, SCENARIOS)
     spec = scenario.deployments[0]
     return make_training_plan(spec, scenario.training, 0, "test", Path())
 

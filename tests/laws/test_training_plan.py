@@ -16,7 +16,7 @@ from simulator.planner.training.search import TrainingSearch, _fits
 from simulator.planner.training.space import list_sizes, list_splits
 from simulator.report.training_pages import render_training_plan as render
 from simulator.results.training_answer import TrainingAnswer
-from simulator.scenario.training_question import load_training_question
+from simulator.scenario.jobs import QUESTIONS, load_job
 
 QUESTION = {
     "name": "test",
@@ -99,7 +99,7 @@ def test_no_other_split_of_as_many_gpus_is_cheaper(
     }
     clusters = [{"cluster": kind, "max_gpus": 16}]
     changes = {"training": training, "models": [{"model": model}], "clusters": clusters}
-    question = load_training_question(QUESTION | changes)
+    question = load_job(QUESTION | changes, QUESTIONS)
     entry, offer = question.models[0], question.clusters[0]
     search = TrainingSearch(question, lambda *_: None)
     found = search.simulate_best(entry, offer, num_gpus)
@@ -152,7 +152,7 @@ def test_refusals_say_what_would_do(changes, error):
 
 
 def test_sizes_are_parts_of_a_node_and_whole_nodes():
-    offer = load_training_question(QUESTION).clusters[0]
+    offer = load_job(QUESTION, QUESTIONS).clusters[0]
     assert list_sizes(offer.model_copy(update={"max_gpus": 100}), "test") == [
         1,
         2,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simulator.deployment.training.plan import make_training_plan
-from simulator.scenario.training import load_training
+from simulator.scenario.jobs import SCENARIOS, load_job
 from simulator.step import training
 from simulator.step.training import find_rank_imbalance, price_micro_batch
 
@@ -28,7 +28,7 @@ def prices_of(routing, micro_batch=1, sequence_tokens=1024, overflow=None, **par
         **({"overflow": overflow} if overflow else {}),
     }
     training = {"sequence_tokens": sequence_tokens, "global_batch": 1024, "total_tokens": 1e12}
-    scenario = load_training({"training": training, "deployments": [deployment]})
+    scenario = load_job({"training": training, "deployments": [deployment]}, SCENARIOS)
     plan = make_training_plan(scenario.deployments[0], scenario.training, 0, "test", Path())
     return price_micro_batch(plan)
 

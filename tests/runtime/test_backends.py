@@ -12,7 +12,7 @@ from simulator.runtime.in_process import InProcessBackend
 from simulator.runtime.job import Step
 from simulator.runtime.load import Use, others_share
 from simulator.runtime.shard import Shard
-from simulator.scenario.scenario import load_scenario
+from simulator.scenario.jobs import load_scenario
 
 MORE = ["execution.steps=3", "execution.warm_up=1", "execution.sequences=8", "execution.prompts=2"]
 

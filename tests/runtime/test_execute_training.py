@@ -20,7 +20,7 @@ from simulator.commands import execute_training as command
 from simulator.config.host import load_any_calibration
 from simulator.results.training import STEP_PARTS
 from simulator.runtime.in_process import InProcessBackend
-from simulator.scenario.training import load_training
+from simulator.scenario.jobs import SCENARIOS, load_job
 from tests.runtime.processes import descendants
 
 TIMED = 3
@@ -60,7 +60,7 @@ def scenario(real):
 
 
 def test_steps_are_trained_measured_and_simulated(few_steps, scenario, tmp_path):
-    loaded = load_training(scenario)
+    loaded = load_job(scenario, SCENARIOS)
     trained = command.execute_training(loaded, folder=tmp_path / "out", backend="in_process")
     assert trained.deployments == ["mixture", "dense"]
     for name, exchanges in (("mixture", 4), ("dense", 0)):
@@ -104,7 +104,9 @@ def list_raylets():
 
 def test_unknown_deployments_are_refused(scenario):
     with pytest.raises(UserError, match="--deployment other: must be one of mixture, dense"):
-        command.execute_training(load_training(scenario), backend="in_process", names=["other"])
+        command.execute_training(
+            load_job(scenario, SCENARIOS), backend="in_process", names=["other"]
+        )
 
 
 def test_calibration_times_passes_of_every_phase(monkeypatch):

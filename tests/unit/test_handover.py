@@ -30,7 +30,7 @@ from simulator.planner.space import ReplicaShape
 from simulator.planner.store import Store
 from simulator.planner.traffic import lasting, traffic_of
 from simulator.results.answer import Handover
-from simulator.scenario.scenario import load_scenario
+from simulator.scenario.jobs import load_scenario
 from simulator.workload.requests import load_requests, source_arrivals_s
 
 QUESTION = {

@@ -15,7 +15,7 @@ from simulator.commands.new import FOLDERS, read_guides, read_template, write_ne
 from simulator.commands.run import run as run_scenario
 from simulator.config.cluster import load_cluster
 from simulator.config.model import load_model
-from simulator.scenario.scenario import load_scenario
+from simulator.scenario.jobs import load_scenario
 
 
 @pytest.fixture(autouse=True)

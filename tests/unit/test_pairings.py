@@ -11,8 +11,8 @@ from simulator.commands.schema import make_schema
 from simulator.planner.handover import _entry
 from simulator.planner.space import Space
 from simulator.report.deployment_tables import list_pairings
-from simulator.scenario.question import list_routing_notes, load_question
-from simulator.scenario.scenario import load_scenario
+from simulator.scenario.jobs import load_question, load_scenario
+from simulator.scenario.question import list_routing_notes
 from tests.small_scenario import small_scenario
 from tests.unit.test_plan_cli import QUESTION
 

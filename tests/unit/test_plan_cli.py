@@ -16,7 +16,7 @@ from simulator.planner import search
 from simulator.planner.ruled_out import OTHER_PROMPTS
 from simulator.planner.store import Store
 from simulator.results.answer.folder import PlanResults
-from simulator.scenario.question import load_question
+from simulator.scenario.jobs import load_question
 from tests.findings_database import read_findings
 
 QUESTION = """

@@ -26,8 +26,7 @@ from simulator.planner.traffic import traffic_of
 from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty.sensitivity import rivals
 from simulator.planner.why_not import _describe_miss, _find_reason, explain_models, find_nearest
-from simulator.scenario.question import load_question
-from simulator.scenario.scenario import load_scenario
+from simulator.scenario.jobs import load_question, load_scenario
 from tests.laws import tiny_question
 from tests.unit.test_plan_cli import QUESTION
 

@@ -15,7 +15,7 @@ from simulator.lab.results.scores import SCORE_COLUMNS
 from simulator.report.figures.latency import Ttft
 from simulator.report.page import render
 from simulator.results.results_folder import read_long, write_long
-from simulator.scenario.user_table import override_texts
+from simulator.scenario.jobs import override_texts
 
 SCENARIO = {
     "name": "tiny",
@@ -255,7 +255,7 @@ def test_what_the_command_line_refuses_is_refused_here(tmp_path):
         (lambda: sweep([], tmp_path / "out", {}), "needs a scenario"),
         (lambda: sweep("gpt_oss_vs_qwen3_32b", tmp_path / "out", {}, num_seeds=0), "a seed"),
         (lambda: simulator.build_report([]), "at least one results folder"),
-        (lambda: run(simulator.load_question("azure_conv")), "not Question"),
+        (lambda: run(simulator.load_question("azure_conv")), "which moesim plan takes"),
         (lambda: simulator.load_scenario(SCENARIO, {"workload.slo": {"ttft_s": None}}), "None is"),
     ):
         with pytest.raises(simulator.UserError, match=words):

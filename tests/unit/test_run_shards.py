@@ -20,7 +20,7 @@ from simulator.engine.timeline import serve
 from simulator.parallel.workers import Workers
 from simulator.planner.uncertainty.run_bands import StepTables
 from simulator.results.folder import LONG_TABLES, SHORT_TABLES
-from simulator.scenario.scenario import load_scenario
+from simulator.scenario.jobs import load_scenario
 from tests.laws.test_windows import check_same
 from tests.small_scenario import small_scenario
 

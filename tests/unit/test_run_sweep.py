@@ -15,7 +15,7 @@ from simulator.commands.sweep import list_points, run_sweep
 from simulator.report.sweep_page import render
 from simulator.results.metrics import METRICS
 from simulator.results.sweep import Sweep, measure_spread, tell_sweep
-from simulator.scenario.scenario import load_scenario
+from simulator.scenario.jobs import load_scenario
 from tests.small_scenario import small_scenario
 from tests.unit.test_run_shards import check_equal
 

@@ -7,7 +7,7 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, validate
 from simulator.base.quantities import Duration, MemoryBytes, Size, Tokens
 from simulator.base.reading import read_json, read_toml
-from simulator.scenario.scenario import load_scenario
+from simulator.scenario.jobs import load_scenario
 
 SHIPPED = "mixtral_vs_llama2"
 

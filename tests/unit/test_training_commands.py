@@ -67,10 +67,12 @@ def test_run_prints_the_comparison_and_writes_a_folder_that_report_shows(moesim,
 
 
 def test_options_of_serving_are_refused_by_name(moesim, files):
-    for option in (("--explain",), ("--seeds", "2"), ("--fidelity", "rank"), ("--workers", "2")):
+    for option in (("--explain",), ("--fidelity", "rank"), ("--workers", "2")):
         code, _, err = moesim("run", "small.toml", *option)
         assert code == 2
         assert "leave it out" in err
+    code, _, err = moesim("run", "small.toml", "--seeds", "2")
+    assert (code, "training scenario" in err and "without a sweep" in err) == (2, True)
     code, _, err = moesim("plan", "question.toml", "--workers", "2")
     assert (code, "a plan of training does not take it" in err) == (2, True)
 

@@ -18,7 +18,7 @@ from simulator.config.routing import MEDIAN_SIGMA, complete_routing, routing_not
 from simulator.deployment.facts import facts_of
 from simulator.deployment.notes import notes_of
 from simulator.deployment.plan import make_plan
-from simulator.scenario.scenario import load_scenario
+from simulator.scenario.jobs import load_scenario
 from tests.small_scenario import small_scenario
 
 CONFIG = {

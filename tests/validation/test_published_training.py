@@ -13,7 +13,7 @@ from simulator.commands.train import train
 from simulator.deployment.training.plan import make_training_plan
 from simulator.engine.training import run_training_step
 from simulator.lab.results.scores import is_answered
-from simulator.scenario.training import load_training
+from simulator.scenario.jobs import SCENARIOS, load_job
 from simulator.step.training import price_micro_batch
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("published")]
@@ -130,7 +130,7 @@ def test_twice_as_many_micro_batches_gain_what_dualpipe_v_gained():
             "routing": {"kind": "uniform"},
         }
         training = {"sequence_tokens": 8192, "global_batch": 8 * micro_batches}
-        scenario = load_training({"training": training, "deployments": [deployment]})
+        scenario = load_job({"training": training, "deployments": [deployment]}, SCENARIOS)
         plan = make_training_plan(scenario.deployments[0], scenario.training, 0, "test", Path())
         step = run_training_step(plan, price_micro_batch(plan))
         rates.append(micro_batches / step.step_s)

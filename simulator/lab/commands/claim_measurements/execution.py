@@ -18,7 +18,8 @@ from simulator.lab.commands.claim_measurements import Trial
 from simulator.lab.results.claims import Case, Spread
 from simulator.results.executed import Executed
 from simulator.runtime import require
-from simulator.scenario.scenario import Scenario, load_scenario
+from simulator.scenario.jobs import load_scenario
+from simulator.scenario.scenario import Scenario
 
 _START_S = 12.0
 """Seconds in which Ray and its first shards start (two cores of an AMD EPYC)."""

@@ -28,7 +28,7 @@ from simulator.lab.results.claims import (
 from simulator.planner.conditions import Conditions, apply_conditions
 from simulator.planner.crossover import BEST, crossover
 from simulator.results.answer.crossover import MapPoint
-from simulator.scenario.question import load_question
+from simulator.scenario.jobs import load_question
 
 _EVEN = 1e-6
 """Factor on a popularity's spread that makes routing even; a factor must be above 0."""

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import PrivateAttr
 
 from simulator.base.frozen import Frozen, validate
+from simulator.base.quantities import Label, Seed
 
 
-class UserFile(Frozen):
-    """A scenario or a question, with the place where it was read."""
+class Job(Frozen):
+    """A scenario, which compares deployments, or a question, which asks for them; the work that is
+    put on them is serving or training.
+    """
+
+    NOUN: ClassVar[str]
+    """Name of this kind of file in errors."""
+    FAMILY: ClassVar[str]
+    """Folder of the files that ship."""
+    TABLES: ClassVar[str]
+    """Tables that a file of this kind has, as errors name them."""
+    TAKEN: ClassVar[str]
+    """Command that takes it, with its verb, in errors."""
 
     _where: str = PrivateAttr(default="file")
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    name: Label
+    """Name in the results; absent = the file's."""
+    seed: Seed = 0
+    """Seed of all random numbers."""
+    notes: Label = ""
+    """Remarks in free text."""
 
     @property
     def where(self) -> str:
