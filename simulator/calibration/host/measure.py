@@ -30,6 +30,9 @@ matrices that lie in a core's own cache and push little out of it."""
 _PACES = 12
 """Times that the reference is taken for a pace: one lasts a few milliseconds, in which a shared
 machine is a quarter faster or slower than in others."""
+_PACE_NOISE = 0.12
+"""Spread of the logarithm of a pace between 45 moments of a machine (``make bench-twin``), which
+times of layers hardly followed (a slope of 0.2): so much of a pace says nothing of the machine."""
 
 
 @cache
@@ -67,13 +70,15 @@ def matrix_times(shard: Shard, rows: tuple[int, ...], size: int, working_bytes: 
 
 
 def measure_pace(backend: Backend, rates: object) -> float:
-    """Seconds that the reference takes on these ranks now, over those in a machine's calibration;
-    1 where the calibration is of no such machine, or of a version without a reference.
+    """Seconds that the reference takes on these ranks now over those in a machine's calibration, as
+    far as they differ by more than noise; 1 where they do not, and where the calibration is of no
+    such machine, or of a version without a reference.
     """
     if not isinstance(rates, HostRates) or rates.tables.reference_s is None:
         return 1.0
     seconds = [backend.apply(reference_seconds) for _ in range(_PACES)]
-    return float(gmean(seconds, axis=None)) / rates.tables.reference_s
+    pace = math.log(gmean(seconds, axis=None) / rates.tables.reference_s)
+    return math.exp(math.copysign(max(0.0, abs(pace) - _PACE_NOISE), pace))
 
 
 def pruned_ratios(
