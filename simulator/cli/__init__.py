@@ -45,7 +45,6 @@ app = typer.Typer(
         "Replay real traffic on mixture-of-experts and dense deployments, "
         "and see which serves it better and why."
     ),
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -146,8 +145,21 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+_WELCOME = """\
+moesim replays real request traffic on mixture-of-experts and dense deployments, and says which
+serves it better, at what cost, and why.
+A mixture of experts (MoE) is a model each of whose tokens uses a few of many expert networks: it
+computes like a small model and fills the memory of a large one.
+
+Three commands to try:
+  moesim run mixtral_vs_llama2    Mixtral-8x7B against Llama-2-70B on eight H100, with a report
+  moesim plan azure_conv          the cheapest deployment that meets latency targets
+  moesim list models              what ships; moesim --help lists all commands"""
+
+
+@app.callback(invoke_without_command=True)
 def options(
+    context: typer.Context,
     version: Annotated[
         bool,
         console.option("Print the version.", flag="--version", callback=_version, is_eager=True),
@@ -156,6 +168,8 @@ def options(
     """Replay real traffic on mixture-of-experts and dense deployments, and see which serves it
     better and why.
     """
+    if context.invoked_subcommand is None:
+        console.out.print(_WELCOME)
 
 
 for _kind in available("lab.cli"):

@@ -28,6 +28,15 @@ SHORT = ("mixtral_vs_llama2", "--set", "workload.num_requests=60", "--set", STEP
 """Few requests in small steps, whose tables are soon filled."""
 
 
+def test_without_arguments_it_says_what_it_is_and_what_to_try(moesim):
+    code, out, err = moesim()
+    assert (code, err) == (0, "")
+    tried = [line.split()[1:3] for line in out.splitlines() if line.startswith("  moesim ")]
+    assert [word for word, _ in tried] == ["run", "plan", "list"]
+    for word, name in tried[:2]:
+        assert moesim("check", name)[0] == 0, word
+
+
 @pytest.mark.slow
 def test_run_writes_a_whole_folder_and_prints_the_comparison(moesim, tmp_path):
     code, out, err = moesim("run", *SHORT)
