@@ -8,9 +8,10 @@ of a unit or of the keyboard.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
 YEAR_S = 366 * 86_400.0
 """Longest time, seconds: three times the longest published trace (BurstGPT, 121 days). An hour
@@ -32,15 +33,19 @@ MOST_GPUS = 100_000
 """GPUs of a cluster: that of the largest built. Each may be a replica of its own."""
 
 
-def value_range(lowest: float, highest: float, unit: str = "", *, above: bool = False) -> Any:
+def value_range(lowest: float, highest: float, unit: str = "", *, above: bool = False) -> FieldInfo:
     """Range of an annotated number, both ends included.
 
     Args:
         unit: in the plural, as errors and the JSON Schema say it; empty for a pure number.
         above: whether the lower end is outside.
     """
-    low: dict[str, Any] = {"gt" if above else "ge": lowest}
-    return Field(**low, le=highest, json_schema_extra={"unit": unit} if unit else None)
+    return FieldInfo(
+        gt=lowest if above else None,
+        ge=None if above else lowest,
+        le=highest,
+        json_schema_extra={"unit": unit} if unit else None,
+    )
 
 
 _MISTAKEN = {
@@ -61,6 +66,16 @@ def mistaken_unit(unit: str, *, is_high: bool) -> str:
     """
     return _MISTAKEN.get((unit, is_high), "")
 
+
+# Lists
+
+Entry = TypeVar("Entry")
+ListOf = Annotated[tuple[Entry, ...], Field(strict=False)]
+"""List of a file, which may be empty."""
+SomeOf = Annotated[tuple[Entry, ...], Field(strict=False, min_length=1)]
+"""List of at least one entry."""
+PairOf = Annotated[tuple[Entry, Entry], Field(strict=False)]
+"""List of two entries."""
 
 # Names, remarks and told errors
 

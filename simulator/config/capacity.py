@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import PrivateAttr, field_validator, model_validator
 
 from simulator.base.frozen import Frozen, Policy
 from simulator.base.kinds import PolicyOf
@@ -19,6 +19,7 @@ from simulator.base.quantities import (
     GpuCount,
     Gpus,
     Label,
+    ListOf,
     NodeCount,
     Nodes,
     Price,
@@ -28,6 +29,7 @@ from simulator.base.quantities import (
     Score,
     Sequences,
     Share,
+    SomeOf,
     Stages,
     TokenBudget,
     TokenRate,
@@ -43,14 +45,6 @@ from simulator.config.pairing import DenseOf, MoeOf, check_one_model, model_text
 from simulator.config.sparsity import Pruning
 from simulator.config.workload import WorkloadSpec
 
-RankNumbers = Annotated[tuple[Ranks, ...], Field(strict=False, min_length=1)]
-StageNumbers = Annotated[tuple[Stages, ...], Field(strict=False, min_length=1)]
-TokenBudgets = Annotated[tuple[TokenBudget, ...], Field(strict=False, min_length=1)]
-SequenceNumbers = Annotated[tuple[Sequences, ...], Field(strict=False, min_length=1)]
-Durations = Annotated[tuple[Duration, ...], Field(strict=False, min_length=1)]
-TokenNumbers = Annotated[tuple[Tokens, ...], Field(strict=False, min_length=1)]
-Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-DTypes = Annotated[tuple[DType, ...], Field(strict=False, min_length=1)]
 _DECIDED = {
     **dict.fromkeys(("name", "model", "dense_of", "moe_of", "routing", "engine"), "[[models]]"),
     "cluster": "clusters.cluster",
@@ -175,16 +169,16 @@ class CandidateModel(Frozen):
     """Score of the model by the user's own measure, higher is better; absent = not compared."""
     engine: str = "vllm"
     """Serving engine, such as ``vllm``, ``sglang`` or ``trtllm@1.2.0``."""
-    weight_dtypes: DTypes | None = None
+    weight_dtypes: SomeOf[DType] | None = None
     """Number formats of weights to try; absent = as the model is released."""
-    kv_dtypes: DTypes | None = None
+    kv_dtypes: SomeOf[DType] | None = None
     """Number formats of the KV cache to try; absent = bf16."""
-    dispatch_dtypes: DTypes | None = None
+    dispatch_dtypes: SomeOf[DType] | None = None
     """Number formats to try for activations on their way to experts; absent = fp8 for experts
     in fp8, fp8_block, mxfp4 or nvfp4, else bf16, or fp32 with fp32 weights."""
     routing: Annotated[Policy, PolicyOf("routing")] | None = None
     """Routing policy: which experts tokens choose; absent = the model's own default."""
-    prunings: Annotated[tuple[Pruning, ...], Field(strict=False)] = ()
+    prunings: ListOf[Pruning] = ()
     """Prunings of feed-forward blocks to try besides the whole model:
     ``[{ kind = "two_four" }]``."""
     pruned_quality: Score | None = None
@@ -276,46 +270,34 @@ class Power(Frozen):
 class Space(Frozen):
     """Configurations that are tried. Impossible combinations are left out, with the reason."""
 
-    tp: RankNumbers = (1, 2, 4, 8)
+    tp: SomeOf[Ranks] = (1, 2, 4, 8)
     """Tensor-parallel sizes to try."""
-    attention_dp: RankNumbers = (1, 2, 4, 8, 16, 32, 64)
+    attention_dp: SomeOf[Ranks] = (1, 2, 4, 8, 16, 32, 64)
     """Attention data-parallel sizes to try: groups of ``tp`` ranks."""
-    pp: StageNumbers = (1, 2, 4)
+    pp: SomeOf[Stages] = (1, 2, 4)
     """Pipeline stages to try. More than one are tried where people run them: without attention data
     parallelism; over nodes that each stage fills; inside a node over PCIe, or where tensor
     parallelism can go no further."""
-    ep: Annotated[tuple[Literal["off", "all"], ...], Field(strict=False, min_length=1)] | None = (
-        None
-    )
+    ep: SomeOf[Literal["off", "all"]] | None = None
     """Expert parallelism to try: ``"off"`` (experts split like dense blocks) and ``"all"`` (spread
     over all ranks of a replica); absent = both."""
-    token_budgets: TokenBudgets = (
-        2048,
-        8192,
-    )
+    token_budgets: SomeOf[TokenBudget] = (2048, 8192)
     """Most tokens of one step of a data-parallel rank to try."""
-    redundant_experts: Annotated[tuple[Ratio, ...], Field(strict=False, min_length=1)] = (
-        0.0,
-        0.125,
-    )
+    redundant_experts: SomeOf[Ratio] = (0.0, 0.125)
     """Slots for copies of hot experts to try, as a share of the experts; 0 = none."""
-    placements: Annotated[
-        tuple[Literal["contiguous", "eplb"], ...], Field(strict=False, min_length=1)
-    ] = ("contiguous",)
+    placements: SomeOf[Literal["contiguous", "eplb"]] = ("contiguous",)
     """Placements to try for experts without copies: in order of their index, or by their loads of
     the day before, as those with copies always are."""
-    max_sequences: SequenceNumbers | None = None
+    max_sequences: SomeOf[Sequences] | None = None
     """Most requests that may run at once on a data-parallel rank to try; absent = as many as the
     engine starts with on these GPUs."""
-    overlap: Annotated[
-        tuple[Literal["none", "two_batch"], ...], Field(strict=False, min_length=1)
-    ] = ("none", "two_batch")
+    overlap: SomeOf[Literal["none", "two_batch"]] = ("none", "two_batch")
     """Overlaps of computation and communication to try, as ``overlap`` of a deployment."""
     disaggregate: bool = True
     """Whether prompts may have a pool of their own."""
     max_gpus_per_replica: ReplicaGpus = 64
     """Most GPUs of one replica."""
-    keys: dict[str, Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]] = {}
+    keys: dict[str, SomeOf[Any]] = {}
     """Values to try of further keys of a deployment, by dotted key:
     ``{ "speculation.tokens" = [1, 3] }``. Every model is tried with every combination."""
     max_variants: Variants = 200
@@ -338,37 +320,28 @@ def _overlap(key: str, other: str) -> bool:
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
-Factors = Annotated[tuple[Factor, ...], Field(strict=False, min_length=1)]
-
-
 class Crossover(Frozen):
     """The map of where MoE wins: which models, and the loads, lengths, expert-parallel sizes and
     networks that it covers.
     """
 
-    models: Names | None = None
+    models: SomeOf[str] | None = None
     """Models of the map, among the question's; every MoE is held against every dense one. Absent =
     the best of each kind."""
     cluster: str | None = None
     """Cluster of the map, one of the question's; absent = the recommended one."""
-    inputs: TokenNumbers = (1024, 8192, 32768)
+    inputs: SomeOf[Tokens] = (1024, 8192, 32768)
     """Prompt lengths of the map, tokens."""
-    outputs: TokenNumbers = (1024, 8192)
+    outputs: SomeOf[Tokens] = (1024, 8192)
     """Output lengths of the map, tokens."""
-    batches: Factors = (1.0, 4.0, 16.0, 64.0, 256.0)
+    batches: SomeOf[Factor] = (1.0, 4.0, 16.0, 64.0, 256.0)
     """Loads of the map: sequences on a GPU."""
-    times_s: Durations = (
-        0.01,
-        0.02,
-        0.03,
-        0.05,
-        0.1,
-    )
+    times_s: SomeOf[Duration] = (0.01, 0.02, 0.03, 0.05, 0.1)
     """Targets of the map: seconds of one output token of one user."""
-    eps: RankNumbers = (1, 8, 32)
+    eps: SomeOf[Ranks] = (1, 8, 32)
     """Expert-parallel sizes of the map; 1 = experts split like dense blocks, over one node at
     most. Sizes that machines and limits do not allow are left out."""
-    networks: Factors = (0.5, 1.0, 2.0)
+    networks: SomeOf[Factor] = (0.5, 1.0, 2.0)
     """Networks of the map: factors on the rate of all wires."""
 
 
@@ -387,9 +360,9 @@ class Question(Job):
     """Seconds of the busiest stretch of the workload to plan for; absent = all of it."""
     targets: Targets
     """Latency and throughput that the deployment must reach."""
-    models: Annotated[tuple[CandidateModel, ...], Field(strict=False, min_length=1)]
+    models: SomeOf[CandidateModel]
     """Models that would do the job."""
-    clusters: Annotated[tuple[CandidateCluster, ...], Field(strict=False, min_length=1)]
+    clusters: SomeOf[CandidateCluster]
     """Machines that could be rented, or are there."""
     limits: Limits = Limits()
     """Limits on size, power and cost."""

@@ -7,12 +7,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
-
 from simulator.base.data import available_files, find_file
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.kinds import PolicyOf
-from simulator.base.quantities import Label, value_range
+from simulator.base.quantities import Label, ListOf, PairOf, value_range
 from simulator.base.reading import read_toml
 
 FOLDER = "workloads/claims"
@@ -45,11 +43,9 @@ class ClaimFile(Frozen):
     real: Annotated[Policy, PolicyOf("commands.claim_measurements")] | None = None
     """Measurement of the claim on the machine at hand, which ``moesim claims --real`` takes;
     absent = nothing is measured."""
-    maps: Annotated[
-        tuple[Annotated[tuple[str, str], Field(strict=False)], ...], Field(strict=False)
-    ] = ()
+    maps: ListOf[PairOf[str]] = ()
     """Pairs of conditions whose map the page shows, rows first."""
-    evidence: Annotated[tuple[PublishedFigure, ...], Field(strict=False)] = ()
+    evidence: ListOf[PublishedFigure] = ()
     """Published figures, which are shown beside what was simulated."""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from simulator.base.data import available_files, load_once
 from simulator.base.errors import UserError, check_known, did_you_mean
@@ -22,6 +22,7 @@ from simulator.base.quantities import (
     BytesPerSecond,
     Gpus,
     Label,
+    ListOf,
     Price,
     ReplicaGpus,
     Seconds,
@@ -71,7 +72,7 @@ class ClusterSpec(Frozen):
     gpus_per_tray: ReplicaGpus | None = None
     """GPUs of a fast domain that are rented together, such as the 4 of a compute tray in an NVL72
     rack; absent = the whole domain is."""
-    sizes: Annotated[tuple[Gpus, ...], Field(strict=False)] = ()
+    sizes: ListOf[Gpus] = ()
     """Numbers of GPUs that the cluster comes in; ``<file name>-<size>`` names each."""
     scale_up: WireSpec
     """Wires inside a fast domain, such as NVLink."""
@@ -82,7 +83,7 @@ class ClusterSpec(Frozen):
     host: HostSpec | None = None
     """Memory, storage and processor of the machine, for experts that are offloaded; absent = not
     known."""
-    degraded: Annotated[tuple[Degraded, ...], Field(strict=False)] = ()
+    degraded: ListOf[Degraded] = ()
     """GPUs and wires that are slower than the others, always or for a while; those beyond the GPUs
     that a deployment uses do not matter to it."""
     price_per_gpu_hour: Price | None = None

@@ -15,6 +15,7 @@ from simulator.base.quantities import (
     Factor,
     GpuCount,
     Label,
+    ListOf,
     Price,
     Ranks,
     Replicas,
@@ -165,9 +166,7 @@ class DeploymentSpec(Frozen):
     prefix_caching: bool = True
     """Whether KV blocks of finished prompts are kept for requests with the same prefix (only traces
     with prefix blocks gain)."""
-    kv_tiers: Annotated[
-        tuple[Annotated[Policy, PolicyOf("kv_tiers")], ...], Field(strict=False)
-    ] = ()
+    kv_tiers: ListOf[Annotated[Policy, PolicyOf("kv_tiers")]] = ()
     """Memory below the GPU's own that prefix blocks are kept in, the fastest first; of a prefill
     pool where there is one."""
     pruning: Pruning | None = None
@@ -206,11 +205,9 @@ class DeploymentSpec(Frozen):
     """Order policy: which of the requests that wait at a rank is first."""
     balancing: Annotated[Policy, PolicyOf("balancing")] = {"kind": "least_outstanding"}
     """Balancing policy: which replica a request is sent to."""
-    failures: Annotated[
-        tuple[Annotated[Policy, PolicyOf("failures")], ...], Field(strict=False)
-    ] = ()
+    failures: ListOf[Annotated[Policy, PolicyOf("failures")]] = ()
     """GPUs and nodes that fail while it serves."""
-    degraded: Annotated[tuple[Degraded, ...], Field(strict=False)] = ()
+    degraded: ListOf[Degraded] = ()
     """GPUs and wires of its cluster that are slower than the others, always or for a while, beside
     those that the cluster's file names."""
     recovery: Annotated[Policy, PolicyOf("recovery")] = {"kind": "restart"}

@@ -18,9 +18,12 @@ from simulator.base.quantities import (
     Bytes,
     Factor,
     Label,
+    ListOf,
+    PairOf,
     Seconds,
     Sequences,
     Share,
+    SomeOf,
     Sources,
     TokenBudget,
     TokenCount,
@@ -32,9 +35,9 @@ from simulator.config.calibration.engine import find_engine_key, parse_release
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 
 GIB = 1 << 30
-_Names = Annotated[tuple[str, ...], Field(strict=False)]
+_Names = ListOf[str]
 _Gibibytes = Annotated[float, Field(ge=-1e4, le=1e4)]
-_Off = Annotated[tuple[_Gibibytes, _Gibibytes], Field(strict=False)]
+_Off = PairOf[_Gibibytes]
 
 
 class Padding(Frozen):
@@ -88,7 +91,7 @@ class MemoryRules(Frozen):
     """Generations of accelerators (names of their calibrations) that the rules were read for."""
     share: Share = 0.9
     """Share of the memory, as the rule takes it."""
-    reserves: Annotated[tuple[Reserve, ...], Field(strict=False)] = ()
+    reserves: ListOf[Reserve] = ()
     """Memory kept free, where the share follows from it: the first entry that fits holds."""
     sampler_copies: Amount = 0.0
     """Number of times that the logits of a full batch are held in 32 bits when tokens are drawn."""
@@ -138,7 +141,7 @@ class MemoryRules(Frozen):
         return max(0.0, round(1 - gib * GIB / memory_bytes, 3))
 
 
-_Widths = Annotated[tuple[Width, ...], Field(strict=False)]
+_Widths = ListOf[Width]
 
 
 class Blocks(Frozen):
@@ -211,7 +214,7 @@ class Tier(Frozen):
 
     least_memory_bytes: Bytes = 0.0
     """Least memory of a GPU in bytes, as its driver shows it."""
-    other_than: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    other_than: ListOf[str] = ()
     """Beginnings of the names of accelerators that the tier does not hold for."""
     server: Annotated[Policy, PolicyOf("scheduling", is_partial=True)]
     """Keys of the scheduling policy."""
@@ -231,7 +234,7 @@ class WithAttentionDP(Frozen):
 class WithDrafts(Frozen):
     """Changes that speculative decoding brings."""
 
-    works_ahead: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    works_ahead: ListOf[str] = ()
     """Kinds of speculation with which steps are formed ahead, as they are without; with others
     none are."""
     max_sequences: Sequences | None = None
@@ -285,7 +288,7 @@ class EngineSpec(Frozen):
     """First release that the file holds for."""
     scheduling: Annotated[Policy, PolicyOf("scheduling")]
     """Scheduling policy, and those of its keys that no GPU changes."""
-    tiers: Annotated[tuple[Tier, ...], Field(strict=False, min_length=1)]
+    tiers: SomeOf[Tier]
     """Starting values by the memory of a GPU; the first that fits holds."""
     kv_block_tokens: TokenBudget = 16
     """Tokens of a KV block."""

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from simulator.base.frozen import Frozen, Policy
 from simulator.base.kinds import KindByName
 from simulator.base.quantities import (
     Duration,
+    ListOf,
     MachineNumber,
     Rank,
     SequenceCount,
@@ -72,7 +73,7 @@ class ExecutionSpec(Frozen):
     """Seconds after which a rank that keeps the others waiting is taken for hung, and replaced.
     Where steps take long, it gets five times the slowest one so far; in the first one of each kind,
     ten times this."""
-    faults: Annotated[tuple[FaultSpec, ...], Field(strict=False)] = ()
+    faults: ListOf[FaultSpec] = ()
     """Processes and nodes that are killed on purpose."""
 
     @model_validator(mode="after")

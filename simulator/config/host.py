@@ -11,7 +11,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from simulator.base.data import find_file, load_once
 from simulator.base.errors import UserError
@@ -23,11 +22,13 @@ from simulator.base.quantities import (
     Cores,
     Factor,
     Label,
+    ListOf,
     MemoryBytes,
     Ranks,
     Ratio,
     Seconds,
     Size,
+    SomeOf,
 )
 from simulator.config.calibration import (
     CalibrationFile,
@@ -40,8 +41,8 @@ from simulator.config.calibration import (
 from simulator.config.dtypes import DType
 from simulator.config.host_memory import HostSpec, MemoryTier
 
-Numbers = Annotated[tuple[Amount, ...], Field(strict=False, min_length=1)]
-Sizes = Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
+Numbers = SomeOf[Amount]
+Sizes = SomeOf[Size]
 
 
 class MatrixTable(Fit):
@@ -56,9 +57,7 @@ class MatrixTable(Fit):
     working_bytes: Sizes
     """Bytes of weights that were read in turn: small sets stay in a cache, large ones come from
     memory each time."""
-    seconds: Annotated[
-        tuple[Annotated[tuple[Numbers, ...], Field(strict=False)], ...], Field(strict=False)
-    ]
+    seconds: ListOf[ListOf[Numbers]]
     """Seconds of each product, ``[working_bytes][sizes][rows]``."""
 
     def seconds_for(
@@ -238,11 +237,11 @@ class HostCalibration(Frozen):
     engine: EngineFit
     """Time of the runtime itself: ``step_s`` is starting a step on every rank and hearing of its
     end, seconds."""
-    kernels: Annotated[tuple[KernelTables, ...], Field(strict=False, min_length=1)]
+    kernels: SomeOf[KernelTables]
     """Kernels by threads of a rank, fewest ranks (most threads) first."""
-    collectives: Annotated[tuple[Collectives, ...], Field(strict=False)] = ()
+    collectives: ListOf[Collectives] = ()
     """Collectives by number of ranks."""
-    pruned: Annotated[tuple[Pruned, ...], Field(strict=False)] = ()
+    pruned: ListOf[Pruned] = ()
     """Products with pruned matrices against whole ones."""
     storage: Storage | None = None
     """Reads of experts from the disk; absent = not measured."""

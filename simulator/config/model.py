@@ -20,8 +20,11 @@ from simulator.base.quantities import (
     MOST_LAYERS,
     Label,
     Layers,
+    ListOf,
+    PairOf,
     Parameters,
     PrintedParameters,
+    SomeOf,
     Sources,
     TokenCount,
     TokenExtent,
@@ -54,10 +57,7 @@ class LayerRun(Frozen):
 
     repeat: Layers = 1
     """Number of times that the pattern is repeated."""
-    pattern: Annotated[
-        tuple[Annotated[tuple[str, str], Field(strict=False)], ...],
-        Field(strict=False, min_length=1),
-    ]
+    pattern: SomeOf[PairOf[str]]
     """Layers, each ``[mixer, ffn]`` by name; ``"none"`` where it lacks one."""
 
 
@@ -87,7 +87,7 @@ class ModelSpec(Frozen):
     """Name of the model; absent = the file's."""
     title: Label = ""
     """Name as the makers write it."""
-    repositories: Annotated[tuple[str, ...], Field(strict=False), IS_LABEL] = ()
+    repositories: Annotated[ListOf[str], IS_LABEL] = ()
     """Repositories of the weights on Hugging Face (``owner/name``), in the formats that have been
     published."""
     hidden_size: Width
@@ -98,7 +98,7 @@ class ModelSpec(Frozen):
     """Attention and other sequence mixers, by name."""
     ffns: dict[str, Annotated[FFN, OneOf("ffns")]]
     """Feed-forward blocks, by name."""
-    layers: Annotated[tuple[LayerRun, ...], Field(strict=False, min_length=1)]
+    layers: SomeOf[LayerRun]
     """Layers from the first to the last, in runs of a repeated pattern."""
     ties_embeddings: bool = False
     """Whether the output matrix is the embedding table."""

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from simulator.base.data import find_file
 from simulator.base.frozen import Frozen, validate
-from simulator.base.quantities import Experts, Extent, Factor, Tokens, Width, value_range
+from simulator.base.quantities import Experts, Extent, Factor, ListOf, Tokens, Width, value_range
 from simulator.base.reading import read_toml
 
 SparseFormat = Literal["csr", "coo", "bitmask", "tiled_csl", "bitmap"]
@@ -306,11 +306,11 @@ class PublishedReduction(Frozen):
 class PublishedSparsity(Frozen):
     """File of what was published."""
 
-    speeds: Annotated[tuple[PublishedSpeed, ...], Field(strict=False)]
+    speeds: ListOf[PublishedSpeed]
     """Speeds."""
-    losses: Annotated[tuple[PublishedLoss, ...], Field(strict=False)]
+    losses: ListOf[PublishedLoss]
     """Perplexities on WikiText2, pruned at one go without training."""
-    reductions: Annotated[tuple[PublishedReduction, ...], Field(strict=False)]
+    reductions: ListOf[PublishedReduction]
     """Accuracies with fewer experts."""
 
 

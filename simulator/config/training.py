@@ -14,6 +14,7 @@ from simulator.base.quantities import (
     Factor,
     Gpus,
     Label,
+    ListOf,
     Price,
     Share,
     Stages,
@@ -154,7 +155,7 @@ class TrainingDeployment(Frozen):
     ``--overlap-param-gather``)."""
     routing: Annotated[Policy, PolicyOf("routing")] | None = None
     """Routing policy: which experts tokens choose; absent = the model's own default."""
-    later: Annotated[tuple[RoutingFrom, ...], Field(strict=False)] = ()
+    later: ListOf[RoutingFrom] = ()
     """Routings that follow ``routing`` in the course of the training, in order of tokens."""
     overflow: Annotated[Policy, PolicyOf("overflow")] | None = None
     """Overflow policy: choices that an expert has no room for (capacity); absent = none are

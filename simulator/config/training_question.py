@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from simulator.base.errors import did_you_mean
 from simulator.base.frozen import Frozen, Policy
 from simulator.base.kinds import PolicyOf
-from simulator.base.quantities import Gpus, Label, Price, Share, value_range
+from simulator.base.quantities import Gpus, Label, Price, Share, SomeOf, value_range
 from simulator.config.job import Job, check_names_differ
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model, model_text
 from simulator.config.training import OptimizerSpec, TrainingDType, TrainingSpec
@@ -76,9 +76,9 @@ class TrainingQuestion(Job):
     """Batch of a step, and tokens in all."""
     targets: TrainingTargets
     """Limits that a training must keep."""
-    models: Annotated[tuple[TrainedModel, ...], Field(strict=False, min_length=1)]
+    models: SomeOf[TrainedModel]
     """Models that would do the job."""
-    clusters: Annotated[tuple[TrainingCluster, ...], Field(strict=False, min_length=1)]
+    clusters: SomeOf[TrainingCluster]
     """Machines to train on."""
     optimizer: OptimizerSpec = OptimizerSpec()
     """Optimizer and the bytes that it keeps."""

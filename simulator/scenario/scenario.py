@@ -5,11 +5,12 @@ train on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Self, TypeVar
+from typing import Self, TypeVar
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import PrivateAttr, model_validator
 
 from simulator.base.errors import UserError, did_you_mean
+from simulator.base.quantities import SomeOf
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.execution import ExecutionSpec
 from simulator.config.job import Job, check_names_differ
@@ -32,7 +33,7 @@ class Scenario(Job):
     """Traffic that every deployment serves."""
     execution: ExecutionSpec = ExecutionSpec()
     """Steps that ``moesim execute`` runs for real; ``moesim run`` does not look at them."""
-    deployments: Annotated[tuple[DeploymentSpec, ...], Field(strict=False, min_length=1)]
+    deployments: SomeOf[DeploymentSpec]
     """Deployments to compare."""
 
     @model_validator(mode="after")
@@ -53,7 +54,7 @@ class TrainingScenario(Job):
 
     training: TrainingSpec
     """Batch that every deployment trains on."""
-    deployments: Annotated[tuple[TrainingDeployment, ...], Field(strict=False, min_length=1)]
+    deployments: SomeOf[TrainingDeployment]
     """Deployments to compare."""
 
     @model_validator(mode="after")

@@ -9,7 +9,15 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Amount, Exponent, Extent, Factor, MultiprocessorCount, Seconds
+from simulator.base.quantities import (
+    Amount,
+    Exponent,
+    Extent,
+    Factor,
+    MultiprocessorCount,
+    PairOf,
+    Seconds,
+)
 from simulator.config.calibration.fit import Fit
 
 Floats = NDArray[np.float64]
@@ -182,7 +190,7 @@ class ExchangeFit(Fit):
     back."""
     notify_fraction: Amount = 0.0
     """Share of the time on the wires that ranks wait for each other's announcements."""
-    notify_band: Annotated[tuple[Factor, Factor], Field(strict=False)] | None = None
+    notify_band: PairOf[Factor] | None = None
     """10th and 90th percentile of the ratio measured over predicted time of the announcement;
     absent = that of the transfer, wider."""
     token_s: Seconds = 0.0

@@ -13,6 +13,7 @@ from simulator.base.quantities import (
     IS_LABEL,
     Amount,
     Factor,
+    PairOf,
     Replicas,
     Score,
     Seconds,
@@ -20,7 +21,7 @@ from simulator.base.quantities import (
 )
 from simulator.config.calibration.fit import Fit
 
-_Band = Annotated[tuple[Factor, Factor], Field(strict=False)]
+_Band = PairOf[Factor]
 Unseen = Literal["model", "gpu", "release"]
 """Kinds of groups of serving points that are left out of a fit as a whole."""
 

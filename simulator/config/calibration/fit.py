@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import IS_LABEL, Amount, Extent, Factor, Label, Score
+from simulator.base.quantities import IS_LABEL, Amount, Extent, Factor, Label, PairOf, Score
 from simulator.config.sparsity import Pruning
 
 
@@ -70,7 +70,7 @@ class Fit(Frozen):
     bias: Annotated[Score | None, IS_LABEL] = None
     """Median of the signed relative error on the same measurements, as a share: above 0 where
     predictions are too slow."""
-    band: Annotated[tuple[Factor, Factor], Field(strict=False)] | None = None
+    band: PairOf[Factor] | None = None
     """10th and 90th percentile of the ratio measured over predicted: factors that turn a prediction
     into its 80 % band."""
     covered: Annotated[Amount | None, IS_LABEL] = None

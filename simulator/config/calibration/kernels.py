@@ -14,9 +14,11 @@ from simulator.base.quantities import (
     Exponent,
     Extent,
     Factor,
+    ListOf,
     MemoryBytes,
     Seconds,
     Size,
+    SomeOf,
 )
 from simulator.config.calibration.fit import Fit
 from simulator.config.dtypes import DType
@@ -110,9 +112,7 @@ class GemmFit(Fit):
     overlap: Exponent = 2.5
     """Exponent that combines compute and memory time: 1 without overlap, infinity with a perfect
     one."""
-    tiles: Annotated[
-        tuple[Annotated[tuple[Size, Size, Size], Field(strict=False)], ...], Field(strict=False)
-    ] = ()
+    tiles: ListOf[Annotated[tuple[Size, Size, Size], Field(strict=False)]] = ()
     """Triples ``(first, a, b)``: from ``first`` rows on, the kernel computes output tiles of
     ``a x b``; absent = the fastest of the usual."""
     reread: Amount = 40.0
@@ -166,13 +166,7 @@ class GroupedGemmFit(Fit):
     least_depth: Extent = 2048.0
     """Fewest input features of a part where fewer tiles than multiprocessors are split along
     them."""
-    tile_rows: Annotated[tuple[Size, ...], Field(strict=False, min_length=1)] = (
-        16,
-        32,
-        64,
-        128,
-        256,
-    )
+    tile_rows: SomeOf[Size] = (16, 32, 64, 128, 256)
     """Tokens of a tile, of which the kernel takes the fastest."""
     tile_holds_share: bool = False
     """Whether no tile is below an expert's even share of all choices that the rank sees. Launchers

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Replicas, Seconds
+from simulator.base.quantities import Replicas, Seconds, SomeOf
 from simulator.policies.scaling import STARTUP_S, PoolLoad
 
 
@@ -26,7 +26,7 @@ class _ReplicasFrom(Frozen):
 class Schedule(Frozen):
     """Numbers of replicas written down beforehand, with which a launch is as early as one wants."""
 
-    changes: Annotated[tuple[_ReplicasFrom, ...], Field(strict=False, min_length=1)]
+    changes: SomeOf[_ReplicasFrom]
     """Numbers of replicas by their time, ``{ at_s = 3600, replicas = 4 }``, in order; one at 0 s
     says how many serve when the run begins, which are all of the deployment's without it."""
     startup_s: Seconds = STARTUP_S

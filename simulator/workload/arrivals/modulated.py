@@ -5,13 +5,13 @@ stochastic process).
 from __future__ import annotations
 
 import math
-from typing import Annotated, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, model_validator
 
-from simulator.base.quantities import Duration, Factor, RequestRate
+from simulator.base.quantities import Duration, Factor, ListOf, RequestRate, SomeOf
 from simulator.workload.arrivals import OpenLoop
 from simulator.workload.arrivals._rate import FEWEST_REQUESTS, Pauses, Swing, check_windows
 from simulator.workload.renewal import Cv, fill_window
@@ -54,9 +54,9 @@ class Modulated(OpenLoop):
     """Coefficient of variation of the gaps while the rate stands still."""
     span_s: Duration
     """Seconds over which the mean rate is kept."""
-    profile: Annotated[tuple[Factor, ...], Field(strict=False, min_length=1)] = (1.0,)
+    profile: SomeOf[Factor] = (1.0,)
     """Ratio of the rate to its mean in equal parts of the span; only the ratios matter."""
-    swings: Annotated[tuple[Swing, ...], Field(strict=False)] = ()
+    swings: ListOf[Swing] = ()
     """Random multipliers of the rate."""
     pauses: Pauses | None = None
     """Random silences."""

@@ -4,12 +4,13 @@ burstiness.
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, model_validator
 
+from simulator.base.quantities import SomeOf
 from simulator.workload.arrivals import OpenLoop
 from simulator.workload.arrivals._rate import FEWEST_REQUESTS, Window, check_windows
 from simulator.workload.renewal import fill_window, weibull_shape
@@ -33,7 +34,7 @@ class Windowed(OpenLoop):
         }
     )
 
-    windows: Annotated[tuple[Window, ...], Field(strict=False, min_length=1)]
+    windows: SomeOf[Window]
     """Windows one after the other, from the first again after the last."""
 
     @model_validator(mode="after")
