@@ -11,43 +11,55 @@ import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard, TypeVar, TypeVarTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.base.errors import UserError, did_you_mean
 
 _PROJECT = Path(__file__).parents[1]
 _LIBRARY = Path(sysconfig.get_path("stdlib"))
 
+Asked = TypeVar("Asked")
+Found = TypeVar("Found")
+Arguments = TypeVarTuple("Arguments")
+Value = TypeVar("Value")
 
-class Attributes(dict[str, Any]):
+
+class Attributes(dict[str, Value]):
     """Further columns of a trace by name, which a user's own policy may ask for in vain."""
 
-    def __missing__(self, name: str) -> Any:
+    def __missing__(self, name: str) -> Value:
         raise UserError(
             f"the requests have no column '{name}' of numbers or short texts beside those that "
             f"requests always have: {did_you_mean(name, self)}"
         )
 
 
-def ask(policy: object, method: str, *arguments: Any, explain: Callable[[Any], str]) -> Any:
-    """Call ``policy.method(*arguments)`` and return its checked result.
+def ask(
+    method: Callable[[Asked, *Arguments], Found],
+    policy: Asked,
+    *arguments: *Arguments,
+    explain: Callable[[object], str],
+) -> Found:
+    """Call a method of a policy and return its checked result.
 
     Args:
+        method: of the policy's interface: ``PlacementPolicy.place``.
         explain: describes what a wrong return value must be instead; empty for a right
             one.
 
     Raises:
         UserError: if the policy is a user's own, and fails or returns something else.
     """
-    call = getattr(policy, method)
+    call: Callable[[*Arguments], Found] = getattr(policy, method.__name__)
     if is_shipped(type(policy)):
         return call(*arguments)
-    return check_call(method_name(policy, method), lambda: call(*arguments), explain)
+    return check_call(method_name(policy, method.__name__), lambda: call(*arguments), explain)
 
 
-def check_call(name: str, call: Callable[[], Any], explain: Callable[[Any], str]) -> Any:
+def check_call(name: str, call: Callable[[], Found], explain: Callable[[object], str]) -> Found:
     """Call a user's own function and return its checked result.
 
     Args:
@@ -80,7 +92,9 @@ def is_shipped(cls: type) -> bool:
     return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
-def is_array(found: object, shape: tuple[int | None, ...], *, whole: bool) -> bool:
+def is_array(
+    found: object, shape: tuple[int | None, ...], *, whole: bool
+) -> TypeGuard[NDArray[np.number]]:
     """Whether something is an array of finite numbers.
 
     Args:
@@ -95,7 +109,7 @@ def is_array(found: object, shape: tuple[int | None, ...], *, whole: bool) -> bo
     )
 
 
-def has_method(method: str) -> Callable[[Any], str]:
+def has_method(method: str) -> Callable[[object], str]:
     """Make a check that an object has a method of that name, such as the one
     ``prepare`` returns.
     """
@@ -123,12 +137,8 @@ def _is_installed(file: Path) -> bool:
 def describe_value(found: object) -> str:
     """Describe a value that a user's own code returned, briefly."""
     if isinstance(found, np.ndarray):
-        return f"{found.dtype} of shape {found.shape}" + _range_of(found)
+        has_range = found.size and found.dtype.kind in "iuf"
+        values = f" from {found.min():g} to {found.max():g}" if has_range else ""
+        return f"{found.dtype} of shape {found.shape}{values}"
     text = " ".join(repr(found).split())
     return f"{type(found).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
-
-
-def _range_of(found: np.ndarray[Any, Any]) -> str:
-    if not found.size or found.dtype.kind not in "iuf":
-        return ""
-    return f" from {found.min():g} to {found.max():g}"

@@ -14,22 +14,20 @@ from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.balancing import Asked, Rule, Snapshot
 from simulator.policies.contracts import (
     admit_pairs,
+    begin_scaling,
     choose_replica,
     count_copies,
+    decide_replicas,
+    find_interruption,
     list_looks,
     list_turns,
     prepare_balancer,
+    shrink_experts,
 )
 from simulator.policies.dispatch import find_kernel_input, policy_at
 from simulator.policies.overflow import take_choices
 from simulator.policies.placement import Placed
 from simulator.policies.recovery import Loss
-from simulator.policies.replica_contracts import (
-    begin_scaling,
-    decide_replicas,
-    find_interruption,
-    shrink_experts,
-)
 from simulator.policies.scaling import PoolLoad, ScalingPolicy
 from simulator.work.expert_cache import replay_cache, spread_streams
 from simulator.work.slots import SlotMap, spill_tokens

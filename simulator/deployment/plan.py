@@ -54,14 +54,21 @@ from simulator.deployment.refusals import (
 )
 from simulator.deployment.splits import Setup, check_splits, find_refusal
 from simulator.policies.balancing import BalancingPolicy
-from simulator.policies.contracts import find_keys, find_tier, make_drafts, make_rules
+from simulator.policies.contracts import (
+    begin_scaling,
+    check_scaling,
+    find_keys,
+    find_tier,
+    list_changes,
+    make_drafts,
+    make_rules,
+)
 from simulator.policies.failures import Change, FailurePolicy, Machines
 from simulator.policies.kv_tiers import Tier
 from simulator.policies.order import Keys, OrderPolicy, Queued
 from simulator.policies.rebalancing import RebalancingPolicy
 from simulator.policies.recovery import RecoveryPolicy
 from simulator.policies.recovery.restart import Restart
-from simulator.policies.replica_contracts import begin_scaling, check_scaling, list_changes
 from simulator.policies.scaling import ScalingPolicy
 from simulator.policies.scheduling import Rules
 from simulator.work.layout import make_layout

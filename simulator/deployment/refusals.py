@@ -16,8 +16,8 @@ from simulator.config.model import ModelSpec
 from simulator.config.offload import OffloadSpec
 from simulator.config.sparsity import Pruning, Unstructured, choose_dense, choose_experts
 from simulator.deployment.placement import Placement
+from simulator.policies.contracts import count_slots
 from simulator.policies.failures import Machines
-from simulator.policies.faults import count_slots
 from simulator.policies.rebalancing import RebalancingPolicy
 from simulator.policies.scheduling import Rules
 from simulator.policies.speculation import Drafts

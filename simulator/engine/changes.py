@@ -34,8 +34,8 @@ from simulator.engine.pool import PoolState, has_no_requests, release_next
 from simulator.engine.queue import join_again, list_requests
 from simulator.engine.replica_states import Run, count_loaded_bytes, place_on_left
 from simulator.engine.state import HERE, IN_LINE, READ, Ints, Ranks, Requests
+from simulator.policies.contracts import find_interruption
 from simulator.policies.failures import Change
-from simulator.policies.replica_contracts import find_interruption
 from simulator.results.tables import ReplicasChanged
 
 _CACHE = ["computed", "transferred", "blocks", "shared", "kept_first", "kept_blocks", "kept_end"]

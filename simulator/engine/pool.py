@@ -38,9 +38,8 @@ from simulator.policies.contracts import (
     list_turns,
     prepare_balancer,
     rank_waiting,
-    ranks_again,
 )
-from simulator.policies.order import Waiting
+from simulator.policies.order import RankedOrder, Waiting
 from simulator.policies.placement import Placed
 from simulator.policies.scheduling import RANK_CHOICES
 from simulator.step.load_profiles import LoadProfiles, find_profiles
@@ -441,7 +440,7 @@ class PoolState:
         if self._keys is not None:
             self.limits = self.limits._replace(
                 key_per_second=float(self._keys.per_second),
-                ranks_again=ranks_again(plan.serving.order),
+                ranks_again=isinstance(plan.serving.order, RankedOrder),
             )
         self._choices = bind_requests(placement, trace)
         shares_prefixes = self.limits.prefix_tokens > 0

@@ -29,9 +29,9 @@ from simulator.engine.rebalancing import expect_load, find_part_bytes
 from simulator.engine.result_rows import StepLog
 from simulator.engine.state import Ranks
 from simulator.engine.table import StepTable, start_table
+from simulator.policies.contracts import shrink_experts
 from simulator.policies.placement import Placed
 from simulator.policies.recovery import Loss
-from simulator.policies.replica_contracts import shrink_experts
 from simulator.results.tables import ExpertsMoved
 from simulator.step.mixes import Mixes
 from simulator.step.prices import Prices

@@ -11,8 +11,7 @@ from simpy.events import ProcessGenerator
 from simulator.engine.changes import Event, Failing, Kind
 from simulator.engine.loop_state import AGAIN, CHANGE, LoopState
 from simulator.engine.replica_states import Run
-from simulator.policies.contracts import list_looks
-from simulator.policies.replica_contracts import decide_replicas
+from simulator.policies.contracts import decide_replicas, list_looks
 from simulator.policies.scaling import PoolLoad
 
 

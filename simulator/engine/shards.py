@@ -35,8 +35,7 @@ from simulator.engine.state import Ints
 from simulator.engine.table import StepTable, start_table
 from simulator.engine.timeline import MakeTable, Rows, Served, serve
 from simulator.policies.balancing import Rule
-from simulator.policies.contracts import list_looks
-from simulator.policies.replica_contracts import scales
+from simulator.policies.contracts import list_looks, scales
 from simulator.workload.traces import RequestTrace, pick_requests
 
 

@@ -49,8 +49,7 @@ from simulator.engine.scaling import Scaling, leave_drained
 from simulator.engine.state import Floats
 from simulator.engine.step_log import LOG_COLUMNS, POOL, REPLICA, cut_row
 from simulator.engine.table import StepTable, count_profiles, fill_entry, price_step, start_table
-from simulator.policies.contracts import list_looks
-from simulator.policies.replica_contracts import scales
+from simulator.policies.contracts import list_looks, scales
 from simulator.results.tables import (
     ADMISSION_LIMITS,
     MOVE_COLUMNS,

@@ -18,8 +18,8 @@ from simulator.deployment.conditions import shrink_placement
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.changes import Outages
 from simulator.engine.replica_states import RanksLeft, count_loaded_bytes, place_on_left
+from simulator.policies.contracts import find_interruption
 from simulator.policies.failures import Change
-from simulator.policies.replica_contracts import find_interruption
 from simulator.results.executed import ExecutedChange
 from simulator.runtime.backend import Backend
 from simulator.runtime.faults import RanksLostError

@@ -125,7 +125,7 @@ class ExpertCache:
         self.held_LE: Bools = _choose_most(rates_LE, np.ones(shape, np.bool_), rules.slots)
         """Experts that are in fast memory."""
 
-    def take_step(self, ids_LX: NDArray[np.integer[Any]]) -> StepExperts:
+    def take_step(self, ids_LX: NDArray[np.integer]) -> StepExperts:
         """Find one step's experts, and keep what is worth it for the next.
 
         Args:

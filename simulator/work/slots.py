@@ -90,7 +90,7 @@ class SlotMap(SlotTable):
 
     def slots(
         self,
-        topk_ids_TK: NDArray[np.integer[Any]],
+        topk_ids_TK: NDArray[np.integer],
         source_T: NDArray[np.int64] | None = None,
         first_token: int = 0,
     ) -> NDArray[np.int64]:
@@ -111,7 +111,7 @@ class SlotMap(SlotTable):
 
     def route_tokens(
         self,
-        ids_TJ: NDArray[np.integer[Any]],
+        ids_TJ: NDArray[np.integer],
         top_k: int,
         source_T: NDArray[np.int64] | None = None,
         first_token: int = 0,

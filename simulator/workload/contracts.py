@@ -5,8 +5,6 @@ a promise.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,14 +18,14 @@ def draw_arrivals(
 ) -> NDArray[np.float64]:
     """Draw sorted arrival times in seconds, ``[num_requests]``."""
 
-    def explain(arrival_s: Any) -> str:
+    def explain(arrival_s: object) -> str:
         fits = is_array(arrival_s, (num_requests,), whole=False) and not (
             arrival_s.min(initial=0.0) < 0 or (np.diff(arrival_s) < 0).any()
         )
         wanted = f"numbers of shape ({num_requests},): seconds from 0 on, never falling"
         return "" if fits else wanted
 
-    found = ask(process, "arrival_s", num_requests, rng, explain=explain)
+    found = ask(ArrivalProcess.arrival_s, process, num_requests, rng, explain=explain)
     return np.asarray(found, dtype=np.float64)
 
 
@@ -36,7 +34,7 @@ def draw_lengths(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw ``(num_input, num_output)``, each ``[num_requests]``."""
 
-    def explain(lengths: Any) -> str:
+    def explain(lengths: object) -> str:
         fits = (
             isinstance(lengths, tuple)
             and len(lengths) == 2
@@ -48,5 +46,6 @@ def draw_lengths(
         wanted = f"two arrays of whole numbers of shape ({num_requests},), all at least 1"
         return "" if fits else wanted
 
-    num_input, num_output = ask(distribution, "draw", num_requests, rng, explain=explain)
+    method = LengthDistribution.draw
+    num_input, num_output = ask(method, distribution, num_requests, rng, explain=explain)
     return np.asarray(num_input, dtype=np.int64), np.asarray(num_output, dtype=np.int64)

@@ -18,23 +18,23 @@ from simulator.policies.balancing import Rule
 from simulator.policies.caching import ExpertUses
 from simulator.policies.contracts import (
     decide_placement,
+    find_interruption,
     find_keys,
+    find_overflow_fault,
     find_tier,
     make_drafts,
     predict_experts,
     prepare_predictor,
     rank_waiting,
-    ranks_again,
     rate_experts,
+    shrink_experts,
 )
 from simulator.policies.failures import Machines
-from simulator.policies.faults import find_overflow_fault
 from simulator.policies.messages import Messages
-from simulator.policies.order import Queued, Waiting
+from simulator.policies.order import Queued, RankedOrder, Waiting
 from simulator.policies.overflow import RoutedTokens, may_drop
 from simulator.policies.rebalancing import ExpertLoad
 from simulator.policies.recovery import Loss, Requests
-from simulator.policies.replica_contracts import find_interruption, shrink_experts
 from simulator.policies.scaling import PoolLoad
 from tests.cases import cases
 
@@ -164,7 +164,7 @@ def test_orders_give_every_request_a_key_that_is_its_own(order):
     if whole is None:
         assert part is None
         return
-    if ranks_again(policy):
+    if isinstance(policy, RankedOrder):
         count = rng.integers(2, 200)
         asked = Waiting(1.0, rng.random(count), np.arange(count), *rng.integers(0, 900, (3, count)))
         assert np.isfinite(rank_waiting(policy, asked)).all()

@@ -20,7 +20,7 @@ from simulator.engine.experts_table import spread_tokens
 from simulator.engine.step_log import LOG_COLUMNS, NUM_COLUMNS, cut_row
 from simulator.engine.timeline import run_plan, serve
 from simulator.policies.contracts import admit_pairs
-from simulator.policies.faults import find_overflow_fault as find_fault
+from simulator.policies.contracts import find_overflow_fault as find_fault
 from simulator.policies.overflow import RoutedTokens, take_choices
 from simulator.policies.overflow.capacity import Capacity
 from simulator.policies.overflow.top_k import FewerExperts

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from simulator.base.errors import UserError
 from simulator.engine.experts_table import spread_tokens
 from simulator.engine.timeline import run_plan
-from simulator.policies.contracts import _fits
+from simulator.policies.contracts import do_spills_fit
 from simulator.policies.spilling.least_loaded import LeastLoaded
 from simulator.step.prices import Prices
 from simulator.work.slots import SlotTable, spill_tokens
@@ -46,7 +46,7 @@ def test_spilling_keeps_every_pair_and_makes_no_rank_busier_than_the_busiest(dra
     policy, pairs_P, rank_P = drawn
     num_ranks = int(rank_P.max()) + 1
     spills = policy.spill(pairs_P, rank_P, num_ranks)
-    assert _fits(spills, pairs_P, rank_P, num_ranks)
+    assert do_spills_fit(spills, pairs_P, rank_P, num_ranks)
     assert (spills.pairs_X >= max(policy.least_pairs, 1)).all()
     before_R = np.bincount(rank_P, weights=pairs_P, minlength=num_ranks)
     after_R = load_of(pairs_P, rank_P, spills, num_ranks)

@@ -15,7 +15,7 @@ from simulator.config.model import load_model
 from simulator.deployment.training.memory import count_stage, find_room, measure_memory
 from simulator.deployment.training.plan import expand_layout, make_training_plan
 from simulator.engine.training import run_training_step
-from simulator.policies.faults import find_schedule_fault
+from simulator.policies.contracts import find_schedule_fault
 from simulator.policies.pipelining import Pass, place_in_turn
 from simulator.results.training import PARTS
 from simulator.scenario.jobs import SCENARIOS, load_job

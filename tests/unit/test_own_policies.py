@@ -9,6 +9,7 @@ from simulator.base.contracts import ask, is_shipped
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build, policy_class
 from simulator.commands.check import check as check_file
+from simulator.policies.scheduling import SchedulingPolicy
 from tests.small_scenario import small_scenario
 
 SCENARIO = small_scenario("stdlib-moe", 4)
@@ -293,4 +294,5 @@ def test_the_projects_own_are_not_looked_at_again():
     for family in FAMILIES.keys() - {"rule"}:  # balancing, said in another way
         for kind in available(family):
             assert is_shipped(policy_class(family, kind, "test"))
-    assert ask(build("scheduling", {"kind": "chunked"}, "test"), "rules", explain=never)
+    chunked = build("scheduling", {"kind": "chunked"}, "test")
+    assert ask(SchedulingPolicy.rules, chunked, explain=never)

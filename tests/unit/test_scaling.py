@@ -8,7 +8,7 @@ import pytest
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
 from simulator.engine.timeline import run_plan
-from simulator.policies.replica_contracts import begin_scaling, check_scaling, decide_replicas
+from simulator.policies.contracts import begin_scaling, check_scaling, decide_replicas
 from simulator.policies.scaling import PoolLoad
 from simulator.results.availability import measure_held
 from simulator.results.run_sentences import list_held

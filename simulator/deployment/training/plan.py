@@ -31,7 +31,7 @@ from simulator.deployment.counterparts import choose_model
 from simulator.deployment.expert_plan import plan_experts
 from simulator.deployment.placement import Placement, choose_precision, wire_links
 from simulator.deployment.training.quality import TokensToLoss
-from simulator.policies.faults import find_schedule_fault
+from simulator.policies.contracts import find_schedule_fault
 from simulator.policies.pipelining import ChunkPlace, PipeliningPolicy, Turn
 from simulator.policies.speculation import Drafts
 from simulator.policies.topology import Fabric

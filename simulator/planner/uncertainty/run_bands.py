@@ -34,8 +34,7 @@ from simulator.planner.closed_form import Curve
 from simulator.planner.estimate import estimate_error
 from simulator.planner.samples import ErrorSamples
 from simulator.planner.traffic import Traffic, subset
-from simulator.policies.contracts import list_looks
-from simulator.policies.replica_contracts import scales
+from simulator.policies.contracts import list_looks, scales
 from simulator.results.metrics import METRICS, measure_ttft, summarise
 from simulator.results.run_bands_text import BandNote
 from simulator.results.tables import DeploymentRecord

@@ -7,7 +7,7 @@ loop follows; or it is an object, which is asked for each request.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ class Asked(NamedTuple):
     """Output tokens, which no router knows beforehand."""
     prefix_ids: NDArray[np.int64]
     """Ids of the prompt's prefix blocks, from its beginning: equal blocks have equal ids."""
-    attributes: Mapping[str, Any]
+    attributes: Mapping[str, float | str]
     """Values of the trace's further columns by name, such as ``session``: numbers, or texts."""
 
 

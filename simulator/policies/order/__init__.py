@@ -7,7 +7,7 @@ An order that changes while requests wait is asked for keys again before each st
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ class Queued(NamedTuple):
     """Prompt tokens."""
     num_output: NDArray[np.int64]
     """Output tokens, which no engine knows beforehand."""
-    attributes: Mapping[str, NDArray[Any]]
+    attributes: Mapping[str, NDArray[np.generic]]
     """Further columns of the trace by name, such as ``priority``: numbers, or texts."""
 
 
@@ -61,9 +61,6 @@ class Waiting(NamedTuple):
 class OrderPolicy(Protocol):
     """Interface of the files in this folder: a frozen pydantic model whose fields are its
     configuration keys.
-
-    One that has a method ``rank(waiting: Waiting)``, too, is asked for the keys of two and more
-    that wait at a rank, as an array of finite numbers, before each step.
     """
 
     def keys(self, requests: Queued) -> Keys | None:
@@ -72,5 +69,16 @@ class OrderPolicy(Protocol):
 
         Raises:
             UserError: if the trace lacks what the order needs.
+        """
+        ...
+
+
+@runtime_checkable
+class RankedOrder(OrderPolicy, Protocol):
+    """Order that changes while requests wait."""
+
+    def rank(self, waiting: Waiting) -> NDArray[np.float64]:
+        """Find the keys of two or more requests that wait at a rank, before each step: finite
+        numbers.
         """
         ...

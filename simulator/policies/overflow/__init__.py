@@ -9,7 +9,7 @@ counts with the score that the router gave this one.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 class RoutedTokens(NamedTuple):
     """Tokens of one step in one MoE layer, behind their routers."""
 
-    ids_TJ: NDArray[np.integer[Any]]
+    ids_TJ: NDArray[np.integer]
     """Experts of every token, ``[T, J]``, distinct in a row: the ``top_k`` that it chose, then the
     next best ones, as many as the policy asks for (``next_choices``) and the router can choose."""
     rank_TJ: NDArray[np.int64]
@@ -64,7 +64,7 @@ class OverflowPolicy(Protocol):
     (:func:`list_jumps`).
     """
 
-    def admit(self, tokens: RoutedTokens) -> NDArray[np.integer[Any]]:
+    def admit(self, tokens: RoutedTokens) -> NDArray[np.integer]:
         """Choose the experts that compute the tokens of one MoE layer in one step.
 
         Returns:

@@ -4,7 +4,7 @@ behind them go to their next choices (No-Token-Left-Behind), or are dropped (GSh
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,7 @@ class Capacity(Frozen):
         tokens = np.arange(1, _TOLD_ROOM + 1) * (holders / (top_k * self.factor))
         return list(dict.fromkeys(tokens[tokens >= 1].astype(int).tolist()))
 
-    def admit(self, tokens: RoutedTokens) -> NDArray[np.integer[Any]]:
+    def admit(self, tokens: RoutedTokens) -> NDArray[np.integer]:
         holders = tokens.num_ranks if self.sees_ranks else tokens.num_experts
         pairs_S = tokens.tokens_S * tokens.top_k
         room_S = np.ceil(pairs_S / holders * self.factor)

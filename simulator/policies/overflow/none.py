@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,5 +16,5 @@ class Dropless(Frozen):
 
     drops: ClassVar[bool] = False
 
-    def admit(self, tokens: RoutedTokens) -> NDArray[np.integer[Any]]:
+    def admit(self, tokens: RoutedTokens) -> NDArray[np.integer]:
         return tokens.ids_TJ[:, : tokens.top_k]

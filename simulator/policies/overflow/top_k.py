@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ class FewerExperts(Frozen):
         """The number of tokens above which fewer experts are used."""
         return [self.above_tokens] if self.above_tokens else []
 
-    def admit(self, tokens: RoutedTokens) -> NDArray[np.integer[Any]]:
+    def admit(self, tokens: RoutedTokens) -> NDArray[np.integer]:
         topk_ids_TK = tokens.ids_TJ[:, : tokens.top_k].copy()
         is_many_T = tokens.tokens_S[tokens.source_T] > self.above_tokens
         topk_ids_TK[is_many_T, self.top_k :] = -1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -61,7 +59,7 @@ class Elastic(Frozen):
 
 
 def _place_missing(
-    expert_P: NDArray[np.int64], rank_P: NDArray[np.int64], load_E: NDArray[np.floating[Any]]
+    expert_P: NDArray[np.int64], rank_P: NDArray[np.int64], load_E: NDArray[np.floating]
 ) -> bool:
     """Put experts that have no slot in place of copies of others. Returns whether all found one."""
     copies_E = np.bincount(expert_P, minlength=len(load_E))

@@ -5,7 +5,17 @@ follows; one policy in a file.
 from __future__ import annotations
 
 import sys
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Annotated, Literal, NamedTuple, Protocol, get_args
+
+from simulator.base.quantities import (
+    Ratio,
+    Sequences,
+    StepCount,
+    Steps,
+    StepsAhead,
+    TokenBudget,
+    value_range,
+)
 
 RankChoice = Literal["fewest", "waiting_more", "waiting_full", "in_turn", "prompt_tokens"]
 RANK_CHOICES: tuple[RankChoice, ...] = get_args(RankChoice)
@@ -18,9 +28,9 @@ of ranks that are not above their share of requests."""
 class Rules(NamedTuple):
     """Rules of the batching loop, for each attention data-parallel rank."""
 
-    token_budget: int
+    token_budget: TokenBudget
     """Most tokens computed in one step."""
-    max_sequences: int
+    max_sequences: Sequences
     """Most requests that may hold KV blocks at once; of all batches that a pipeline has in flight
     together."""
     mixes_phases: bool
@@ -36,44 +46,44 @@ class Rules(NamedTuple):
     checks_known: bool = False
     """Whether a request is admitted only where all tokens that it has so far have room, though it
     takes the blocks of its first chunk only."""
-    watermark: float = 0.0
+    watermark: Ratio = 0.0
     """Share of the KV blocks that admission leaves free while other requests run."""
     finds_full: bool = False
     """Whether all full blocks are cached, given prefix caching: those of outputs and of prompts
     that nobody shares, too, which a preempted request finds again, and which push prefixes out."""
     frees_partial_first: bool = False
     """Whether other blocks are taken again before all full ones, and not as they became free."""
-    output_share: float = 0.0
+    output_share: Ratio = 0.0
     """Share of the outputs of running requests that admission assumes at first, besides the whole
     output of the arriving request; the requests with the fewest output tokens are then preempted
     first. 0 = outputs are not assumed, and the latest admitted is preempted."""
     ignores_share: bool = False
     """Whether all of these outputs are assumed, whatever the share is: requests that end with
     ``max_tokens`` only."""
-    least_output_share: float = 0.0
+    least_output_share: Ratio = 0.0
     """Lower bound of that share."""
-    output_share_decay: float = 0.0
+    output_share_decay: Ratio = 0.0
     """Decrease of that share in every decode step without a lost request."""
-    retract_steps: int = 0
+    retract_steps: StepCount = 0
     """Output tokens beyond its present ones that each request counts for when the share is set
     again, after others lost their blocks."""
-    steps_ahead: int = 0
+    steps_ahead: StepsAhead = 0
     """Steps that are formed while another one runs, 0 or 1: from what has come, ended and become
     free until that begins."""
-    poll_steps: int = 1
+    poll_steps: Steps = 1
     """Steps between two polls of the queue of new requests."""
-    balance_steps: int = 0
+    balance_steps: StepCount = 0
     """Steps for which decoding ranks hold prompts back until every rank has one, with attention
     data parallelism."""
-    wait_steps: int = 0
+    wait_steps: StepCount = 0
     """Steps for which prompts are held back beside decodes until they fill the step, without
     attention data parallelism."""
-    wait_share: float = 0.0
+    wait_share: Ratio = 0.0
     """Share of the token budget above which a step is not held back any longer."""
     knows_ends: bool = True
     """Whether a step that is formed ahead leaves out who has the last of its ``max_tokens`` with
     the step in flight; if not, one computes a token too many, and leaves a step later."""
-    rank_choice: int = 0
+    rank_choice: Annotated[int, value_range(0, len(RANK_CHOICES) - 1)] = 0
     """Way to choose a request's data-parallel rank, by its place in :data:`RANK_CHOICES`."""
 
     @property

@@ -35,7 +35,7 @@ Tables = dict[str, dict[str, dict[str, Any]]]
 """Entries of one table of calibrations: by calibration, engine and name."""
 Floats = NDArray[np.float64]
 Chosen = NDArray[np.bool_]
-Groups = NDArray[np.integer[Any]]
+Groups = NDArray[np.integer]
 """Number of each row's group, from 0."""
 Values = dict[str, float]
 """Coefficients by name."""
