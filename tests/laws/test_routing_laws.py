@@ -9,7 +9,7 @@ from simulator.policies.placement.contiguous import Contiguous
 from simulator.policies.placement.eplb import Eplb
 from simulator.policies.placement.greedy import Greedy
 from simulator.policies.placement.random import Random
-from simulator.policies.routing._select import LARGEST_INCLUSION, choose, inclusion
+from simulator.policies.routing._popularity import LARGEST_INCLUSION, choose, inclusion
 from simulator.policies.routing.lognormal import Lognormal
 from simulator.policies.routing.uniform import Uniform
 from simulator.policies.routing.zipf import Zipf

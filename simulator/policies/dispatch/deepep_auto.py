@@ -40,9 +40,8 @@ class DeepepAuto(Frozen):
         return self.policy_for(-(-len(source_T) // len(node_R))).copies(rank_TK, source_T, node_R)
 
     def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
-        PerNode().rows(
-            rank_TK[:0], node_R
-        )  # refuses what cannot be executed, however few tokens there are
+        # Refuses what cannot be executed, however few tokens there are.
+        rows = PerNode().rows(rank_TK, node_R)
         if len(rank_TK) <= self.low_latency_tokens:
             return PerExpert().rows(rank_TK, node_R)
-        return PerNode().rows(rank_TK, node_R)
+        return rows

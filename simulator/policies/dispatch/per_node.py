@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.policies.dispatch import Rows
-from simulator.policies.dispatch._rows import row_per_rank
+from simulator.policies.dispatch.per_rank import PerRank
 from simulator.policies.token_counts import count_forwarded
 
 
@@ -36,4 +36,4 @@ class PerNode(Frozen):
                 "dispatch 'per_node' forwards tokens inside each node, which is not executed on "
                 "several; use 'per_rank'"
             )
-        return row_per_rank(rank_TK)
+        return PerRank().rows(rank_TK, node_R)

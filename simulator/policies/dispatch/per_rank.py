@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
 from simulator.policies.dispatch import Rows
-from simulator.policies.dispatch._rows import row_per_rank
 from simulator.policies.token_counts import count_copies
 
 
@@ -24,4 +23,9 @@ class PerRank(Frozen):
         return np.asarray(count_copies(rank_TK, source_T, len(node_R), True))
 
     def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
-        return row_per_rank(rank_TK)
+        top_k = rank_TK.shape[1]
+        is_same_TKK = rank_TK[:, :, None] == rank_TK[:, None, :]
+        is_first_TK = (rank_TK >= 0) & ~np.tril(is_same_TKK, -1).any(axis=2)
+        token_N, first_N = np.nonzero(is_first_TK)
+        choice_NW = np.where(is_same_TKK[token_N, first_N], np.arange(top_k), -1)
+        return Rows(token_N, rank_TK[token_N, first_N], choice_NW)

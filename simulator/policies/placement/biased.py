@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Slots
-from simulator.policies.placement import Placed
-from simulator.policies.placement._slots import count_slots, in_blocks
+from simulator.policies.placement import Placed, choose_num_slots, in_blocks
 from simulator.policies.placement.eplb import copy_hottest, pack_evenly
 
 
@@ -32,7 +31,7 @@ class Biased(Frozen):
         self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
     ) -> Placed:
         num_experts = load_LE.shape[1]
-        num_slots = count_slots("biased", self.num_slots, num_experts, num_ranks)
+        num_slots = choose_num_slots("biased", self.num_slots, num_experts, num_ranks)
         expert_LP = np.stack([_place_layer(load_E, num_slots, num_ranks) for load_E in load_LE])
         return in_blocks(expert_LP, num_ranks)
 

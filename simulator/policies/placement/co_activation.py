@@ -11,8 +11,7 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.base.jit import jit
 from simulator.base.quantities import Extent, Nodes
-from simulator.policies.placement import Placed
-from simulator.policies.placement._slots import in_blocks
+from simulator.policies.placement import Placed, in_blocks
 from simulator.policies.placement.greedy import Greedy
 
 _MOST_PASSES = 20

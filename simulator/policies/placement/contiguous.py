@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Slots
-from simulator.policies.placement import Placed
-from simulator.policies.placement._slots import in_blocks
+from simulator.policies.placement import Placed, in_blocks
 
 
 class Contiguous(Frozen):

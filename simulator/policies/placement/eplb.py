@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Groups, Nodes, Slots
-from simulator.policies.placement import Placed
-from simulator.policies.placement._slots import count_slots
+from simulator.policies.placement import Placed, choose_num_slots, in_blocks
 
 
 class Eplb(Frozen):
@@ -33,16 +32,15 @@ class Eplb(Frozen):
     def place(
         self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
     ) -> Placed:
-        num_layers, num_experts = load_LE.shape
-        num_slots = count_slots("eplb", self.num_slots, num_experts, num_ranks)
+        num_experts = load_LE.shape[1]
+        num_slots = choose_num_slots("eplb", self.num_slots, num_experts, num_ranks)
         groups, nodes = self.num_groups, self.num_nodes
         if groups % nodes or num_experts % groups or num_ranks % nodes or num_slots % nodes:
             groups = nodes = 1
         expert_LP = np.stack(
             [_place_layer(load_E, num_slots, groups, nodes, num_ranks) for load_E in load_LE]
         )
-        rank_P = np.repeat(np.arange(num_ranks), num_slots // num_ranks)
-        return Placed(expert_LP, np.tile(rank_P, (num_layers, 1)), num_ranks)
+        return in_blocks(expert_LP, num_ranks)
 
 
 def _place_layer(

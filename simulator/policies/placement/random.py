@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
-from simulator.policies.placement import Placed
-from simulator.policies.placement._slots import in_blocks
+from simulator.policies.placement import Placed, in_blocks
 
 
 class Random(Frozen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -9,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.config.cluster import ClusterSpec
+from simulator.config.cluster import ClusterSpec, WireSpec
 from simulator.policies.messages import Messages
 
 
@@ -94,3 +95,84 @@ class TopologyPolicy(Protocol):
             UserError: if the topology cannot be built on this cluster.
         """
         ...
+
+
+Ports = tuple[list[int], list[int]]
+"""Links out of each port, and into it, by their index."""
+
+
+class Wiring:
+    """Collector of links, which :meth:`freeze` makes a :class:`Fabric`."""
+
+    def __init__(self, cluster: ClusterSpec, num_ranks: int) -> None:
+        self.cluster = cluster
+        self.num_ranks = num_ranks
+        self.node = [rank // cluster.gpus_per_node for rank in range(num_ranks)]
+        self._links: list[Link] = []
+
+    def add_ports(
+        self, kind: str, wire: WireSpec, count: int, label: str = "gpu", width: float = 1.0
+    ) -> Ports:
+        """Add ``count`` pairs of links of one kind. ``width`` is the number of wires in a
+        bundle.
+        """
+        first = len(self._links)
+        self._links += [
+            Link(
+                f"{label} {number} {kind} {direction}",
+                kind,
+                wire.bytes_per_s * width,
+                wire.latency_s,
+                number if label == "gpu" else -1,
+            )
+            for direction in ("out", "in")
+            for number in range(count)
+        ]
+        return list(range(first, first + count)), list(range(first + count, first + 2 * count))
+
+    def add_gpu_ports(self) -> tuple[Ports, Ports]:
+        """Add each GPU's ports into its fast domain, and out of it where there are several; else
+        the second ones are the first.
+        """
+        inside = self.add_ports("scale_up", self.cluster.scale_up, self.num_ranks)
+        if not self.has_several_nodes:
+            return inside, inside
+        return inside, self.add_ports("scale_out", self.scale_out, self.num_ranks)
+
+    @property
+    def has_several_nodes(self) -> bool:
+        """Whether the ranks lie in more than one fast domain."""
+        return self.node[-1] > 0
+
+    @property
+    def scale_out(self) -> WireSpec:
+        """Wire between domains; the cluster's own check makes it exist where there are several."""
+        if self.cluster.scale_out is None:
+            raise ValueError(f"cluster {self.cluster.name} has several nodes but no scale_out")
+        return self.cluster.scale_out
+
+    def freeze(
+        self,
+        find_path: Callable[[int, int], tuple[int, ...]],
+        find_own_card: Callable[[int, int], tuple[int, ...]] | None = None,
+    ) -> Fabric:
+        """Make the fabric.
+
+        Args:
+            find_path: links that a message crosses from one rank to another.
+            find_own_card: links of one that leaves by its sender's own card, where these differ.
+        """
+        path_SRH = self._list_paths(find_path)
+        own_card_SRH = path_SRH if find_own_card is None else self._list_paths(find_own_card)
+        is_same = np.array_equal(own_card_SRH, path_SRH)
+        node_R = np.array(self.node, dtype=np.int64)
+        return Fabric(tuple(self._links), path_SRH, node_R, None if is_same else own_card_SRH)
+
+    def _list_paths(self, find_path: Callable[[int, int], tuple[int, ...]]) -> NDArray[np.int64]:
+        ranks = range(self.num_ranks)
+        paths = {(s, r): find_path(s, r) for s in ranks for r in ranks if s != r}
+        hops = max(map(len, paths.values()), default=1)
+        path_SRH = np.full((self.num_ranks, self.num_ranks, hops), -1, dtype=np.int64)
+        for (source, destination), links in paths.items():
+            path_SRH[source, destination, : len(links)] = links
+        return path_SRH

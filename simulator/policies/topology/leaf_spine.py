@@ -5,8 +5,7 @@ from __future__ import annotations
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Factor, Nodes, Seed, Spines
 from simulator.config.cluster import ClusterSpec
-from simulator.policies.topology import Fabric
-from simulator.policies.topology._ports import Wiring
+from simulator.policies.topology import Fabric, Wiring
 
 _MASK = (1 << 64) - 1
 
@@ -29,27 +28,27 @@ class LeafSpine(Frozen):
 
     def wire(self, cluster: ClusterSpec, num_ranks: int) -> Fabric:
         wiring = Wiring(cluster, num_ranks)
-        out, into = wiring.ports("scale_up", cluster.scale_up, num_ranks)
-        if not wiring.has_several_nodes:
-            card_out, card_into, leaf_out, leaf_into = out, into, out, into
-        else:
-            card_out, card_into = wiring.ports("scale_out", wiring.scale_out, num_ranks)
+        (out, into), (card_out, card_into) = wiring.add_gpu_ports()
+        leaf_out, leaf_into = out, into
+        if wiring.has_several_nodes:
+            count, label = wiring.node[-1] // self.nodes_per_leaf + 1, "leaf"
             width = self.nodes_per_leaf * cluster.gpus_per_node / self.oversubscription
-            num_leaves = wiring.node[-1] // self.nodes_per_leaf + 1
-            count, label = num_leaves, "leaf"
             if self.spines is not None:
                 count, label, width = count * self.spines, "uplink", width / self.spines
-            leaf_out, leaf_into = wiring.ports("scale_out", wiring.scale_out, count, label, width)
-        for source, destination in wiring.pairs():
+            leaf_out, leaf_into = wiring.add_ports(
+                "scale_out", wiring.scale_out, count, label, width
+            )
+
+        def find_path(source: int, destination: int) -> tuple[int, ...]:
             here, there = wiring.node[source], wiring.node[destination]
             if here == there:
-                wiring.path(source, destination, out[source], into[destination])
-                continue
+                return out[source], into[destination]
             leaf, far_leaf = here // self.nodes_per_leaf, there // self.nodes_per_leaf
             up, down = (self._find_uplink(one, source, destination) for one in (leaf, far_leaf))
             spine = () if leaf == far_leaf else (leaf_out[up], leaf_into[down])
-            wiring.path(source, destination, card_out[source], *spine, card_into[destination])
-        return wiring.freeze()
+            return card_out[source], *spine, card_into[destination]
+
+        return wiring.freeze(find_path)
 
     def _find_uplink(self, leaf: int, source: int, destination: int) -> int:
         """Find the wire of a leaf to the spine that a flow takes."""

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from simulator.base.frozen import Frozen
 from simulator.config.cluster import ClusterSpec
-from simulator.policies.topology import Fabric
-from simulator.policies.topology._ports import Wiring
+from simulator.policies.topology import Fabric, Wiring
 
 
 class NVLinkDomain(Frozen):
@@ -17,15 +16,11 @@ class NVLinkDomain(Frozen):
 
     def wire(self, cluster: ClusterSpec, num_ranks: int) -> Fabric:
         wiring = Wiring(cluster, num_ranks)
-        out, into = wiring.ports("scale_up", cluster.scale_up, num_ranks)
-        far_out, far_into = (
-            wiring.ports("scale_out", wiring.scale_out, num_ranks)
-            if wiring.has_several_nodes
-            else (out, into)
-        )
-        for source, destination in wiring.pairs():
-            if wiring.node[source] == wiring.node[destination]:
-                wiring.path(source, destination, out[source], into[destination])
-            else:
-                wiring.path(source, destination, far_out[source], far_into[destination])
-        return wiring.freeze()
+        near, far = wiring.add_gpu_ports()
+
+        def find_path(source: int, destination: int) -> tuple[int, ...]:
+            is_near = wiring.node[source] == wiring.node[destination]
+            out, into = near if is_near else far
+            return out[source], into[destination]
+
+        return wiring.freeze(find_path)

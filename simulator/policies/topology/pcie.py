@@ -7,8 +7,7 @@ from __future__ import annotations
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Factor, ReplicaGpus
 from simulator.config.cluster import ClusterSpec
-from simulator.policies.topology import Fabric
-from simulator.policies.topology._ports import Wiring
+from simulator.policies.topology import Fabric, Wiring
 
 
 class PCIe(Frozen):
@@ -24,34 +23,21 @@ class PCIe(Frozen):
 
     def wire(self, cluster: ClusterSpec, num_ranks: int) -> Fabric:
         wiring = Wiring(cluster, num_ranks)
-        out, into = wiring.ports("scale_up", cluster.scale_up, num_ranks)
-        far_out, far_into = (
-            wiring.ports("scale_out", wiring.scale_out, num_ranks)
-            if wiring.has_several_nodes
-            else (out, into)
-        )
+        (out, into), (far_out, far_into) = wiring.add_gpu_ports()
         sockets_per_node = -(-cluster.gpus_per_node // self.gpus_per_socket)
         socket = [
             node * sockets_per_node + rank % cluster.gpus_per_node // self.gpus_per_socket
             for rank, node in enumerate(wiring.node)
         ]
-        num_sockets = socket[-1] + 1
-        socket_out, socket_into = wiring.ports(
-            "scale_up", cluster.scale_up, num_sockets, "socket", self.socket_link_slots
+        socket_out, socket_into = wiring.add_ports(
+            "scale_up", cluster.scale_up, socket[-1] + 1, "socket", self.socket_link_slots
         )
-        for source, destination in wiring.pairs():
+
+        def find_path(source: int, destination: int) -> tuple[int, ...]:
             here, there = socket[source], socket[destination]
             if wiring.node[source] != wiring.node[destination]:
-                wiring.path(source, destination, far_out[source], far_into[destination])
-            elif here == there:
-                wiring.path(source, destination, out[source], into[destination])
-            else:
-                wiring.path(
-                    source,
-                    destination,
-                    out[source],
-                    socket_out[here],
-                    socket_into[there],
-                    into[destination],
-                )
-        return wiring.freeze()
+                return far_out[source], far_into[destination]
+            between = () if here == there else (socket_out[here], socket_into[there])
+            return out[source], *between, into[destination]
+
+        return wiring.freeze(find_path)

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from simulator.base.frozen import Frozen
 from simulator.config.cluster import ClusterSpec
-from simulator.policies.topology import Fabric
-from simulator.policies.topology._ports import Wiring
+from simulator.policies.topology import Fabric, Wiring
 
 
 class Rails(Frozen):
@@ -22,20 +21,19 @@ class Rails(Frozen):
 
     def wire(self, cluster: ClusterSpec, num_ranks: int) -> Fabric:
         wiring = Wiring(cluster, num_ranks)
-        out, into = wiring.ports("scale_up", cluster.scale_up, num_ranks)
-        card_out, card_into = (
-            wiring.ports("scale_out", wiring.scale_out, num_ranks)
-            if wiring.has_several_nodes
-            else (out, into)
-        )
-        for source, destination in wiring.pairs():
+        (out, into), (card_out, card_into) = wiring.add_gpu_ports()
+
+        def find_path(source: int, destination: int) -> tuple[int, ...]:
             if wiring.node[source] == wiring.node[destination]:
-                wiring.path(source, destination, out[source], into[destination])
-                continue
+                return out[source], into[destination]
             rail = destination % cluster.gpus_per_node
             relay = min(wiring.node[source] * cluster.gpus_per_node + rail, num_ranks - 1)
             change = () if relay == source else (out[source], into[relay])
-            wiring.path(source, destination, *change, card_out[relay], card_into[destination])
-            if relay != source:
-                wiring.own_card_path(source, destination, card_out[source], card_into[destination])
-        return wiring.freeze()
+            return *change, card_out[relay], card_into[destination]
+
+        def find_own_card(source: int, destination: int) -> tuple[int, ...]:
+            if wiring.node[source] == wiring.node[destination]:
+                return out[source], into[destination]
+            return card_out[source], card_into[destination]
+
+        return wiring.freeze(find_path, find_own_card)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from simulator.base.frozen import Frozen
 from simulator.config.cluster import ClusterSpec
-from simulator.policies.topology import Fabric
-from simulator.policies.topology._ports import Wiring
+from simulator.policies.topology import Fabric, Wiring
 
 
 class Switch(Frozen):
@@ -16,9 +15,7 @@ class Switch(Frozen):
     def wire(self, cluster: ClusterSpec, num_ranks: int) -> Fabric:
         wiring = Wiring(cluster, num_ranks)
         if wiring.has_several_nodes:
-            out, into = wiring.ports("scale_out", wiring.scale_out, num_ranks)
+            out, into = wiring.add_ports("scale_out", wiring.scale_out, num_ranks)
         else:
-            out, into = wiring.ports("scale_up", cluster.scale_up, num_ranks)
-        for source, destination in wiring.pairs():
-            wiring.path(source, destination, out[source], into[destination])
-        return wiring.freeze()
+            out, into = wiring.add_ports("scale_up", cluster.scale_up, num_ranks)
+        return wiring.freeze(lambda source, destination: (out[source], into[destination]))
