@@ -33,6 +33,7 @@ from simulator.policies.routing import (
     RankingRouter,
     RecordedSequences,
     Router,
+    router_facts,
 )
 from simulator.policies.spilling import SpillingPolicy, may_spill
 from simulator.policies.spilling.none import Never
@@ -78,12 +79,12 @@ class DrawnDomains:
     @property
     def num_kinds(self) -> int:
         """Number of kinds of text that use experts of their own."""
-        return self.router.num_domains // getattr(self.router, "num_stages", 1)
+        return self.router.num_domains // router_facts(self.router).num_stages
 
     @property
     def drifts(self) -> bool:
         """Whether popularity within a domain changes with time."""
-        return getattr(self.router, "num_stages", 1) > 1
+        return router_facts(self.router).num_stages > 1
 
     @cached_property
     def sequences(self) -> RecordedSequences:
@@ -301,13 +302,14 @@ class _Pools:
             for n in layers
         ]
         yesterday = [draw_ids(router, n, runs, open_stream(seed, "yesterday"), moe) for n in layers]
-        has_domains = max(getattr(router, name, 1) for name in ("num_domains", "num_stages")) > 1
+        facts = router_facts(router)
+        has_domains = max(facts.num_domains, facts.num_stages) > 1
         has_next = num_choices > moe.top_k
         return _Drawn(
             np.stack([ids_TJ[:, : moe.top_k] for ids_TJ in today]),
             np.stack([ids_TJ[:, moe.top_k :] for ids_TJ in today]) if has_next else None,
             np.stack(yesterday),
-            getattr(router, "recorded", None),
+            facts.recorded,
             DrawnDomains(cast(DomainRouter, drawn), seed) if has_domains else None,
         )
 
@@ -321,7 +323,7 @@ class _Pools:
             UserError: if the routing does not know which experts come next.
         """
         top_k, wanted = self.moe.top_k, self.next_choices
-        if wanted is None or (not wanted and getattr(router, "best_first", False)):
+        if wanted is None or (not wanted and router_facts(router).best_first):
             return router, top_k
         if not isinstance(router, RankingRouter):
             kind = self.routing.get("kind")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from simulator.config.ffns.moe import MoE
 from simulator.config.model import ModelSpec
 from simulator.policies.contracts import draw_ids, reduce_experts
 from simulator.policies.reduction import ReductionPolicy
-from simulator.policies.routing import RecordedSequences, Router
+from simulator.policies.routing import RecordedSequences, Router, router_facts
 
 _PROBE_TOKENS = 4096
 """Tokens of an earlier time whose choices say which experts are left."""
@@ -85,22 +86,22 @@ class ReducedRouter:
     @property
     def best_first(self) -> bool:
         """Whether a token's experts come best first."""
-        return bool(getattr(self.router, "best_first", False))
+        return router_facts(self.router).best_first
 
     @property
     def num_domains(self) -> int:
         """Number of domains that the whole model's routing tells apart."""
-        return int(getattr(self.router, "num_domains", 1))
+        return router_facts(self.router).num_domains
 
     @property
     def num_stages(self) -> int:
         """Stages that the popularity of each kind of text passes through."""
-        return int(getattr(self.router, "num_stages", 1))
+        return router_facts(self.router).num_stages
 
-    @property
+    @cached_property
     def recorded(self) -> RecordedSequences | None:
         """Recorded sequences that requests take their experts from."""
-        found: RecordedSequences | None = getattr(self.router, "recorded", None)
+        found = router_facts(self.router).recorded
         return None if found is None else self._reduce_sequences(found)
 
     def topk_ids(

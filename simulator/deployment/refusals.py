@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from simulator.base.errors import UserError
-from simulator.base.frozen import Policy
 from simulator.base.plugins import policy_class
 from simulator.config.calibration import CalibrationFile, find_pruned_fit
 from simulator.config.cluster import ClusterSpec
@@ -18,7 +17,7 @@ from simulator.config.sparsity import Pruning, Unstructured, choose_dense, choos
 from simulator.deployment.placement import Placement
 from simulator.policies.contracts import count_slots
 from simulator.policies.failures import Machines
-from simulator.policies.rebalancing import RebalancingPolicy
+from simulator.policies.rebalancing import RebalancingPolicy, migration_rules
 from simulator.policies.scheduling import Rules
 from simulator.policies.speculation import Drafts
 from simulator.work.layout import Layout
@@ -181,7 +180,7 @@ def check_rebalancing(spec: DeploymentSpec, layout: Layout, where: str) -> None:
 
 def check_copies(policy: RebalancingPolicy, where: str) -> None:
     """Refuse to rebalance by a placement that has no slots for copies of experts."""
-    placement: Policy | None = getattr(policy, "placement", None)
+    placement = migration_rules(policy).placement
     if placement is None:  # the policy moves experts by itself
         return
     kind = placement["kind"]

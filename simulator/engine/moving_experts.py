@@ -24,7 +24,7 @@ from simulator.engine.step_log import DECODES, LOG_COLUMNS, ROW_STEPS
 from simulator.engine.table import StepTable
 from simulator.policies.contracts import decide_placement
 from simulator.policies.placement import Placed
-from simulator.policies.rebalancing import ExpertLoad
+from simulator.policies.rebalancing import ExpertLoad, migration_rules
 from simulator.results.tables import ExpertsMoved
 
 
@@ -44,8 +44,7 @@ class MovingExperts:
         self._run, self._place, self._by_ranks, self._fill = run, place, by_ranks, fill
         self._pool = run.state.pools[place]
         self._policy = self._pool.plan.serving.rebalancing
-        self._host_s = float(getattr(self._policy, "host_s_per_layer", 0.0))
-        """Seconds of the engine's own work for each layer that changes."""
+        self._rules = migration_rules(self._policy)
         self._last: tuple[int, Placed] | None = None
         """Number of the latest move, and where experts lay before, until it is judged."""
         self._since_P: Floats | None = None
@@ -57,7 +56,7 @@ class MovingExperts:
     def follow(self, looks: Iterator[float]) -> ProcessGenerator:
         """Ask the policy at its times, or after its steps, and move experts as it decides."""
         run, place, env = self._run, self._place, self._run.instants.env
-        by_steps = getattr(self._policy, "every_steps", None) is not None
+        by_steps = self._rules.every_steps is not None
         for number, look in enumerate(looks):
             if not by_steps:
                 at_s = yield run.instants.wait_until(look, CHANGE)
@@ -77,8 +76,7 @@ class MovingExperts:
             if placed is None or not rebalancing.moves_any(placement, placed):
                 continue
             moved = self._begin_move(placed, load)
-            num_layers = getattr(self._policy, "layers_per_chunk", None)
-            if num_layers is not None:
+            if (num_layers := self._rules.layers_per_chunk) is not None:
                 env.process(self._move_in_parts(placed, load, num_layers))
             elif moved.stops:
                 self._lay(placed)
@@ -113,7 +111,7 @@ class MovingExperts:
         """Price a move that is decided on a load, and note it."""
         moves = self._run.rebalances
         moved = self._price_slowest(placed, load)
-        moved = replace(moved, stops=not getattr(self._policy, "asynchronous", False))
+        moved = replace(moved, stops=not self._rules.asynchronous)
         self._last, self._since_P = (len(moves), load.placed), None
         self._arrive_s = load.at_s + moved.seconds if moved.stops else math.inf
         moves.append(moved)
@@ -124,7 +122,7 @@ class MovingExperts:
         placements = self._run.replica_states.list_placements(self._place).values()
         distinct, name = {id(one): one for one in placements}, self._run.state.names[self._place]
         each = (
-            rebalancing.price_move(one, placed, load, name, self._host_s)
+            rebalancing.price_move(one, placed, load, name, self._rules.host_s_per_layer)
             for one in distinct.values()
         )
         return max(each, key=lambda moved: moved.seconds)
@@ -168,7 +166,7 @@ class MovingExperts:
             replica: rebalancing.list_traffic(one, placed) for replica, one in placements.items()
         }
         first = next(iter(traffic.values()))
-        begin_s = run.instants.env.now + self._host_s * first.num_layers
+        begin_s = run.instants.env.now + self._rules.host_s_per_layer * first.num_layers
         yield run.instants.wait_until(begin_s, CHANGE)
         if begin_s > run.until_s:
             return

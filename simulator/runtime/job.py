@@ -31,6 +31,7 @@ from simulator.policies.overflow import (
 )
 from simulator.policies.overflow.none import Dropless
 from simulator.policies.placement import Placed
+from simulator.policies.rebalancing import migration_rules
 from simulator.policies.replica_choice import ReplicaChoicePolicy
 from simulator.policies.replica_choice.turns import Turns
 from simulator.policies.spilling import may_spill
@@ -214,7 +215,7 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
             f"{where}: has a prefill pool; execution runs one replica that does both, "
             "so leave [prefill] out"
         )
-    if getattr(plan.serving.rebalancing, "asynchronous", False):
+    if migration_rules(plan.serving.rebalancing).asynchronous:
         raise UserError(
             f"{where}: experts that move in the background of steps can be simulated, but not "
             "executed; leave asynchronous out of the rebalancing"

@@ -22,7 +22,7 @@ from simulator.engine.rebalancing import (
 )
 from simulator.policies.contracts import decide_placement, list_looks
 from simulator.policies.placement import Placed
-from simulator.policies.rebalancing import ExpertLoad
+from simulator.policies.rebalancing import ExpertLoad, migration_rules
 from simulator.results.executed import ExecutedMove
 from simulator.runtime.backend import Backend
 from simulator.runtime.shard import ShardStep
@@ -81,7 +81,7 @@ class LiveExperts:
         placed = decide_placement(policy, load, placement.rng("rebalancing", number))
         if placed is None or not moves_any(placement, placed):
             return None
-        num_layers = getattr(policy, "layers_per_chunk", None) or len(placed.expert_LP)
+        num_layers = migration_rules(policy).layers_per_chunk or len(placed.expert_LP)
         self._parts = list(list_parts(load.placed, placed, num_layers))
         self.moves.append(
             ExecutedMove(
@@ -103,7 +103,7 @@ class LiveExperts:
     @property
     def _counts_steps(self) -> bool:
         """Whether the policy looks after so many steps, and not seconds."""
-        return getattr(self.plan.serving.rebalancing, "every_steps", None) is not None
+        return migration_rules(self.plan.serving.rebalancing).every_steps is not None
 
     def take_look(self, at_s: float, step: int) -> tuple[int, float] | None:
         """Take the latest look that is due, with its number; those before it, which came during the
@@ -133,7 +133,7 @@ class LiveExperts:
     def _move(self, placed: Placed, step: int) -> float:
         """Move experts for real, and add what that took to the latest move. Returns its seconds."""
         placement, moved = self.plan.placement, self.moves[-1]
-        host_s = getattr(self.plan.serving.rebalancing, "host_s_per_layer", 0.0)
+        host_s = migration_rules(self.plan.serving.rebalancing).host_s_per_layer
         unused = ExpertLoad(moved.at_s, 0, _no_load(self.plan), placed)
         priced = price_move(placement, placed, unused, moved.pool, host_s)
         began_s = time.perf_counter()

@@ -19,9 +19,8 @@ from simulator.policies.placement import Placed
 from simulator.policies.placement.eplb import Eplb
 from simulator.policies.placement.greedy import Greedy
 from simulator.policies.rebalancing import ExpertLoad
-from simulator.policies.rebalancing._moves import keep_where_alike
 from simulator.policies.rebalancing.incremental import Incremental
-from simulator.policies.rebalancing.periodic import Periodic
+from simulator.policies.rebalancing.periodic import Periodic, keep_where_alike
 from simulator.work.expert_moves import count_expert_moves
 from tests.cases import cases
 from tests.laws.test_mixes import KEYS, TWO, drift

@@ -11,7 +11,7 @@ import pytest
 from simulator.engine.rebalancing import price_move
 from simulator.policies.placement.eplb import Eplb
 from simulator.policies.rebalancing import HOST_S_PER_LAYER, ExpertLoad
-from simulator.policies.rebalancing._moves import keep_where_alike
+from simulator.policies.rebalancing.periodic import keep_where_alike
 
 
 def rearrange(tiny, model, cluster, num_ranks, num_slots, **keys):

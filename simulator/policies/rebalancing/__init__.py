@@ -1,23 +1,21 @@
 """Rebalancing of experts during a run, one policy in a file.
 
 A policy states when it is asked, and then decides from the load since the last time where experts
-shall lie; the engine moves them. While the experts of a replica move, it forms no step, unless the
-policy has an attribute ``asynchronous`` that is true: then steps go on, and find the experts in
-their new places when the last one has arrived; or has an attribute ``layers_per_chunk``: then so
-many layers move at a time, with a step between. An attribute ``host_s_per_layer`` adds the engine's
-own work for each layer that changes. With an attribute ``every_steps`` that is not ``None`` it is
-asked after as many steps as :meth:`RebalancingPolicy.looks` yields, of the replica that has taken
-most.
+shall lie; the engine moves them, as the policy's :class:`MigrationRules` say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from itertools import count
+from typing import Annotated, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 
+from simulator.base.frozen import Frozen, Policy
+from simulator.base.quantities import YEAR_S, Seconds, Steps, value_range
 from simulator.policies.placement import Placed
 
 HOST_S_PER_LAYER = 0.0096
@@ -74,3 +72,69 @@ class RebalancingPolicy(Protocol):
             rng: for policies that draw.
         """
         ...
+
+
+class MigrationRules(NamedTuple):
+    """Attributes of a policy, all optional, that say how experts migrate."""
+
+    asynchronous: bool = False
+    """Whether steps go on while weights travel, and find experts in their new places when the last
+    one has arrived; otherwise the replica forms no step."""
+    layers_per_chunk: int | None = None
+    """Layers whose experts move at a time, with a step between; ``None`` = all."""
+    host_s_per_layer: float = 0.0
+    """Seconds of the engine's own work for each layer that changes."""
+    every_steps: int | None = None
+    """Not ``None`` where :meth:`RebalancingPolicy.looks` yields steps, of the replica that has
+    taken most."""
+    placement: Policy | None = None
+    """Table of the placement policy that experts are placed by; ``None`` = none."""
+
+
+def migration_rules(policy: RebalancingPolicy) -> MigrationRules:
+    """Read how a policy's experts migrate."""
+    said = [name for name in MigrationRules._fields if hasattr(policy, name)]
+    return MigrationRules(**{name: getattr(policy, name) for name in said})
+
+
+class Migrating(Frozen):
+    """Keys of policies that look at regular times."""
+
+    every_s: Annotated[float, value_range(1e-3, YEAR_S, "seconds")] = 60.0
+    """Seconds from one look to the next."""
+    every_steps: Steps | None = None
+    """Steps from one look to the next of the replica that takes most, as engines count them; absent
+    = ``every_s`` counts."""
+    host_s_per_layer: Seconds = HOST_S_PER_LAYER
+    """Seconds of the engine's own work for each layer whose experts move: plans, indices and
+    launches."""
+    asynchronous: bool = False
+    """Whether steps go on while weights travel, as with vLLM's ``use_async``; otherwise the replica
+    waits."""
+    layers_per_chunk: Annotated[int, value_range(1, 4096, "layers")] | None = None
+    """Layers whose experts move at a time, with a step between (SGLang's
+    ``--eplb-rebalance-layers-per-chunk``); absent = all at once."""
+
+    @model_validator(mode="after")
+    def _says_once(self) -> Self:
+        seconds = sorted({"every_s", "window_s"} & self.model_fields_set)
+        if self.every_steps is not None and seconds:
+            raise ValueError(
+                f"every_steps counts steps, and {seconds[0]} seconds; leave one of them out"
+            )
+        if self.asynchronous and self.layers_per_chunk is not None:
+            raise ValueError(
+                "layers_per_chunk moves experts between steps, and asynchronous during them; leave "
+                "one of them out"
+            )
+        return self
+
+
+def list_intervals(every: float, window: float) -> Iterator[float]:
+    """Yield the end of every interval, and before it the beginning of its window where that is
+    shorter.
+    """
+    for number in count(1):
+        if window < every:
+            yield number * every - window
+        yield number * every

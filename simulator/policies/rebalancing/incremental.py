@@ -7,23 +7,13 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import model_validator
 
-from simulator.base.frozen import Frozen
-from simulator.base.quantities import Seconds, value_range
+from simulator.base.quantities import value_range
 from simulator.policies.placement import Placed
-from simulator.policies.rebalancing import HOST_S_PER_LAYER, ExpertLoad
-from simulator.policies.rebalancing._moves import (
-    EverySeconds,
-    EverySteps,
-    LayersPerChunk,
-    check_chunks,
-    check_interval,
-    list_intervals,
-)
+from simulator.policies.rebalancing import ExpertLoad, Migrating, list_intervals
 
 
-class Incremental(Frozen):
+class Incremental(Migrating):
     """Experts of the busiest rank of a layer change places with others, those first that help most,
     until its load is near the mean or no exchange helps.
 
@@ -31,27 +21,8 @@ class Incremental(Frozen):
     all anew moves most of a layer.
     """
 
-    every_s: EverySeconds = 60.0
-    """Seconds from one look to the next; the load since the last one counts."""
-    every_steps: EverySteps = None
-    """Steps from one look to the next of the replica that takes most; absent = ``every_s``
-    counts."""
     tolerance: Annotated[float, value_range(1, 1e6)] = 1.1
     """Ratio of the busiest rank's load to the mean rank's in a layer that is even enough."""
-    host_s_per_layer: Seconds = HOST_S_PER_LAYER
-    """Seconds of the engine's own work for each layer whose experts move: plans, indices and
-    launches."""
-    asynchronous: bool = False
-    """Whether steps go on while weights travel; otherwise the replica waits."""
-    layers_per_chunk: LayersPerChunk = None
-    """Layers whose experts move at a time, with a step between (SGLang's
-    ``--eplb-rebalance-layers-per-chunk``); absent = all at once."""
-
-    @model_validator(mode="after")
-    def _check_chunks(self) -> Incremental:
-        check_interval(self)
-        check_chunks(self)
-        return self
 
     def looks(self) -> Iterator[float]:
         every = self.every_steps or self.every_s

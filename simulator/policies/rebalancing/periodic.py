@@ -6,28 +6,20 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import field_validator, model_validator
+from scipy.optimize import linear_sum_assignment
 
 from simulator.base.errors import UserError
-from simulator.base.frozen import Frozen, Policy
+from simulator.base.frozen import Policy
 from simulator.base.kinds import PolicyOf
 from simulator.base.plugins import build, policy_class
-from simulator.base.quantities import Duration, Factor, Seconds, Steps
+from simulator.base.quantities import Duration, Factor, Steps
 from simulator.policies.placement import Placed, PlacementPolicy
-from simulator.policies.rebalancing import HOST_S_PER_LAYER, ExpertLoad
-from simulator.policies.rebalancing._moves import (
-    EverySeconds,
-    EverySteps,
-    LayersPerChunk,
-    begins_window,
-    check_chunks,
-    check_interval,
-    keep_where_alike,
-    list_intervals,
-)
+from simulator.policies.rebalancing import ExpertLoad, Migrating, list_intervals
 
 
-class Periodic(Frozen):
+class Periodic(Migrating):
     """Experts are placed by their load in a window that ends when they are looked at, where that
     makes the load of ranks more even.
 
@@ -36,13 +28,8 @@ class Periodic(Frozen):
     fewer bytes and lead to the same loads.
     """
 
-    every_s: EverySeconds = 60.0
-    """Seconds from one look to the next."""
     window_s: Duration | None = None
     """Seconds before a look whose load counts; absent = all since the last look."""
-    every_steps: EverySteps = None
-    """Steps from one look to the next of the replica that takes most, as engines count them; absent
-    = ``every_s`` counts."""
     window_steps: Steps | None = None
     """Steps before a look whose load counts; absent = all since the last look."""
     placement: Annotated[Policy, PolicyOf("placement")] = {"kind": "eplb"}
@@ -53,15 +40,6 @@ class Periodic(Frozen):
     and above which experts are moved."""
     least_gain: Factor = 0.02
     """Least decrease of that ratio that experts are moved for."""
-    host_s_per_layer: Seconds = HOST_S_PER_LAYER
-    """Seconds of the engine's own work for each layer whose experts move: plans, indices and
-    launches."""
-    asynchronous: bool = False
-    """Whether steps go on while weights travel, as with vLLM's ``use_async``; otherwise the replica
-    waits."""
-    layers_per_chunk: LayersPerChunk = None
-    """Layers whose experts move at a time, with a step between (SGLang's
-    ``--eplb-rebalance-layers-per-chunk``); absent = all at once."""
 
     @model_validator(mode="after")
     def _check_window(self) -> Periodic:
@@ -74,8 +52,6 @@ class Periodic(Frozen):
                 f"window_steps ({self.window_steps}) must be at most every_steps "
                 f"({self.every_steps or 'absent'})"
             )
-        check_interval(self)
-        check_chunks(self)
         return self
 
     @field_validator("placement")
@@ -97,7 +73,7 @@ class Periodic(Frozen):
         if self.every_steps is not None:
             at, every = load.num_steps, self.every_steps
         now = load.measure_imbalance(load.placed)
-        if begins_window(at, every) or not load.num_tokens or now < self.threshold:
+        if _begins_window(at, every) or not load.num_tokens or now < self.threshold:
             return None
         table = dict(self.placement)
         num_slots = load.placed.expert_LP.shape[1]
@@ -111,3 +87,49 @@ class Periodic(Frozen):
         if now - load.measure_imbalance(placed) < self.least_gain:
             return None
         return keep_where_alike(load.placed, placed)
+
+
+def _begins_window(at: float, every: float) -> bool:
+    """Whether a look is at the beginning of a window, not at its end."""
+    passed = at % every
+    return passed > 1e-9 * every and every - passed > 1e-6
+
+
+def keep_where_alike(before: Placed, after: Placed) -> Placed:
+    """Give each rank the new set of experts that it has most of, layer by layer: ranks are alike,
+    so loads are the same, and fewer weights travel. The pairing is optimal (the assignment problem,
+    Kuhn 1955).
+
+    A layer whose ranks have different numbers of slots stays as it is.
+    """
+    rank_LP = after.rank_LP.copy()
+    for layer, (expert_P, rank_P) in enumerate(zip(after.expert_LP, after.rank_LP, strict=True)):
+        if len(set(np.bincount(rank_P, minlength=after.num_ranks).tolist())) > 1:
+            continue
+        has_RE = _list_holders(before.expert_LP[layer], before.rank_LP[layer], after.num_ranks)
+        wants_RE = _list_holders(expert_P, rank_P, after.num_ranks)
+        num_experts = max(has_RE.shape[1], wants_RE.shape[1])
+        shared_RR = _pad(wants_RE, num_experts) @ _pad(has_RE, num_experts).T
+        new_R, old_R = linear_sum_assignment(shared_RR, maximize=True)
+        name_R = np.empty(after.num_ranks, dtype=np.int64)
+        name_R[new_R] = old_R
+        rank_LP[layer] = name_R[rank_P]
+    order_LP = np.argsort(rank_LP, axis=1, kind="stable")
+    return Placed(
+        np.take_along_axis(after.expert_LP, order_LP, axis=1),
+        np.take_along_axis(rank_LP, order_LP, axis=1),
+        after.num_ranks,
+    )
+
+
+def _list_holders(
+    expert_P: NDArray[np.int64], rank_P: NDArray[np.int64], num_ranks: int
+) -> NDArray[np.int64]:
+    """Whether each rank has each expert, 0 or 1, ``[R, E]``."""
+    has_RE = np.zeros((num_ranks, int(expert_P.max()) + 1), dtype=np.int64)
+    has_RE[rank_P, expert_P] = 1
+    return has_RE
+
+
+def _pad(has_RE: NDArray[np.int64], num_experts: int) -> NDArray[np.int64]:
+    return np.pad(has_RE, ((0, 0), (0, num_experts - has_RE.shape[1])))

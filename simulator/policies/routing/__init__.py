@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol, Self, runtime_checkable
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,26 @@ class Router(Protocol):
             other whole numbers are cast.
         """
         ...
+
+
+class RouterFacts(NamedTuple):
+    """Attributes of a router, all optional."""
+
+    num_domains: int = 1
+    """Number of domains that it tells apart (:class:`DomainRouter`)."""
+    num_stages: int = 1
+    """Stages of each kind of text's popularity, each a domain (:class:`RecordedSequences`)."""
+    best_first: bool = False
+    """Whether a token's experts come best first."""
+    recorded: RecordedSequences | None = None
+    """Sequences that requests take their experts from, token by token; ``None`` where they are
+    drawn."""
+
+
+def router_facts(router: Router) -> RouterFacts:
+    """Read what is known of a router."""
+    said = [name for name in RouterFacts._fields if hasattr(router, name)]
+    return RouterFacts(**{name: getattr(router, name) for name in said})
 
 
 class DomainRouter(Router, Protocol):
