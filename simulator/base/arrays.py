@@ -7,11 +7,9 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
-from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.base.reading import bytes_text, read_bytes, refuse_damage
@@ -23,7 +21,7 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 recording has."""
 
 
-def load_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+def load_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Read arrays of a ``.npz``, those called by one of ``names``; the one of a ``.npy`` as
     ``ids``.
 
@@ -44,7 +42,7 @@ def load_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         }
 
 
-def parse_array(content: bytes, where: str) -> NDArray[Any]:
+def parse_array(content: bytes, where: str) -> np.ndarray:
     """Read the array of a ``.npy`` file from its content.
 
     Raises:

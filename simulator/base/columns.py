@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
@@ -123,7 +124,7 @@ class Spool:
         """Start without rows."""
         self._only: Callable[[], pd.DataFrame] | None = None
         self._file: IO[bytes] | None = None
-        self._writer: Any = None
+        self._writer: ParquetParts | None = None
 
     def add(self, make: Callable[[], pd.DataFrame]) -> None:
         """Append rows to those that have come, if there are any.
@@ -147,6 +148,7 @@ class Spool:
             self._writer = ParquetParts(self._file)
             self._unused = weakref.finalize(self, _throw_away, self._writer, self._file)
             self._writer.add(first)
+        assert self._writer is not None
         self._writer.add(part)
 
     def close(self) -> Columns:
@@ -158,7 +160,7 @@ class Spool:
         """
         if self._only is not None:
             return self._only()
-        if self._file is None:
+        if self._file is None or self._writer is None:
             raise ValueError("a table of no part has no columns")
         with _explain_full_disk():
             self._writer.close()
@@ -170,7 +172,7 @@ class Spool:
 class ParquetParts:
     """Parquet file that is written a row group at a time."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: IO[bytes] | Path) -> None:
         """Start without rows; ``file`` is open for writing, or a path."""
         self._file = file
         self._writer: Any = None

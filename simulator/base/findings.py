@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from simulator.base import formats
 from simulator.base.reading import read_toml
@@ -22,7 +22,7 @@ TABLE = Path(__file__).with_name("findings.toml")
 class Finding:
     """Something to say, whose text is its sentence."""
 
-    def __init__(self, kind: str, /, **facts: Any) -> None:
+    def __init__(self, kind: str, /, **facts: object) -> None:
         """Find something.
 
         Args:

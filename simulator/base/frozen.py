@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import ErrorDetails
 
 from simulator.base.errors import UserError, did_you_mean
@@ -215,7 +216,7 @@ def _keys_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     return sorted({key for node in _nodes_at(cls, path) for key in node.get("properties", {})})
 
 
-def _nodes_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[dict[str, Any]]:
+def _nodes_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[JsonSchemaValue]:
     """JSON Schema nodes at ``path``; of all alternatives where it is a union."""
     schema = _describe_keys(cls)
     definitions = schema.get("$defs", {})
@@ -226,14 +227,14 @@ def _nodes_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[dict[st
 
 
 @cache
-def _describe_keys(cls: type[BaseModel]) -> dict[str, Any]:
+def _describe_keys(cls: type[BaseModel]) -> JsonSchemaValue:
     """JSON Schema of ``cls``, made once: a search may report thousands of problems."""
     return cls.model_json_schema()
 
 
 def _children(
-    node: dict[str, Any], part: int | str, definitions: dict[str, Any]
-) -> list[dict[str, Any]]:
+    node: JsonSchemaValue, part: int | str, definitions: JsonSchemaValue
+) -> list[JsonSchemaValue]:
     if isinstance(part, int):
         child = node.get("items") or node.get("prefixItems")
     else:
@@ -243,7 +244,7 @@ def _children(
     return _resolve(child, definitions)
 
 
-def _resolve(node: Any, definitions: dict[str, Any]) -> list[dict[str, Any]]:
+def _resolve(node: object, definitions: JsonSchemaValue) -> list[JsonSchemaValue]:
     if isinstance(node, list):
         return [found for part in node for found in _resolve(part, definitions)]
     if not isinstance(node, dict):

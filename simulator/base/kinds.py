@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import pkgutil
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidatorFunctionWrapHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -54,7 +53,7 @@ class OneOf:
             discriminator="kind",
         )
 
-        def pick(value: Any, choose: ValidatorFunctionWrapHandler) -> Any:
+        def pick(value: object, choose: ValidatorFunctionWrapHandler) -> object:
             return value if isinstance(value, source) else self._build_own(value) or choose(value)
 
         # Written by its own class and not as one of the alternatives, which lack a user's.
@@ -69,7 +68,7 @@ class OneOf:
         schema = handler(core)
         return {"family": self.family, "oneOf": [*schema["oneOf"], OWN_KIND]}
 
-    def _build_own(self, table: Any) -> Frozen | None:
+    def _build_own(self, table: object) -> Frozen | None:
         """Build a user's own kind; ``None`` where the table names none."""
         kind = table.get("kind") if isinstance(table, dict) else None
         if not isinstance(kind, str) or "." not in kind:

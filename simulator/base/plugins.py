@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -193,7 +193,7 @@ def _find_abstract(cls: type[Frozen], base: type) -> str:
     return ""
 
 
-def _call(name: str, function: Any) -> str:
+def _call(name: str, function: Callable[..., object]) -> str:
     """Write a method with its arguments, as it is called."""
     return f"{name}({', '.join(list(inspect.signature(function).parameters)[1:])})"
 

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -206,9 +206,9 @@ def _why(error: Exception) -> str:
     return str(error)
 
 
-def _refuse_absurd(value: Any, largest: int | None) -> None:
+def _refuse_absurd(value: object, largest: int | None) -> None:
     """Refuse values that would break their users; goes level by level instead of recursing."""
-    level = [("", value)]
+    level: Sequence[tuple[str, object]] = [("", value)]
     for _ in range(_DEEPEST):
         inner = []
         for name, child in (pair for parent in level for pair in _entries(*parent)):
@@ -225,7 +225,7 @@ def _refuse_absurd(value: Any, largest: int | None) -> None:
     raise _RefusedError(f"is nested deeper than {_DEEPEST} levels")
 
 
-def _entries(name: str, node: Any) -> Iterator[tuple[str, Any]]:
+def _entries(name: str, node: object) -> Iterator[tuple[str, object]]:
     """List the entries of a table or list; an entry of a list has the list's name."""
     if isinstance(node, dict):
         yield from ((str(key), child) for key, child in node.items())

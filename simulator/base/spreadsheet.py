@@ -62,11 +62,11 @@ def restore_texts(table: pd.DataFrame) -> pd.DataFrame:
     return plain
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return unguard_text(value) if isinstance(value, str) and value.startswith("'") else value
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> object:
     return guard_text(value) if isinstance(value, str) else value
 
 

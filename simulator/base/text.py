@@ -65,7 +65,7 @@ def count_text(count: float) -> str:
     return f"{count:.3g}"
 
 
-def inline_toml(value: Any) -> str:
+def inline_toml(value: object) -> str:
     """A value as TOML, in one line.
 
     Raises:

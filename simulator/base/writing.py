@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeGuard
 
 import numpy as np
 
@@ -15,7 +15,7 @@ DIGITS = 4
 """Significant digits of a number: measurements do not repeat to more."""
 
 
-def toml_text(table: Mapping[str, Any], head: str, digits: int = DIGITS) -> str:
+def toml_text(table: Mapping[str, object], head: str, digits: int = DIGITS) -> str:
     """Write a TOML file: a comment, then the table with each table in it under its own heading.
     ``None`` is left out.
 
@@ -34,7 +34,7 @@ def toml_text(table: Mapping[str, Any], head: str, digits: int = DIGITS) -> str:
     return "\n".join([*lines, *_table(table, (), digits)]) + "\n"
 
 
-def _table(table: Mapping[str, Any], path: tuple[str, ...], digits: int) -> Iterator[str]:
+def _table(table: Mapping[str, object], path: tuple[str, ...], digits: int) -> Iterator[str]:
     for key, value in table.items():
         if value is not None and not isinstance(value, Mapping) and not _is_tables(value):
             yield f"{toml_key(key)} = {_value(value, digits)}"
@@ -50,7 +50,7 @@ def _table(table: Mapping[str, Any], path: tuple[str, ...], digits: int) -> Iter
                 yield from _table(entry, (*path, key), digits)
 
 
-def _is_tables(value: object) -> bool:
+def _is_tables(value: object) -> TypeGuard[Sequence[Mapping[str, object]]]:
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
 
 

@@ -76,7 +76,7 @@ def _check_keys(keys: Iterable[str], where: str) -> None:
             )
 
 
-def list_keys(table: Mapping[str, Any], before: str = "") -> Iterator[str]:
+def list_keys(table: Mapping[str, object], before: str = "") -> Iterator[str]:
     """Dotted keys of a table's values.
 
     >>> list(list_keys({"scheduling": {"watermark": 0.1}, "usage": "server"}))
@@ -140,7 +140,7 @@ class Targets(Frozen):
 
     @field_validator("ttft_s", "tpot_s", "e2e_s", mode="before")
     @classmethod
-    def _says_of_whom(cls, value: Any) -> Any:
+    def _says_of_whom(cls, value: object) -> object:
         if isinstance(value, int | float) and not isinstance(value, bool):
             raise ValueError(  # noqa: TRY004 - pydantic reports no TypeError
                 f"says not for how many requests; write {{ p90 = {value} }} for nine of ten, "

@@ -44,6 +44,11 @@ class WireSpec(Frozen):
     latency_s: Seconds
     """Seconds that the smallest message takes one way."""
 
+    def with_speed(self, rate: float, latency: float) -> WireSpec:
+        """The wire with so many times the rate, and so much shorter a latency."""
+        rates = {"bytes_per_s": self.bytes_per_s * rate, "latency_s": self.latency_s / latency}
+        return self.model_copy(update=rates)
+
 
 def list_odd_wires(cluster: ClusterSpec) -> Iterator[Finding]:
     """List numbers of a cluster's wires that are far from every shipped one's."""
@@ -126,19 +131,14 @@ class ClusterSpec(Frozen):
         """
         if rate == latency == below == 1.0:
             return self
-        parts: dict[str, Any] = {
-            name: wire.model_copy(
-                update={
-                    "bytes_per_s": wire.bytes_per_s * rate,
-                    "latency_s": wire.latency_s / latency,
-                }
-            )
-            for name, wire in (("scale_up", self.scale_up), ("scale_out", self.scale_out))
-            if wire is not None
-        }
-        if self.host is not None:
-            parts["host"] = self.host.with_speed(below)
-        return self.model_copy(update=parts)
+        up, out = self.scale_up, self.scale_out
+        return self.model_copy(
+            update={
+                "scale_up": up.with_speed(rate, latency),
+                "scale_out": out and out.with_speed(rate, latency),
+                "host": self.host and self.host.with_speed(below),
+            }
+        )
 
     def degrade(self, degraded: tuple[Degraded, ...]) -> ClusterSpec:
         """The cluster with some more slower GPUs and wires."""
@@ -189,10 +189,8 @@ def _load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
         stem, size = sized[1], int(sized[2])
     else:
         raise UserError(f"{where}: unknown cluster '{name}'; {_suggest(name, files)}")
-    table = read_cluster_table(stem, files)
-    has_bare_name = stem in _list_names(stem, table)
-    table.setdefault("num_gpus", choose_num_gpus(table))
-    cluster = validate(ClusterSpec, {**table, "name": stem}, str(files[stem]))
+    has_bare_name = stem in _list_names(stem, read_cluster_table(stem, files))
+    cluster, accelerator = _load_file(stem, files)
     in_words = ", ".join(map(str, cluster.sizes))
     if size is None and not has_bare_name:
         example = min(cluster.sizes, key=lambda n: abs(n - cluster.gpus_per_node))
@@ -207,6 +205,13 @@ def _load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
         if size not in cluster.sizes:
             raise UserError(f"{where}: cluster '{stem}' comes in {in_words} GPUs, not {size}")
         cluster = cluster.model_copy(update={"name": name, "num_gpus": size})
+    return cluster, accelerator
+
+
+def _load_file(stem: str, files: Mapping[str, Path]) -> tuple[ClusterSpec, AcceleratorSpec]:
+    table = read_cluster_table(stem, files)
+    table.setdefault("num_gpus", choose_num_gpus(table))
+    cluster = validate(ClusterSpec, {**table, "name": stem}, str(files[stem]))
     return cluster, load_accelerator(cluster.accelerator, str(files[stem]))
 
 
@@ -228,10 +233,7 @@ def load_kind(stem: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
         holding = [name for name in files if stem and stem.lower() in name]
         nearest = "choose one of: " + ", ".join(holding) if holding else did_you_mean(stem, files)
         raise UserError(f"{where}: unknown cluster '{stem}'; {nearest}")
-    table = read_cluster_table(stem, files)
-    table.setdefault("num_gpus", choose_num_gpus(table))
-    cluster = validate(ClusterSpec, {**table, "name": stem}, str(files[stem]))
-    return cluster, load_accelerator(cluster.accelerator, str(files[stem]))
+    return _load_file(stem, files)
 
 
 def read_cluster_table(

@@ -474,7 +474,8 @@ def _merge_tables(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any
     """Tables key by key; anything else of ``above`` stands for what was below."""
     found = dict(below)
     for key, value in above.items():
-        old: Any = below.get(key)
-        nested = isinstance(old, dict) and isinstance(value, dict)
-        found[key] = _merge_tables(old, value) if nested else value
+        old = below.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = _merge_tables(old, value)
+        found[key] = value
     return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +103,7 @@ class Steps(Fit):
     seconds: dict[str, Seconds]
     """Seconds of one unit of each thing that is counted; ``call`` is the constant."""
 
-    def total(self, **amounts: NDArray[Any]) -> NDArray[np.float64]:
+    def total(self, **amounts: NDArray[np.number]) -> NDArray[np.float64]:
         """Seconds for given amounts."""
         total = np.asarray(
             sum(self.seconds[name] * np.asarray(amount) for name, amount in amounts.items()),

@@ -4,8 +4,6 @@ processor that can compute there.
 
 from __future__ import annotations
 
-from typing import Any
-
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import BytesPerSecond, FlopsPerSecond, MemoryBytes, Seconds, Share
 
@@ -67,17 +65,16 @@ class HostSpec(Frozen):
 
     def with_speed(self, factor: float) -> HostSpec:
         """The machine with all of it so many times as fast."""
-        parts: dict[str, Any] = {
-            name: part.model_copy(update={"bytes_per_s": part.bytes_per_s * factor})
-            for name in ("dram", "storage", "link")
-            if (part := getattr(self, name)) is not None
+        link, processor = self.link, self.processor
+        tiers = {
+            name: tier.model_copy(update={"bytes_per_s": tier.bytes_per_s * factor})
+            for name, tier in (("dram", self.dram), ("storage", self.storage))
+            if tier is not None
         }
-        if self.link is not None:
-            parts["link"] = parts["link"].model_copy(
-                update={"latency_s": self.link.latency_s / factor}
-            )
-        if self.processor is not None:
-            parts["processor"] = self.processor.model_copy(
-                update={"flops_per_s": self.processor.flops_per_s * factor}
-            )
-        return self.model_copy(update=parts)
+        if link is not None:
+            rates = {"bytes_per_s": link.bytes_per_s * factor, "latency_s": link.latency_s / factor}
+            link = link.model_copy(update=rates)
+        if processor is not None:
+            rates = {"flops_per_s": processor.flops_per_s * factor}
+            processor = processor.model_copy(update=rates)
+        return self.model_copy(update={**tiers, "link": link, "processor": processor})

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from simulator.base.contracts import check_call, is_shipped, method_name
 from simulator.config.ffns import FFN
@@ -20,7 +20,7 @@ class _Answer(NamedTuple):
     """Right answers to a question."""
 
     wanted: str
-    is_right: Callable[[Any], bool]
+    is_right: Callable[[object], bool]
 
 
 def try_kinds(blocks: Iterable[Mixer | FFN], hidden_size: int) -> None:
@@ -47,15 +47,15 @@ def _try(block: Mixer | FFN, name: str, answer: _Answer, hidden_size: int) -> No
     )
 
 
-def _is_whole(found: Any, least: int = 0) -> bool:
+def _is_whole(found: object, least: int = 0) -> bool:
     return isinstance(found, int) and not isinstance(found, bool) and found >= least
 
 
-def _is_amount(found: Any) -> bool:
+def _is_amount(found: object) -> bool:
     return isinstance(found, int | float) and 0 <= found < math.inf
 
 
-def _are_linears(found: Any) -> bool:
+def _are_linears(found: object) -> bool:
     return isinstance(found, tuple) and all(
         isinstance(one, Linear)
         and all(_is_whole(size, 1) for size in (one.in_features, one.out_features, one.copies))
@@ -64,7 +64,7 @@ def _are_linears(found: Any) -> bool:
     )
 
 
-def _are_terms(found: Any) -> bool:
+def _are_terms(found: object) -> bool:
     return isinstance(found, tuple) and all(
         isinstance(term, ContextTerm)
         and all(map(_is_amount, term._replace(window=0)))
@@ -75,7 +75,7 @@ def _are_terms(found: Any) -> bool:
     )
 
 
-def _are_heads(found: Any) -> bool:
+def _are_heads(found: object) -> bool:
     return found is None or (
         isinstance(found, KVHeads) and all(_is_whole(number, 1) for number in found)
     )

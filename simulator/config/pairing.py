@@ -4,7 +4,7 @@ mixture of experts that is equal to a dense model.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Protocol, Self
 
 from pydantic import BeforeValidator, model_validator
 
@@ -14,7 +14,7 @@ from simulator.base.quantities import Experts, TopK
 from simulator.config.model import ModelSpec
 
 
-def _name_kind(given: Any) -> Any:
+def _name_kind(given: object) -> object:
     return {"kind": given} if isinstance(given, str) else given
 
 

@@ -4,7 +4,7 @@ processor, beside what the GPU computes.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +71,7 @@ def offloaded_s(
     """
     processor_s = _processor_s(uses, size, rates)
 
-    def layer_s(arriving_SL: NDArray[Any], copied_s: Floats) -> Floats:
+    def layer_s(arriving_SL: NDArray[np.number], copied_s: Floats) -> Floats:
         used_SL = np.maximum(uses.used_SL, 1)
         arriving_s = gpu_s * arriving_SL / used_SL
         held_s = gpu_s - arriving_s - gpu_s * uses.below_SL / used_SL
@@ -89,7 +89,7 @@ def offloaded_s(
     return layer_s(late_SL, copy_s(late_SL, size, rates))
 
 
-def copy_s(experts: NDArray[Any], size: ExpertSize, rates: OffloadRates) -> Floats:
+def copy_s(experts: NDArray[np.number], size: ExpertSize, rates: OffloadRates) -> Floats:
     """Seconds in which so many experts travel to the GPU, one behind another."""
     moving_s = experts * (size.weight_bytes / rates.copy_bytes_per_s)
     return np.where(experts > 0, rates.latency_s + moving_s, 0.0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from simulator.base.data import load_once
 from simulator.base.errors import UserError
@@ -264,12 +264,12 @@ def _stretch(layers: Sequence[Layer], depth: int) -> tuple[Layer, ...]:
     return tuple(stretched)
 
 
-def _change(model: ModelSpec, changes: dict[str, Any]) -> ModelSpec:
+def _change(model: ModelSpec, changes: Mapping[str, object]) -> ModelSpec:
     """Model with some fields replaced, not validated: hundreds are tried. A copy would keep what
     the model has computed of itself.
     """
     fields = {name: getattr(model, name) for name in ModelSpec.model_fields}
-    return ModelSpec.model_construct(**(fields | changes))
+    return ModelSpec.model_construct(**{**fields, **changes})
 
 
 def _used_width(model: ModelSpec) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ lets them share experts."""
 _MOST_PAIRS = 1 << 25
 """Most token-expert pairs of a step that are counted one by one: 256 MiB an array, and more than
 8,192 tokens on each of 320 ranks have with eight experts each."""
-_PLACED = Recent[tuple[Any, ...], Placed](most=256)
+_PLACED = Recent[tuple[Hashable, ...], Placed](most=256)
 """Placements made lately, shared by plans that place the same loads alike."""
 
 
@@ -65,7 +66,7 @@ class _Drawn(NamedTuple):
     domains: DrawnDomains | None
 
 
-_POOLS = Recent[tuple[Any, ...], _Drawn](most=32)
+_POOLS = Recent[tuple[Hashable, ...], _Drawn](most=32)
 """Choices and loads drawn lately, shared by plans of the same model, routing and seed."""
 
 
@@ -357,7 +358,7 @@ class _Pools:
         return place_experts(policy, load_LE, ep, open_stream(self.seed, "placement"), pairs)
 
     @property
-    def _key(self) -> tuple[Any, ...]:
+    def _key(self) -> tuple[Hashable, ...]:
         return (
             self.moe.model_dump_json(),
             None if self.whole is None else self.whole.model_dump_json(),
@@ -383,7 +384,7 @@ class _Pools:
 
 def _with_path(routing: Policy, folder: Path) -> Policy:
     """Resolve a recorded routing's path, which is relative to the scenario's folder."""
-    trace: Any = routing.get("trace")
+    trace = routing.get("trace")
     if isinstance(trace, str) and (path := fetch(folder / trace)).exists():
         return {**routing, "trace": str(path)}
     return routing

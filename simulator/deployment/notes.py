@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,7 +172,7 @@ def default_notes(plans: Iterable[DeploymentPlan]) -> Iterator[Finding]:
     """Describe the scheduling and the KV caches of pools whose engine decides what files leave
     open.
     """
-    found: dict[tuple[Any, ...], list[tuple[str, float]]] = {}
+    found: dict[tuple[str, int, int, str, str], list[tuple[str, float]]] = {}
     for plan in plans:
         for pool in plan.pools:
             engine, rules = find_engine(pool.spec.engine), pool.serving.rules

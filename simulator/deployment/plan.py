@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from numpy.typing import NDArray
+import numpy as np
 
 from simulator.base.contracts import Attributes
 from simulator.base.errors import UserError
@@ -99,7 +98,7 @@ def find_keys_of(order: OrderPolicy, trace: RequestTrace, where: str) -> Keys | 
         raise UserError(f"{where}: {error}") from None
 
 
-def _lock(values: NDArray[Any]) -> NDArray[Any]:
+def _lock(values: np.ndarray) -> np.ndarray:
     """View of an array that other deployments see too, through which nobody can write."""
     view = values.view()
     view.flags.writeable = False

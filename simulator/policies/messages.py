@@ -5,7 +5,7 @@ have a million pairs, of which a step's tokens use some ten thousand.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +101,7 @@ class Messages(NamedTuple):
 
 
 @jit
-def _list_messages(number_SR: Any) -> Any:
+def _list_messages(number_SR: Floats) -> tuple[NDArray[np.int32], NDArray[np.int32], Floats]:
     num_messages = np.count_nonzero(number_SR)
     # One place more, since a pair that sends nothing is written too, and then written over: a
     # branch that is taken at random takes longer.
@@ -114,12 +114,17 @@ def _list_messages(number_SR: Any) -> Any:
             number = number_SR[source, destination]
             source_M[message], destination_M[message] = source, destination
             number_M[message] = number
-            message += number != 0.0
+            message += int(number != 0.0)
     return source_M[:-1], destination_M[:-1], number_M[:-1]
 
 
 @jit
-def _sum_by_rank(source_M: Any, destination_M: Any, number_M: Any, node_R: Any) -> Any:
+def _sum_by_rank(
+    source_M: NDArray[np.int32],
+    destination_M: NDArray[np.int32],
+    number_M: Floats,
+    node_R: NDArray[np.int64],
+) -> Floats:
     sums_4R = np.zeros((4, len(node_R)))
     for message in range(len(number_M)):
         source, destination = source_M[message], destination_M[message]
@@ -133,8 +138,12 @@ def _sum_by_rank(source_M: Any, destination_M: Any, number_M: Any, node_R: Any) 
 
 @jit
 def _sum_by_link(
-    source_M: Any, destination_M: Any, number_M: Any, path_SRH: Any, num_links: int
-) -> Any:
+    source_M: NDArray[np.int32],
+    destination_M: NDArray[np.int32],
+    number_M: Floats,
+    path_SRH: NDArray[np.int64],
+    num_links: int,
+) -> Floats:
     sums_L = np.zeros(num_links)
     for message in range(len(number_M)):
         for link in path_SRH[source_M[message], destination_M[message]]:

@@ -4,7 +4,7 @@ are brought there, and which are computed where they lie.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,7 +122,7 @@ class ExpertCache:
         self._predictor = prepare_predictor(rules.prefetching, earlier_LTK, num_experts)
         self._steps = 0
         rates_LE = rate_experts(rules.caching, self._uses)
-        self.held_LE: Bools = _choose_most(rates_LE, np.ones(shape, np.bool_), rules.slots)
+        self.held_LE = _choose_most(rates_LE, np.ones(shape, np.bool_), rules.slots)
         """Experts that are in fast memory."""
 
     def take_step(self, ids_LX: NDArray[np.integer]) -> StepExperts:
@@ -131,7 +131,7 @@ class ExpertCache:
         Args:
             ids_LX: experts that the step's tokens chose in each layer.
         """
-        pairs_LE: Ints = _count_pairs(ids_LX, self.held_LE.shape[1])
+        pairs_LE = _count_pairs(ids_LX, self.held_LE.shape[1])
         used_LE = pairs_LE > 0
         hits_LE = used_LE & self.held_LE
         fetched_LE = self._fetch_ahead(used_LE)
@@ -152,7 +152,7 @@ class ExpertCache:
         if most == 0:
             return np.zeros_like(used_LE)
         rates_LE = predict_experts(self._predictor, used_LE)
-        return np.asarray(_choose_most(rates_LE, ~self.held_LE, most))
+        return _choose_most(rates_LE, ~self.held_LE, most)
 
     def _rate(self, pairs_LE: Ints) -> NDArray[np.float64]:
         """Count the step's uses, and rate how much each expert is worth a slot now."""
@@ -163,14 +163,14 @@ class ExpertCache:
 
 @jit
 def _count_step(
-    used_LE: Any,
-    held_LE: Any,
-    ahead_LE: Any,
-    uploaded_LE: Any,
-    below_LE: Any,
-    fetched_LE: Any,
-    pairs_LE: Any,
-) -> Any:
+    used_LE: Bools,
+    held_LE: Bools,
+    ahead_LE: Bools,
+    uploaded_LE: Bools,
+    below_LE: Bools,
+    fetched_LE: Bools,
+    pairs_LE: Ints,
+) -> Ints:
     """Count a step's experts by layer, ``[8, L]`` in the order of :class:`CacheUses`."""
     counts_CL = np.zeros((8, len(used_LE)), dtype=np.int64)
     for layer in range(len(used_LE)):
@@ -187,7 +187,7 @@ def _count_step(
 
 
 @jit
-def _count_pairs(ids_LX: Any, num_experts: int) -> Any:
+def _count_pairs(ids_LX: NDArray[np.integer], num_experts: int) -> Ints:
     """Count the tokens of each expert in each layer, ``[L, E]``."""
     pairs_LE = np.zeros((len(ids_LX), num_experts), dtype=np.int64)
     for layer in range(len(ids_LX)):
@@ -197,7 +197,7 @@ def _count_pairs(ids_LX: Any, num_experts: int) -> Any:
 
 
 @jit
-def _note_uses(pairs_LE: Any, step: int, last_LE: Any, count_LE: Any) -> None:
+def _note_uses(pairs_LE: Ints, step: int, last_LE: Ints, count_LE: Ints) -> None:
     """Note the step of each expert's last use, and its steps with tokens."""
     for layer in range(len(pairs_LE)):
         for expert in range(pairs_LE.shape[1]):
@@ -207,7 +207,7 @@ def _note_uses(pairs_LE: Any, step: int, last_LE: Any, count_LE: Any) -> None:
 
 
 @jit
-def _choose_most(rates_LE: Any, among_LE: Any, most: int) -> Any:
+def _choose_most(rates_LE: NDArray[np.float64], among_LE: Bools, most: int) -> Bools:
     """Choose up to ``most`` experts of each layer by value, ``[L, E]``, of equal ones the first; a
     value of 0 or less is never chosen.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +49,9 @@ class SlotTable:
         """Tokens of every slot, ``rows_RG`` (``G`` slots of a rank), times ``scale`` and rounded; a
         slot with any token keeps at least one.
         """
-        found: NDArray[np.float64] = _count_rows(
+        return _count_rows(
             slot_TK, self.rank_P, self._group_P, self.num_ranks, self._num_groups, scale
         )
-        return found
 
 
 class SlotMap(SlotTable):
@@ -141,8 +140,13 @@ class SlotMap(SlotTable):
 
 @jit
 def _count_rows(
-    slot_TK: Any, rank_P: Any, group_P: Any, num_ranks: int, num_groups: int, scale: float
-) -> Any:
+    slot_TK: NDArray[np.int64],
+    rank_P: NDArray[np.int64],
+    group_P: NDArray[np.int64],
+    num_ranks: int,
+    num_groups: int,
+    scale: float,
+) -> NDArray[np.float64]:
     """Tokens of every slot, at its rank and its place there."""
     rows_RG = np.zeros((num_ranks, num_groups))
     for t in range(slot_TK.shape[0]):

@@ -11,7 +11,6 @@ A decode batch has too few for that, so the expectation is drawn rather than app
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +62,9 @@ def draw_uniform_imbalance(
 
 
 @jit
-def _busiest_over_mean(uniform_DTK: Any, rank_P: Any, num_ranks: int) -> Any:
+def _busiest_over_mean(
+    uniform_DTK: NDArray[np.float64], rank_P: NDArray[np.int64], num_ranks: int
+) -> NDArray[np.float64]:
     """Ratios of the busiest rank's pairs to the mean rank's, ``[D]``, with slots chosen by the
     first ``K`` exchanges of a Fisher-Yates shuffle.
 

@@ -156,7 +156,7 @@ def test_counts_of_one_step_are_read_like_the_sum_of_many_and_dense_layers_are_l
     ("name", "fields", "message"),
     [
         ("trace.npz", {"model": "olmoe"}, "model = 'olmoe' cannot be selected"),
-        ("trace.npz", {"domain": "law"}, "the recording has no array 'domain'"),
+        ("trace.npz", {"domain": "law"}, "the recording names no domain"),
         ("counts.npz", {"phase": "decode"}, "does not tell phases apart"),
         ("counts.npz", {"domain": "law"}, "do not tell domains apart"),
         ("trace.pt", {"domain": "law"}, "this format does not tell domains apart"),

@@ -322,7 +322,7 @@ def _divide_seconds(found: Any, factor: Callable[[str], float]) -> Any:
 
 
 def _list_engines(file: CalibrationFile) -> set[str]:
-    tables: tuple[dict[str, Any], ...] = (
+    tables: tuple[Mapping[str, object], ...] = (
         file.gemm,
         file.grouped_gemm,
         file.attention,

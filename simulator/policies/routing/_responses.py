@@ -75,8 +75,14 @@ def read_responses(path: Path, moe: MoE, num_layers: int) -> Tokens:
     for name, count in named.most_common(1):
         if count > 1:
             raise UserError(f"{path}: request '{name}' is in {count} lines; leave one")
+    ids_TLK = np.concatenate(parts)
+    if moe.top_k > 1:
+        # Dense layers, in which an engine records nothing: their numbers stay what they were when
+        # the memory was taken, the same for all experts of a token.
+        is_constant_L = (ids_TLK == ids_TLK[:, :, :1]).all(axis=(0, 2))
+        ids_TLK[:, is_constant_L] = -1
     return Tokens(
-        _drop_unrecorded(np.concatenate(parts)).transpose(1, 0, 2),
+        ids_TLK.transpose(1, 0, 2),
         np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
         domain_Q=tuple(domain_Q) if any(domain_Q) else (),
         request_Q=tuple(request_Q) if named else (),
@@ -118,7 +124,7 @@ def _find_request_id(response: dict[str, Any]) -> str:
 
 
 def _decode(
-    payload: Any, response: dict[str, Any], moe: MoE, num_layers: int, where: str
+    payload: object, response: dict[str, Any], moe: MoE, num_layers: int, where: str
 ) -> NDArray[np.int64]:
     """Decode expert ids, ``[T, L, K]``."""
     if isinstance(payload, str):
@@ -147,7 +153,7 @@ def _decode(
 
 def _shape(
     content: bytes, response: dict[str, Any], moe: MoE, num_layers: int, where: str
-) -> NDArray[Any]:
+) -> np.ndarray:
     """Shape SGLang's flat numbers: the response says how many tokens they are of."""
     if len(content) % 4:
         raise UserError(f"{where}: {_KEY} is neither a .npy file nor int32 numbers")
@@ -177,13 +183,3 @@ def _count_tokens(response: dict[str, Any]) -> int:
             if isinstance(prompt, int) and isinstance(output, int):
                 return max(prompt + output - 1, 0)
     return 0
-
-
-def _drop_unrecorded(ids_TLK: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Mark layers that an engine recorded nothing in by -1: dense layers, whose numbers stay what
-    they were when the memory was taken, the same for all experts of a token.
-    """
-    if ids_TLK.shape[2] > 1:
-        is_constant_L = (ids_TLK == ids_TLK[:, :, :1]).all(axis=(0, 2))
-        ids_TLK[:, is_constant_L] = -1
-    return ids_TLK

@@ -30,7 +30,7 @@ _FEW_VALUES = 1 << 23
 refers to one tensor a million times would become large."""
 
 
-def read_sglang(saved: Any, phase: Phase | None, where: str) -> Tokens | Counts:
+def read_sglang(saved: object, phase: Phase | None, where: str) -> Tokens | Counts:
     """Read a recording or counts from what the recorder saved.
 
     Args:
@@ -82,7 +82,7 @@ def _naming(where: str) -> Iterator[None]:
         ) from None
 
 
-def _numbers(value: Any) -> NDArray[Any]:
+def _numbers(value: object) -> np.ndarray:
     """Read a tensor, or a list of whole numbers; lists of lists could refer to each other without
     end.
     """
@@ -93,11 +93,11 @@ def _numbers(value: Any) -> NDArray[Any]:
     return value
 
 
-def _whole(value: Any) -> NDArray[np.int64]:
+def _whole(value: object) -> NDArray[np.int64]:
     return _numbers(value).astype(np.int64)
 
 
-def _experts_of_slots(value: Any) -> NDArray[np.int64]:
+def _experts_of_slots(value: object) -> NDArray[np.int64]:
     expert_LP = _whole(value)
     if expert_LP.ndim != 2 or expert_LP.max() >= expert_LP.shape[1]:
         raise ValueError("a map from slots to experts names more experts than it has slots")

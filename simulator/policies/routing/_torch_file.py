@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.base.reading import bytes_text
@@ -42,7 +41,7 @@ _MEMO = ("PUT", "BINPUT", "LONG_BINPUT")
 """Opcodes that store a value under a number, up to which the unpickler allocates space."""
 
 
-def load_torch_file(path: Path) -> Any:
+def load_torch_file(path: Path) -> object:
     """Read the object saved in ``path``, its tensors as numpy arrays.
 
     Raises:
@@ -99,7 +98,7 @@ class _Unpickler(pickle.Unpickler):
             )
         return allowed[module, name]
 
-    def persistent_load(self, pid: Any) -> NDArray[Any]:
+    def persistent_load(self, pid: Any) -> np.ndarray:
         marker, code, key, _, num_elements = pid
         if marker != "storage" or not isinstance(code, str) or not isinstance(key, str):
             raise self._make_refusal("it refers to something that is not a tensor's storage")
@@ -115,7 +114,7 @@ class _Unpickler(pickle.Unpickler):
         size: tuple[int, ...],
         stride: tuple[int, ...],
         *_ignored: Any,
-    ) -> NDArray[Any]:
+    ) -> np.ndarray:
         """Read a view of a storage as torch describes it, copied so that it is independent: with a
         stride of 0 one value is a tensor of any size.
         """

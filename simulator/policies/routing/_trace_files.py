@@ -1,9 +1,20 @@
 """Files of recorded routing: per-token ids (``.npz``, ``.npy``, ``.pt``, ``.csv``, ``.parquet``,
 ``.jsonl``) or counts (``.npz``, ``.json``, ``.pt``).
+
+Tables of ids, CSV (also packed) or Parquet, have a row for each expert that a token chose in a
+layer, in any order; every token has as many rows in every layer, the model's top-k.
+
+| column | |
+|---|---|
+| ``token`` | number of the token, in the order of its sequence |
+| ``layer`` | number of the MoE layer, from 0 |
+| ``expert`` | number of the chosen expert, from 0; below 0 = padding |
+| ``sequence`` | number of the token's sequence, its request's ``request_id``; absent = one |
 """
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base import parquet
 from simulator.base.arrays import load_arrays
 from simulator.base.errors import UserError, did_you_mean
 from simulator.base.reading import parse_json, read_bytes, refuse_damage
+from simulator.base.unpacking import unpack
 from simulator.config.ffns.moe import MoE
-from simulator.policies.routing._id_table import is_id_table, read_id_table
 from simulator.policies.routing._recording import Counts, Tokens
 from simulator.policies.routing._responses import read_responses
 from simulator.policies.routing._sglang import Phase, read_sglang
@@ -30,6 +42,8 @@ _HIGHEST_ID = 2**15 - 1
 """Largest expert id: a router's choices have 16 bits; the largest published model has 1,024
 experts."""
 _WHAT = "a recording of expert choices"
+_COLUMNS = ("token", "layer", "expert")
+_SEQUENCE = "sequence"
 
 
 def read_trace(
@@ -58,11 +72,12 @@ def read_trace(
     with refuse_damage(where, _WHAT):
         if ".jsonl" in path.suffixes[-2:]:
             _refuse_choice(where, "responses do not tell phases apart", phase=phase)
-            return _select_domain(read_responses(path, moe, num_layers), domain, where)
-        if is_id_table(path):
+            responses = read_responses(path, moe, num_layers)
+            return _select(responses, "domain", domain, responses.domain_Q, where)
+        if _is_id_table(path):
             reason = "a table of ids does not tell them apart"
             _refuse_choice(where, reason, domain=domain, phase=phase)
-            return read_id_table(path)
+            return _read_id_table(path)
         if path.suffix == ".pt":
             saved = load_torch_file(path)
             arrays = _saved_arrays(saved)
@@ -87,7 +102,7 @@ def _refuse_choice(where: str, reason: str, **wanted: str | None) -> None:
             raise UserError(f"{where}: {key} = '{value}' cannot be selected: {reason}")
 
 
-def _saved_arrays(saved: Any) -> dict[str, NDArray[Any]]:
+def _saved_arrays(saved: object) -> dict[str, np.ndarray]:
     """Find the arrays of ``torch.save(ids)`` or ``torch.save({"ids": ids, ...})``; none in what a
     recorder wrote.
     """
@@ -103,7 +118,7 @@ def _saved_arrays(saved: Any) -> dict[str, NDArray[Any]]:
 
 
 def _tokens_from_arrays(
-    arrays: dict[str, NDArray[Any]],
+    arrays: dict[str, np.ndarray],
     moe: MoE,
     num_layers: int,
     domain: str | None,
@@ -125,7 +140,7 @@ def _tokens_from_arrays(
         raise UserError(f"{where}: holds no recorded token: ids are {list(ids.shape)}")
     if int(ids.max()) > _HIGHEST_ID:
         raise UserError(f"{where}: names expert {ids.max()}; no model has so many")
-    seq_lens = _lengths(arrays.get("seq_lens"), where)
+    seq_lens = _numbers(arrays, "seq_lens", where)
     if _has_tokens_first(ids.shape, num_layers, seq_lens):
         ids = ids.transpose(1, 0, 2)
     num_tokens = ids.shape[1]
@@ -135,23 +150,38 @@ def _tokens_from_arrays(
         raise UserError(
             f"{where}: seq_lens sum to {seq_lens.sum()}, but ids has {num_tokens} tokens"
         )
-    sequence_T = np.repeat(np.arange(len(seq_lens)), seq_lens)
-    keep_T = np.ones(num_tokens, dtype=bool)
-    for key, wanted in (("domain", domain), ("phase", phase)):
-        if wanted is not None:
-            keep_T &= _is_wanted(arrays, key, wanted, len(seq_lens), where)[sequence_T]
-    return Tokens(
-        ids[:, keep_T].astype(np.int64),
-        sequence_T[keep_T],
-        _layers(arrays.get("layers"), where),
-        _num_experts(arrays.get("num_experts"), where),
-        _texts(arrays, "domain", len(seq_lens), where),
-        _texts(arrays, "request_id", len(seq_lens), where),
+    layers, num_experts = (_numbers(arrays, key, where) for key in ("layers", "num_experts"))
+    if num_experts is not None and len(num_experts) != 1:
+        raise UserError(f"{where}: num_experts must be one whole number, got {len(num_experts)}")
+    domain_Q, request_Q = (
+        _texts(arrays, key, len(seq_lens), where) for key in ("domain", "request_id")
     )
+    phase_Q = _texts(arrays, "phase", len(seq_lens), where) if phase else ()
+    tokens = Tokens(
+        ids.astype(np.int64),
+        np.repeat(np.arange(len(seq_lens)), seq_lens),
+        None if layers is None else tuple(layers.tolist()),
+        None if num_experts is None else int(num_experts[0]),
+        domain_Q,
+        request_Q,
+    )
+    tokens = _select(tokens, "domain", domain, domain_Q, where)
+    return _select(tokens, "phase", phase, phase_Q, where)
+
+
+def _numbers(arrays: dict[str, np.ndarray], key: str, where: str) -> NDArray[np.int64] | None:
+    """Read a list of whole numbers of at least 0; ``None`` where the recording has none."""
+    if key not in arrays:
+        return None
+    values = arrays[key]
+    is_right = values.ndim <= 1 and values.dtype.kind in "iu" and values.size
+    if not is_right or values.min() < 0:
+        raise UserError(f"{where}: {key} must be a list of whole numbers of at least 0")
+    return values.reshape(-1).astype(np.int64)
 
 
 def _texts(
-    arrays: dict[str, NDArray[Any]], key: str, num_sequences: int, where: str
+    arrays: dict[str, np.ndarray], key: str, num_sequences: int, where: str
 ) -> tuple[str, ...]:
     """Read a text for each sequence, or one for all; none where the recording has no such array."""
     if key not in arrays:
@@ -165,34 +195,20 @@ def _texts(
     return tuple(np.broadcast_to(values.reshape(-1), (num_sequences,)).tolist())
 
 
-def _select_domain(tokens: Tokens, domain: str | None, where: str) -> Tokens:
-    """Select the sequences of one kind of text; all without a choice."""
-    if domain is None:
+def _select(
+    tokens: Tokens, key: str, wanted: str | None, name_Q: tuple[str, ...], where: str
+) -> Tokens:
+    """Select the sequences of one domain or phase; all without a choice."""
+    if wanted is None:
         return tokens
-    if domain not in tokens.domain_Q:
-        known = did_you_mean(domain, set(tokens.domain_Q)) if tokens.domain_Q else "it names none"
-        raise UserError(f"{where}: no domain '{domain}'; {known}")
-    is_wanted_Q = np.array([name == domain for name in tokens.domain_Q])
-    keep_T = is_wanted_Q[tokens.sequence_T]
+    if not name_Q:
+        raise UserError(
+            f"{where}: {key} = '{wanted}' cannot be selected: the recording names no {key}"
+        )
+    if wanted not in name_Q:
+        raise UserError(f"{where}: no {key} '{wanted}'; {did_you_mean(wanted, set(name_Q))}")
+    keep_T = np.array([name == wanted for name in name_Q])[tokens.sequence_T]
     return replace(tokens, ids_LTK=tokens.ids_LTK[:, keep_T], sequence_T=tokens.sequence_T[keep_T])
-
-
-def _lengths(seq_lens: NDArray[Any] | None, where: str) -> NDArray[np.int64] | None:
-    """Tokens of each sequence; ``None`` = all are of one."""
-    if seq_lens is None:
-        return None
-    is_right = seq_lens.ndim == 1 and seq_lens.dtype.kind in "iu" and seq_lens.size
-    if not is_right or seq_lens.min() < 0:
-        raise UserError(f"{where}: seq_lens must be a list of whole numbers of at least 0")
-    return seq_lens.astype(np.int64)
-
-
-def _num_experts(value: NDArray[Any] | None, where: str) -> int | None:
-    if value is None:
-        return None
-    if value.size != 1 or value.dtype.kind not in "iu":
-        raise UserError(f"{where}: num_experts must be one whole number, got {list(value.shape)}")
-    return int(value.item())
 
 
 def _has_tokens_first(
@@ -207,23 +223,8 @@ def _has_tokens_first(
     return first > second
 
 
-def _is_wanted(
-    arrays: dict[str, NDArray[Any]], key: str, wanted: str, num_sequences: int, where: str
-) -> NDArray[np.bool_]:
-    """Whether each sequence's ``key`` (one text for all, or one for each) is ``wanted``."""
-    if key not in arrays:
-        raise UserError(
-            f"{where}: {key} = '{wanted}' cannot be selected: the recording has no array '{key}'"
-        )
-    values = _texts(arrays, key, num_sequences, where)
-    is_wanted = np.array([value == wanted for value in values])
-    if not is_wanted.any():
-        raise UserError(f"{where}: no {key} '{wanted}'; {did_you_mean(wanted, set(values))}")
-    return is_wanted
-
-
 def _counts_from_arrays(
-    arrays: dict[str, NDArray[Any]], domain: str | None, phase: Phase | None, where: str
+    arrays: dict[str, np.ndarray], domain: str | None, phase: Phase | None, where: str
 ) -> Counts:
     _refuse_choice(where, "a table of counts does not tell phases apart", phase=phase)
     counts = arrays["counts"]
@@ -234,7 +235,8 @@ def _counts_from_arrays(
             f"with {len(counts)} names"
         )
     table = dict(zip(names, counts, strict=True)) if counts.ndim == 3 else counts
-    return Counts(_stack(table, domain, where), _layers(arrays.get("layers"), where))
+    layers = _numbers(arrays, "layers", where)
+    return Counts(_stack(table, domain, where), None if layers is None else tuple(layers.tolist()))
 
 
 def _from_json(path: Path, moe: MoE, model: str | None, domain: str | None) -> Counts:
@@ -250,7 +252,12 @@ def _from_json(path: Path, moe: MoE, model: str | None, domain: str | None) -> C
         counted = table.get("counts", table.get("logical_count"))
     if counted is None:
         raise UserError(f"{where}: missing key 'models', 'counts' or 'logical_count'")
-    return Counts(_stack(counted, domain, where), _layers(table.get("layers"), where))
+    layers = table.get("layers")
+    if layers is None:
+        return Counts(_stack(counted, domain, where))
+    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+        raise UserError(f"{where}: layers must be a list of whole numbers, one a recorded layer")
+    return Counts(_stack(counted, domain, where), tuple(layers))
 
 
 def _one_model(models: Any, moe: MoE, model: str | None, where: str) -> Any:
@@ -299,10 +306,83 @@ def _stack(counted: Any, domain: str | None, where: str) -> NDArray[np.float64]:
     return count_DLE
 
 
-def _layers(layers: Any, where: str) -> tuple[int, ...] | None:
-    if layers is None:
-        return None
-    listed = layers.tolist() if isinstance(layers, np.ndarray) else layers
-    if not isinstance(listed, list) or not all(type(layer) is int for layer in listed):
-        raise UserError(f"{where}: layers must be a list of whole numbers, one a recorded layer")
-    return tuple(listed)
+def _is_id_table(path: Path) -> bool:
+    """Whether a file's name is that of a table: ``.csv``, ``.csv.gz`` (or ``.xz``, ``.zst``,
+    ``.zip``) or ``.parquet``.
+    """
+    return path.suffix in (".csv", ".parquet") or Path(path.stem).suffix == ".csv"
+
+
+def _read_id_table(path: Path) -> Tokens:
+    """Read a table of ids.
+
+    Raises:
+        UserError: if the file cannot be read, lacks a column, holds anything but whole numbers, or
+            some token has more or fewer experts in a layer than others.
+    """
+    columns = _read_columns(path)
+    token, layer, expert = (columns[name] for name in _COLUMNS)
+    if not len(token):
+        raise UserError(f"{path}: holds no recorded token")
+    sequence = columns.get(_SEQUENCE, np.zeros(len(token), np.int64))
+    order = np.lexsort((layer, token, sequence))
+    sequence, token, layer = sequence[order], token[order], layer[order]
+    is_first = (np.diff(token, prepend=token[0] - 1) != 0) | (np.diff(sequence, prepend=0) != 0)
+    is_first[0] = True
+    layers, num_tokens = np.unique(layer), int(is_first.sum())
+    top_k, rest = divmod(len(token), num_tokens * len(layers))
+    token_of_row = np.cumsum(is_first) - 1
+    row = np.arange(len(token))
+    expected = layers[row // max(top_k, 1) % len(layers)]
+    wrong = (layer != expected) | (token_of_row != row // max(top_k * len(layers), 1))
+    if rest or wrong.any():
+        at = int(np.argmax(wrong))
+        raise UserError(
+            f"{path}: token {token[at]} has more or fewer experts in layer {layer[at]} than other "
+            "tokens and layers; every token needs as many rows in every layer"
+        )
+    ids_TLK = expert[order].reshape(num_tokens, len(layers), top_k)
+    numbers, sequence_T = np.unique(sequence[is_first], return_inverse=True)
+    return Tokens(
+        ids_TLK.transpose(1, 0, 2),
+        sequence_T.astype(np.int64),
+        tuple(layers.tolist()),
+        request_Q=tuple(map(str, numbers.tolist())) if _SEQUENCE in columns else (),
+    )
+
+
+def _read_columns(path: Path) -> dict[str, NDArray[np.int64]]:
+    """Read the columns as whole numbers, by name."""
+    data = unpack(path)
+    is_parquet = data.startswith(parquet.MAGIC)
+    names = parquet.column_names(data, str(path)) if is_parquet else _header(data)
+    missing = [name for name in _COLUMNS if name not in names]
+    if missing:
+        raise UserError(
+            f"{path}: missing column '{missing[0]}'; a table of ids has the columns "
+            f"{', '.join(_COLUMNS)} and perhaps {_SEQUENCE}, a row for each expert that a token "
+            f"chose in a layer, and this one has: {', '.join(names[:8]) or 'none'}"
+        )
+    wanted = [name for name in (*_COLUMNS, _SEQUENCE) if name in names]
+    table = parquet.read_columns(data, wanted, str(path)) if is_parquet else _csv(data, wanted)
+    return {name: _read_whole(table.column(name), f"{path}: column {name}") for name in wanted}
+
+
+def _header(data: bytes) -> tuple[str, ...]:
+    return tuple(data.split(b"\n", 1)[0].decode("utf-8").strip().split(","))
+
+
+def _csv(data: bytes, wanted: list[str]) -> Any:
+    """Read CSV columns, untyped as all that is pyarrow's."""
+    pa, csv = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.csv")
+    options = csv.ConvertOptions(
+        include_columns=wanted, column_types={name: pa.int64() for name in wanted}
+    )
+    return csv.read_csv(pa.BufferReader(data), convert_options=options)
+
+
+def _read_whole(column: Any, where: str) -> NDArray[np.int64]:
+    values = column.to_numpy()
+    if values.dtype.kind not in "iu" or column.null_count:
+        raise UserError(f"{where} must be whole numbers in every row, got {column.type}")
+    return np.asarray(values.astype(np.int64))
