@@ -193,10 +193,7 @@ class CandidateModel(Frozen):
         _check_keys(list_keys(table), "deployment")
         return table
 
-    @model_validator(mode="after")
-    def _names_one_model(self) -> Self:
-        check_one_model(self)
-        return self
+    _names_one_model = model_validator(mode="after")(check_one_model)
 
 
 class CandidateCluster(Frozen):

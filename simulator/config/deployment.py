@@ -248,7 +248,4 @@ class DeploymentSpec(Frozen):
     calibration: str | None = None
     """Name of a file in ``cluster_configs/calibration``; absent = the accelerator's."""
 
-    @model_validator(mode="after")
-    def _names_one_model(self) -> Self:
-        check_one_model(self)
-        return self
+    _names_one_model = model_validator(mode="after")(check_one_model)

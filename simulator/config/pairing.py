@@ -4,7 +4,7 @@ mixture of experts that is equal to a dense model.
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol, Self
+from typing import Annotated, Protocol, Self, TypeVar
 
 from pydantic import BeforeValidator, model_validator
 
@@ -73,8 +73,11 @@ class ModelChoice(Protocol):
         """Mixture of experts to be made."""
 
 
-def check_one_model(choice: ModelChoice) -> None:
-    """Refuse an entry that names no model, or two.
+Choice = TypeVar("Choice", bound=ModelChoice)
+
+
+def check_one_model(choice: Choice) -> Choice:
+    """Return an entry; one that names no model, or two, is refused.
 
     Raises:
         ValueError: naming the keys.
@@ -95,6 +98,7 @@ def check_one_model(choice: ModelChoice) -> None:
         )
     if len(given) > 1:
         raise ValueError(f"names its model twice, by {' and '.join(given)}; give one")
+    return choice
 
 
 def model_text(choice: ModelChoice) -> str:

@@ -86,9 +86,16 @@ _INDEX_BYTES = 4
 class _Pruned(Frozen):
     """Base of all kinds of pruning."""
 
+    kind: str
+    """Kind of pruning."""
     blocks: Literal["dense", "experts", "all"] = "dense"
     """Feed-forward blocks that are pruned: dense ones, each routed expert (not the shared one, nor
     the router), or both."""
+
+    @property
+    def kernels(self) -> str:
+        """Name of the kernels for such matrices in calibrations."""
+        return self.kind
 
 
 class Unstructured(_Pruned):
@@ -116,7 +123,6 @@ class Unstructured(_Pruned):
 
     @property
     def kernels(self) -> str:
-        """Name of the kernels for such matrices in calibrations."""
         return self.format
 
     def num_stored(self, out_features: int, in_features: int) -> int:
@@ -144,11 +150,6 @@ class TwoFour(_Pruned):
     """Pruning of two of each four neighbours."""
 
     @property
-    def kernels(self) -> str:
-        """Name of the kernels for such matrices in calibrations."""
-        return self.kind
-
-    @property
     def sparsity(self) -> float:
         """Share of the weights that are gone."""
         return 0.5
@@ -171,11 +172,6 @@ class Block(_Pruned):
     """Share of the blocks that are gone."""
     block_size: Width = 16
     """Numbers of one side of a block."""
-
-    @property
-    def kernels(self) -> str:
-        """Name of the kernels for such matrices in calibrations."""
-        return self.kind
 
     def num_stored(self, out_features: int, in_features: int) -> int:
         """Weights that are left of a matrix."""

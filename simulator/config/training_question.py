@@ -41,10 +41,7 @@ class TrainedModel(Frozen):
     routing: Annotated[Policy, PolicyOf("routing")] | None = None
     """Routing policy: which experts tokens choose; absent = the model's own default."""
 
-    @model_validator(mode="after")
-    def _names_one_model(self) -> Self:
-        check_one_model(self)
-        return self
+    _names_one_model = model_validator(mode="after")(check_one_model)
 
     @property
     def title(self) -> str:

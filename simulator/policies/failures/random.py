@@ -7,16 +7,15 @@ import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from pydantic import model_validator
 
-from simulator.base.frozen import Frozen
-from simulator.base.quantities import Hours, Nodes, Ratio, Seconds
+from simulator.base.quantities import Hours, Seconds
+from simulator.config.failures import FailureShares
 from simulator.policies.failures import Change, Machines
 
 _HOUR_S = 3600.0
 
 
-class Random(Frozen):
+class Random(FailureShares):
     """GPUs that fail independently of each other, each at the same rate, and are repaired after a
     fixed time. Another seed draws other failures.
 
@@ -32,21 +31,6 @@ class Random(Frozen):
     repair_s: Seconds = 3600.0
     """Seconds from a failure until the GPU, or a spare in its place, works again. Assumed: an hour,
     for a replacement from a pool of spare machines."""
-    node_share: Ratio = 0.0
-    """Share of failures that take a whole node."""
-    switch_share: Ratio = 0.0
-    """Share of failures that take all nodes under a switch."""
-    nodes_per_switch: Nodes = 4
-    """Nodes under one switch, which the nodes of the cluster fill in order."""
-
-    @model_validator(mode="after")
-    def _check_shares(self) -> Random:
-        if self.node_share + self.switch_share > 1:
-            raise ValueError(
-                f"node_share ({self.node_share:g}) and switch_share ({self.switch_share:g}) are "
-                "shares of the same failures; they must add up to at most 1"
-            )
-        return self
 
     def changes(
         self, machines: Mapping[str, Machines], rng: np.random.Generator

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from simulator.base.frozen import Frozen
+
 PassKind = Literal["forward", "backward", "input", "weight"]
 """Kind of pass: ``backward`` makes the gradients of inputs and of weights together; ``input`` and
 ``weight`` make one of them each."""
@@ -56,6 +58,16 @@ class PipeliningPolicy(Protocol):
         (``backward``, or ``input`` and later ``weight``) through each chunk of the stage.
         """
         ...
+
+
+class OneChunk(Frozen):
+    """Base of schedules with one chunk a stage, which run any number of micro-batches."""
+
+    def place_chunks(self, num_stages: int) -> tuple[ChunkPlace, ...]:
+        return place_in_turn(num_stages, 1)
+
+    def find_refusal(self, num_stages: int, num_micro_batches: int) -> None:
+        return None
 
 
 def place_in_turn(num_stages: int, chunks: int) -> tuple[ChunkPlace, ...]:

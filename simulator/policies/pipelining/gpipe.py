@@ -8,18 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from simulator.base.frozen import Frozen
-from simulator.policies.pipelining import ChunkPlace, Pass, Turn, place_in_turn
+from simulator.policies.pipelining import OneChunk, Pass, Turn
 
 
-class GPipe(Frozen):
+class GPipe(OneChunk):
     """All forward passes before the first backward one."""
-
-    def place_chunks(self, num_stages: int) -> tuple[ChunkPlace, ...]:
-        return place_in_turn(num_stages, 1)
-
-    def find_refusal(self, num_stages: int, num_micro_batches: int) -> None:
-        return None
 
     def list_turns(self, stage: int, num_stages: int, num_micro_batches: int) -> Iterator[Turn]:
         for number in range(num_micro_batches):

@@ -10,18 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from simulator.base.frozen import Frozen
-from simulator.policies.pipelining import ChunkPlace, Pass, Turn, place_in_turn
+from simulator.policies.pipelining import OneChunk, Pass, Turn
 
 
-class ZeroBubble(Frozen):
+class ZeroBubble(OneChunk):
     """Stage ``s`` makes the gradients of weights ``s`` micro-batches after those of inputs."""
-
-    def place_chunks(self, num_stages: int) -> tuple[ChunkPlace, ...]:
-        return place_in_turn(num_stages, 1)
-
-    def find_refusal(self, num_stages: int, num_micro_batches: int) -> None:
-        return None
 
     def list_turns(self, stage: int, num_stages: int, num_micro_batches: int) -> Iterator[Turn]:
         ahead = min(num_stages - stage - 1, num_micro_batches)

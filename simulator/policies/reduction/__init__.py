@@ -7,6 +7,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Experts, TopK
+
 
 class ReductionPolicy(Protocol):
     """Interface of the files in this folder: a frozen pydantic model whose fields are its
@@ -37,3 +40,16 @@ class ReductionPolicy(Protocol):
             1``, each of which some expert has; -1 where none does.
         """
         ...
+
+
+class MostChosen(Frozen):
+    """Base of reductions to the experts of each layer that most tokens chose."""
+
+    num_experts: Experts
+    """Experts of a layer that are left."""
+    top_k: TopK | None = None
+    """Experts of a token; absent = as many as before, or all that are left."""
+
+    def choose_left(self, load_E: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Choose the experts that are left, in order, ``[num_experts]``."""
+        return np.sort(np.argsort(-load_E, kind="stable")[: self.num_experts])

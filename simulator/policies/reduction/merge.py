@@ -5,26 +5,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.frozen import Frozen
-from simulator.base.quantities import Experts, TopK
+from simulator.policies.reduction import MostChosen
 
 
-class Merge(Frozen):
+class Merge(MostChosen):
     """The experts of each layer that most tokens chose take in the others, whose tokens go to them
     (M-SMoE, arXiv:2310.01334). Each of the others joins the one that tokens chose most often beside
     it: M-SMoE groups by what the router computes, of which recordings hold the choices alone. A
     token that chose several of one group takes others in their place, drawn by popularity.
     """
 
-    num_experts: Experts
-    """Experts of a layer that are left."""
-    top_k: TopK | None = None
-    """Experts of a token; absent = as many as before, or all that are left."""
-
     def reduce(
         self, load_E: NDArray[np.float64], pairs_EE: NDArray[np.float64]
     ) -> NDArray[np.int64]:
-        left = np.sort(np.argsort(-load_E, kind="stable")[: self.num_experts])
+        left = self.choose_left(load_E)
         becomes_E = np.argmax(pairs_EE[:, left], axis=1)
         # Experts that nobody chose beside any of those join the one with fewest tokens.
         becomes_E[pairs_EE[:, left].max(axis=1) == 0] = int(np.argmin(load_E[left]))

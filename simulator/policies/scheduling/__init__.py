@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Literal, NamedTuple, Protocol, get_args
 
+from simulator.base.frozen import Frozen
 from simulator.base.quantities import (
     Ratio,
     Sequences,
@@ -100,3 +101,32 @@ class SchedulingPolicy(Protocol):
     def rules(self) -> Rules:
         """Return the policy as numbers."""
         ...
+
+
+class Batching(Frozen):
+    """Keys of every engine's scheduling."""
+
+    token_budget: TokenBudget = 8192
+    """Most tokens of one step of a data-parallel rank (vLLM's ``max_num_batched_tokens``, SGLang's
+    ``--chunked-prefill-size``, TensorRT-LLM's ``max_num_tokens``)."""
+    max_sequences: Sequences = 256
+    """Most requests that run at once on a data-parallel rank (vLLM's ``max_num_seqs``, SGLang's
+    ``--max-running-requests``, TensorRT-LLM's ``max_batch_size``)."""
+    steps_ahead: StepsAhead = 0
+    """Steps that are formed while another one runs (vLLM's ``async_scheduling``, the overlap
+    schedulers of SGLang and TensorRT-LLM). Whatever comes, ends or becomes free meanwhile counts
+    from one step later on. Pipelines and drafts work without."""
+    rank_choice: RankChoice = "fewest"
+    """Way to choose a request's data-parallel rank
+    (:data:`~simulator.policies.scheduling.RANK_CHOICES`)."""
+
+    def make_rules(self, *, mixes_phases: bool, splits_prompts: bool) -> Rules:
+        """Make the rules that follow from these keys; the others are as by default."""
+        return Rules(
+            self.token_budget,
+            self.max_sequences,
+            mixes_phases=mixes_phases,
+            splits_prompts=splits_prompts,
+            steps_ahead=self.steps_ahead,
+            rank_choice=RANK_CHOICES.index(self.rank_choice),
+        )

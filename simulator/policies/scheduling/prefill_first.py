@@ -4,25 +4,19 @@ V0).
 
 from __future__ import annotations
 
-from simulator.base.frozen import Frozen
-from simulator.base.quantities import Factor, Ratio, Sequences, Steps, StepsAhead, TokenBudget
-from simulator.policies.scheduling import RANK_CHOICES, RankChoice, Rules
+from simulator.base.quantities import Factor, Ratio, Steps
+from simulator.policies.scheduling import Batching, Rules
 
 _OUTPUT_SHARE, _LEAST_OF_SHARE, _DECAY_STEPS, _RETRACT_STEPS = 0.7, 0.14, 600, 20
 """Defaults of SGLang's ``SGLANG_INIT_NEW_TOKEN_RATIO``, ``_MIN_NEW_TOKEN_RATIO_FACTOR``,
 ``_NEW_TOKEN_RATIO_DECAY_STEPS`` and ``SGLANG_RETRACT_DECODE_STEPS`` (``environ.py``, 0.5.20)."""
 
 
-class PrefillFirst(Frozen):
+class PrefillFirst(Batching):
     """Best first-token latency, at the price of stalls between the tokens of running requests
     (arXiv:2309.06180).
     """
 
-    token_budget: TokenBudget = 8192
-    """Most tokens of one step of a data-parallel rank (SGLang's ``--chunked-prefill-size``)."""
-    max_sequences: Sequences = 256
-    """Most requests that run at once on a data-parallel rank (SGLang's
-    ``--max-running-requests``)."""
     splits_prompts: bool = False
     """Whether prompts are cut to fill the budget (SGLang's ``chunked_prefill_size``)."""
     poll_steps: Steps = 1
@@ -41,25 +35,15 @@ class PrefillFirst(Frozen):
     watermark: Ratio = 0.0
     """Share of the KV cache that admission leaves free while others run (vLLM V0: 0.01)."""
 
-    steps_ahead: StepsAhead = 0
-    """Steps that are formed while another one runs (SGLang's overlap schedule).
-    Whatever comes, ends or becomes free meanwhile counts from one step later on. Pipelines and
-    drafts work without."""
     knows_ends: bool = True
     """Whether a step that is formed ahead leaves out who ends with the step in flight, by its
     ``max_tokens`` (SGLang from 0.5.22 on)."""
-    rank_choice: RankChoice = "fewest"
-    """Way to choose a request's data-parallel rank
-    (:data:`~simulator.policies.scheduling.RANK_CHOICES`)."""
 
     def rules(self) -> Rules:
         share = min(1.0, _OUTPUT_SHARE * self.conservativeness) if self.counts_output else 0.0
         least = min(1.0, _LEAST_OF_SHARE * share)
-        return Rules(
-            self.token_budget,
-            self.max_sequences,
-            mixes_phases=False,
-            splits_prompts=self.splits_prompts,
+        rules = self.make_rules(mixes_phases=False, splits_prompts=self.splits_prompts)
+        return rules._replace(
             watermark=self.watermark,
             output_share=share,
             ignores_share=self.ignore_eos,
@@ -69,7 +53,5 @@ class PrefillFirst(Frozen):
             output_share_decay=(share - least) / _DECAY_STEPS,
             retract_steps=_RETRACT_STEPS,
             poll_steps=self.poll_steps,
-            steps_ahead=self.steps_ahead,
             knows_ends=self.knows_ends,
-            rank_choice=RANK_CHOICES.index(self.rank_choice),
         )
