@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tests.cases  # noqa: F401 - its profiles must be there before --hypothesis-profile is read
-from simulator.base.garbage import look_rarely
+from simulator.base.machine import look_rarely
 from tests.shared import ABSENT, SHARED
 
 HEAVY = ("ray", "torch", "playwright")

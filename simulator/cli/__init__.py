@@ -19,7 +19,7 @@ import typer
 from simulator import __version__
 from simulator.base.caches import tell_compiling
 from simulator.base.errors import INTERRUPTED, LostError, UserError
-from simulator.base.garbage import look_rarely
+from simulator.base.machine import look_rarely
 from simulator.base.plugins import available, load_kind
 from simulator.base.text import one_line
 from simulator.base.trust import forget_current_folder

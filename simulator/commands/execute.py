@@ -21,7 +21,7 @@ from simulator.base.errors import LostError, UserError
 from simulator.base.machine import name_machine
 from simulator.base.plugins import build
 from simulator.base.progress import Progress, show_nothing
-from simulator.base.thinned import Thinned
+from simulator.base.recent import Thinned
 from simulator.commands.report import write_results
 from simulator.config.execution import ExecutionSpec
 from simulator.config.linear import Linear

@@ -11,6 +11,7 @@ from simulator.base.findings import Finding
 from simulator.base.frozen import Frozen, validate
 from simulator.base.quantities import (
     BytesPerSecond,
+    Factor,
     FlopsPerSecond,
     Label,
     MemoryBytes,
@@ -149,3 +150,25 @@ def load_accelerator(name: str, where: str) -> AcceleratorSpec:
     """
     path = find_file("cluster_configs/accelerators", name, where)
     return validate(AcceleratorSpec, {"name": path.stem, **read_toml(path)}, str(path))
+
+
+class Speeds(Frozen):
+    """Factors on the speed of each part, beside ``network_speed`` for the wires; all twice as fast,
+    a step takes half.
+    """
+
+    memory: Factor = 1.0
+    """Factor on the rate of the GPUs' memory."""
+    arithmetic: Factor = 1.0
+    """Factor on the GPUs' peak rates of matrix products, in all number formats."""
+    kernels: Factor = 1.0
+    """Factor on the speed of what kernels do beside reading memory and multiplying: launches,
+    starts of tiles, exponentials, and the copies of those that exchange tokens."""
+    latency: Factor = 1.0
+    """Factor by which latencies of exchanges and wires are shorter."""
+    engine: Factor = 1.0
+    """Factor on the speed of the engine's own work: between forward passes, and before first
+    tokens."""
+    below: Factor = 1.0
+    """Factor on the speed of what lies below the GPUs' memory: main memory, storage, the wires to
+    the GPUs, and the processor."""

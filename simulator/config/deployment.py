@@ -12,6 +12,7 @@ from simulator.base.quantities import (
     MOST_RANKS,
     Bytes,
     ExchangeChunks,
+    ExpertCount,
     Factor,
     GpuCount,
     Label,
@@ -24,12 +25,37 @@ from simulator.base.quantities import (
     Stages,
     TokenBudget,
 )
+from simulator.config.accelerator import Speeds
 from simulator.config.dtypes import DType
 from simulator.config.failures import Degraded
-from simulator.config.offload import OffloadSpec
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model
 from simulator.config.sparsity import Pruning
-from simulator.config.speeds import Speeds
+
+
+class OffloadSpec(Frozen):
+    """Routed experts that lie below a GPU's memory, and its cache of some of them."""
+
+    tier: Literal["dram", "storage"] = "dram"
+    """Memory that holds all experts: ``dram`` or ``storage`` of the cluster's ``[host]``."""
+    slots: ExpertCount
+    """Experts of each layer that stay in the GPU's memory."""
+    uploads: ExpertCount | None = None
+    """Most missing experts that a layer brings to the GPU in one step, those with most tokens
+    first; the processor computes the others where they lie. 0 = it computes all that are missing,
+    absent = all are brought."""
+    bring_from_tokens: TokenBudget | None = None
+    """Fewest tokens of a step in which all missing experts are brought, whatever ``uploads`` says:
+    many tokens share what is brought (32 in llama.cpp, ``GGML_OP_OFFLOAD_MIN_BATCH``); absent =
+    steps of all sizes are alike."""
+    caching: Annotated[Policy, PolicyOf("caching")] = {"kind": "lru"}
+    """Caching policy: which experts stay in the slots."""
+    prefetching: Annotated[Policy, PolicyOf("prefetching")] = {"kind": "none"}
+    """Prefetching policy: which experts are brought before their layer asks for them."""
+
+    @property
+    def brings_experts(self) -> bool:
+        """Whether some steps bring experts to the GPU."""
+        return self.uploads != 0 or self.bring_from_tokens is not None
 
 
 class ParallelSpec(Frozen):

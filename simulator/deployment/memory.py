@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from simulator.base.errors import UserError
 from simulator.base.quantities import MOST_RANKS
 from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.deployment import OffloadSpec
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.engine import GIB, MemoryRules, Padding, find_engine
 from simulator.config.model import ModelSpec
-from simulator.config.offload import OffloadSpec
 from simulator.deployment.splits import Setup
 from simulator.policies.speculation import Drafts
 from simulator.work.layout import Layout, uneven_heads

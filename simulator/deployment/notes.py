@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 
 from simulator.base.findings import Finding
 from simulator.base.frozen import Policy
-from simulator.config.accelerator import list_odd
+from simulator.config.accelerator import Speeds, list_odd
 from simulator.config.cluster import list_odd_wires
+from simulator.config.deployment import OffloadSpec
 from simulator.config.engine import find_engine
 from simulator.config.host import HostRates
-from simulator.config.offload import OffloadSpec
 from simulator.config.routing import routing_note
-from simulator.config.speeds import Speeds
 from simulator.deployment.fits import list_unseen
 from simulator.deployment.memory import memory_rules, start_probability
 from simulator.deployment.plan import DeploymentPlan

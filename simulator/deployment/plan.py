@@ -17,12 +17,12 @@ from simulator.base.contracts import Attributes
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
 from simulator.base.plugins import build
+from simulator.config.accelerator import Speeds
 from simulator.config.calibration import Calibration, CalibrationFile
 from simulator.config.cluster import ClusterSpec, load_cluster
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.engine import find_hand_over, find_sequences, name_release, resolve_scheduling
 from simulator.config.host import HostCalibration, HostRates, load_any_calibration
-from simulator.config.speeds import Speeds
 from simulator.cost.stages import make_sends
 from simulator.cost.transfer import Transfer, make_transfer
 from simulator.deployment.counterparts import choose_model

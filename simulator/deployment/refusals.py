@@ -8,11 +8,10 @@ from simulator.base.errors import UserError
 from simulator.base.plugins import policy_class
 from simulator.config.calibration import CalibrationFile, find_pruned_fit
 from simulator.config.cluster import ClusterSpec
-from simulator.config.deployment import DeploymentSpec
+from simulator.config.deployment import DeploymentSpec, OffloadSpec
 from simulator.config.dtypes import COMPUTED_HERE
 from simulator.config.host import HostCalibration
 from simulator.config.model import ModelSpec
-from simulator.config.offload import OffloadSpec
 from simulator.config.sparsity import Pruning, Unstructured, choose_dense, choose_experts
 from simulator.deployment.placement import Placement
 from simulator.policies.contracts import count_slots

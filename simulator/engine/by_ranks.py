@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from simpy.events import Event, ProcessGenerator
 
 from simulator.base.jit import jit
-from simulator.base.thinned import Thinned
+from simulator.base.recent import Thinned
 from simulator.cost.comm import Exchange
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.batching import is_decode

@@ -36,7 +36,7 @@ RESOURCES = {
     "below": "the memory below the GPU's",
 }
 """Resources that may be faster, with their words: those of
-:class:`~simulator.config.speeds.Speeds`, and the wires."""
+:class:`~simulator.config.accelerator.Speeds`, and the wires."""
 LIMITS = {
     **RESOURCES,
     "measured": "steps as they were measured",

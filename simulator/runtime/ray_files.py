@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from simulator.base.held import hold_folder, take_abandoned
+from simulator.base.partial import hold_folder, take_abandoned
 from simulator.runtime.orphans import find_writers, kill_left
 
 _LONGEST_BYTES = 31

@@ -17,8 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import simulator
 from simulator.base.data import shipped_folder
 from simulator.base.errors import UserError
-from simulator.base.held import hold_folder, take_abandoned
 from simulator.base.home import Far, join_home
+from simulator.base.partial import hold_folder, take_abandoned
 from simulator.base.trust import allow_as_sender, allowed_folder
 from simulator.runtime.ray_files import remove
 

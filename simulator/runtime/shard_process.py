@@ -3,7 +3,7 @@ imports make took a fifth of its start, and later a tenth of a second now and th
 is measured.
 """
 
-from simulator.base.garbage import hold_imports
+from simulator.base.machine import hold_imports
 
 with hold_imports("torch"):
     from simulator.runtime.shard import Shard

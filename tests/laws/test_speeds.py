@@ -3,7 +3,7 @@
 import pytest
 
 from simulator import UserError
-from simulator.config.speeds import Speeds
+from simulator.config.accelerator import Speeds
 from simulator.engine.probe import spread_batch
 from simulator.explanation.causes import price_step
 from simulator.step.prices import Prices

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 
-from simulator.base.held import hold_folder
+from simulator.base.partial import hold_folder
 from tests.runtime.processes import (
     PATIENCE_S,
     common_folder,

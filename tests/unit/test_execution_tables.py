@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.base.thinned import Thinned
+from simulator.base.recent import Thinned
 from simulator.commands.execute import Timed, choose_median
 from tests.cases import cases
 

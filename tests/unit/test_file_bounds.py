@@ -16,7 +16,7 @@ import pytest
 
 from simulator.base import unpacking
 from simulator.base.errors import UserError
-from simulator.base.held import take_abandoned
+from simulator.base.partial import take_abandoned
 from simulator.base.reading import open_file, read_json, read_toml
 from simulator.base.unpacking import unpack
 from simulator.commands.catalogue import list_kinds

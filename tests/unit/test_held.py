@@ -5,8 +5,14 @@ import sys
 
 import pytest
 
-from simulator.base.held import hold_folder, take_abandoned
-from simulator.base.partial import hold_partial, new_path, replace_whole, whole_file
+from simulator.base.partial import (
+    hold_folder,
+    hold_partial,
+    new_path,
+    replace_whole,
+    take_abandoned,
+    whole_file,
+)
 
 HOLDS = """
 import sys, time

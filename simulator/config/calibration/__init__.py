@@ -18,6 +18,7 @@ from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.home import fetch_files
 from simulator.base.quantities import Label
 from simulator.base.reading import read_toml
+from simulator.config.accelerator import Speeds
 from simulator.config.calibration.communication import CollectiveFit, ExchangeFit, ProtocolFit
 from simulator.config.calibration.engine import (
     OWN_TIMES,
@@ -28,7 +29,6 @@ from simulator.config.calibration.engine import (
 from simulator.config.calibration.fit import Fit, Kind, PriceKey
 from simulator.config.calibration.kernels import AttentionFit, GemmFit, GroupedGemmFit, PrunedFit
 from simulator.config.sparsity import choose_dense
-from simulator.config.speeds import Speeds
 
 __all__ = [
     "AttentionFit",

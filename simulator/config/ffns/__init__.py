@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from simulator.base.frozen import Frozen
+from simulator.config._config_json import ConfigKeys
 from simulator.config.linear import Linear
 
 if TYPE_CHECKING:
@@ -72,3 +73,41 @@ class FFN(Frozen, ABC):
         always = sum(linear.num_parameters for linear in self.linears(hidden_size))
         expert = 0 if self.experts is None else self.experts.num_expert_parameters(hidden_size)
         return always + self.num_small_parameters(hidden_size) + num_experts * expert
+
+
+def make_linears(
+    hidden_size: int, intermediate_size: int, is_gated: bool, name: str
+) -> tuple[Linear, ...]:
+    """Make the matrices of the network; a gate is stacked on the projection up."""
+    up = 2 * intermediate_size if is_gated else intermediate_size
+    return (
+        Linear(f"{name} up", hidden_size, up, "column"),
+        Linear(f"{name} down", intermediate_size, hidden_size, "row"),
+    )
+
+
+def num_biases(hidden_size: int, intermediate_size: int, is_gated: bool) -> int:
+    """Numbers in its biases, one a feature that a matrix puts out."""
+    return (2 if is_gated else 1) * intermediate_size + hidden_size
+
+
+def read_gate(read: ConfigKeys) -> bool:
+    """Whether a ``config.json`` describes networks with a gate.
+
+    Raises:
+        UserError: if its activation is missing or not known.
+    """
+    activation = next(
+        filter(None, map(read.find, ("mlp_hidden_act", "hidden_activation", "hidden_act"))), None
+    )
+    if activation is None:
+        raise read.error("missing key 'hidden_act'")
+    known = {"silu": True, "swiglu": True, "relu2": False}.get(
+        str(activation), read.convention.is_gated
+    )
+    if known is None:
+        raise read.error(
+            f"hidden_act is '{activation}': whether the feed-forward block has "
+            "a gate cannot be told"
+        )
+    return known

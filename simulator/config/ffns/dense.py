@@ -6,8 +6,7 @@ from typing import Literal
 
 from simulator.base.quantities import Width
 from simulator.config._config_json import ConfigKeys, Table
-from simulator.config.ffns import FFN
-from simulator.config.ffns._two_layers import make_linears, num_biases, read_gate
+from simulator.config.ffns import FFN, make_linears, num_biases, read_gate
 from simulator.config.linear import Linear
 
 

@@ -8,8 +8,7 @@ from pydantic import model_validator
 
 from simulator.base.quantities import ExpertCount, Experts, Groups, TopK, Width, WidthOrNone
 from simulator.config._config_json import ConfigKeys, Table
-from simulator.config.ffns import FFN
-from simulator.config.ffns._two_layers import make_linears, num_biases, read_gate
+from simulator.config.ffns import FFN, make_linears, num_biases, read_gate
 from simulator.config.linear import Linear
 
 COUNT_KEYS = ("n_routed_experts", "num_experts", "num_local_experts")

@@ -14,7 +14,8 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple, Self
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Parameters
+from simulator.base.quantities import Heads, Parameters, Tokens, Width
+from simulator.config._config_json import ConfigKeys, Table
 from simulator.config.linear import Linear
 
 
@@ -130,3 +131,25 @@ def count_heads(heads: int, factor: float, groups: int = 1) -> int:
     """
     step = math.lcm(groups, math.gcd(heads, 8))
     return max(round(heads * factor / step), 1) * step
+
+
+class SparseIndex(Frozen):
+    """DeepSeek sparse attention: a light indexer scores the context, the best ``top_k`` entries are
+    attended.
+    """
+
+    num_heads: Heads
+    """Number of heads of the indexer."""
+    head_size: Width
+    """Numbers in a query or key of the indexer."""
+    top_k: Tokens
+    """Entries that are attended, the best by the indexer's score."""
+
+    @staticmethod
+    def read_config(read: ConfigKeys) -> Table:
+        """The table that the keys of a ``config.json`` describe."""
+        return {
+            "num_heads": read.size("index_n_heads"),
+            "head_size": read.size("index_head_dim"),
+            "top_k": read.size("index_topk"),
+        }

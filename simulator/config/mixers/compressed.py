@@ -9,8 +9,7 @@ from pydantic import model_validator
 from simulator.base.quantities import IS_LABEL, Groups, Heads, TokenCount, Tokens, Width
 from simulator.config._config_json import ConfigKeys, Table
 from simulator.config.linear import Linear
-from simulator.config.mixers import ContextTerm, Mixer, count_heads
-from simulator.config.mixers._sparse_index import SparseIndex
+from simulator.config.mixers import ContextTerm, Mixer, SparseIndex, count_heads
 
 _INDEXED_COMPRESSION = 4
 """DeepSeek-V4 selects among entries of 4 tokens with an indexer and reads all entries of 128

@@ -7,8 +7,7 @@ from typing import Literal, Self
 from simulator.base.quantities import Heads, Width
 from simulator.config._config_json import ConfigKeys, Table
 from simulator.config.linear import Linear
-from simulator.config.mixers import ContextTerm, Mixer, count_heads
-from simulator.config.mixers._sparse_index import SparseIndex
+from simulator.config.mixers import ContextTerm, Mixer, SparseIndex, count_heads
 
 
 class LatentAttention(Mixer):

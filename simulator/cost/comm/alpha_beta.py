@@ -26,7 +26,7 @@ from simulator.config.calibration import Calibration, CollectiveFit, ExchangeFit
 from simulator.config.calibration.communication import Load, doublings, passes_of
 from simulator.config.host import HostRates
 from simulator.cost.comm import Exchange, Operation, Vectors
-from simulator.cost.shares import check_shares
+from simulator.cost.compute import check_shares
 from simulator.policies.messages import Messages
 from simulator.policies.topology import Fabric
 

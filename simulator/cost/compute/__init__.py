@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.errors import UserError
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.host import HostRates
@@ -151,3 +152,21 @@ class ComputePolicy(Protocol):
             UserError: if the calibration is of another kind than this model needs.
         """
         ...
+
+
+def check_shares(calibration: Calibration | HostRates, key: str, kind: str) -> Calibration:
+    """Return a calibration that holds shares of peaks.
+
+    Args:
+        key: key of the deployment that chose the cost model: ``compute`` or ``communication``.
+        kind: the cost model.
+
+    Raises:
+        UserError: if the calibration holds times of a machine, naming what prices by those.
+    """
+    if isinstance(calibration, HostRates):
+        raise UserError(
+            f"{key} kind '{kind}' needs shares of an accelerator's peaks, and the calibration "
+            f"holds times of a machine; leave {key} out, which prices by those"
+        )
+    return calibration

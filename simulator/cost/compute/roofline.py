@@ -20,12 +20,11 @@ from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration, PrunedFit
 from simulator.config.host import HostRates
 from simulator.config.sparsity import Pruning
-from simulator.cost.compute import Phase, Rates
+from simulator.cost.compute import Phase, Rates, check_shares
 from simulator.cost.kernels.attention import context_rates
 from simulator.cost.kernels.gemm import gemm_s
 from simulator.cost.kernels.grouped_gemm import grouped_gemm_s, moves_s
 from simulator.cost.kernels.pruned import pruned_grouped_s, pruned_s
-from simulator.cost.shares import check_shares
 from simulator.work.context_kernels import ContextKernel
 
 _STREAM_PASSES = 8.0

@@ -28,9 +28,9 @@ from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.host import HostRates
 from simulator.config.sparsity import Pruning
+from simulator.cost.compute import check_shares
 from simulator.cost.compute.roofline import RooflineModel
 from simulator.cost.kernels.gemm import Operands, product_s
-from simulator.cost.shares import check_shares
 
 _HIDDEN_MOVES, _WIDTH_MOVES = 4.0, 3.0
 """Times that a row's hidden vector and inner vector are read or written beside the products:
