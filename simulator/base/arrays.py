@@ -1,5 +1,5 @@
-"""Files of numpy, ``.npz`` and ``.npy``, read without trusting what their headers claim: an array
-is as large as the bytes that are there.
+"""Types of arrays, and files of numpy (``.npz`` and ``.npy``), read without trusting what their
+headers claim: an array is as large as the bytes that are there.
 """
 
 from __future__ import annotations
@@ -10,10 +10,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy
+from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.base.reading import bytes_text, read_bytes, refuse_damage
 from simulator.base.unpacking import open_archive, read_member
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+"""Arrays of the three types that almost all have; names end in their dimensions."""
 
 _WHAT = "numpy arrays"
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}

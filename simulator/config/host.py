@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.base.data import find_file, load_once
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, Policy, validate
@@ -60,9 +61,7 @@ class MatrixTable(Fit):
     seconds: ListOf[ListOf[Numbers]]
     """Seconds of each product, ``[working_bytes][sizes][rows]``."""
 
-    def seconds_for(
-        self, rows: NDArray[np.float64], size: float, working_bytes: float
-    ) -> NDArray[np.float64]:
+    def seconds_for(self, rows: Floats, size: float, working_bytes: float) -> Floats:
         """Seconds for every entry of ``rows``, interpolated between the logarithms; 0 for no rows.
 
         Beyond the largest table entries, time grows in proportion.
@@ -79,9 +78,7 @@ class MatrixTable(Fit):
         return np.where(rows > 0, found, 0.0)
 
 
-def _interpolate(
-    points: NDArray[np.float64], values: NDArray[np.float64], at: float, *, clip: bool
-) -> NDArray[np.float64]:
+def _interpolate(points: Floats, values: Floats, at: float, *, clip: bool) -> Floats:
     """Values along the first axis, linear between ``points``; beyond the last one in proportion,
     unless clipped.
     """
@@ -103,7 +100,7 @@ class Steps(Fit):
     seconds: dict[str, Seconds]
     """Seconds of one unit of each thing that is counted; ``call`` is the constant."""
 
-    def total(self, **amounts: NDArray[np.number]) -> NDArray[np.float64]:
+    def total(self, **amounts: NDArray[np.number]) -> Floats:
         """Seconds for given amounts."""
         total = np.asarray(
             sum(self.seconds[name] * np.asarray(amount) for name, amount in amounts.items()),
@@ -123,7 +120,7 @@ class ExchangeTable(Fit):
     """Seconds that the mean rank waits for the last one: ranks with equal work do not come at
     once."""
 
-    def seconds_for(self, num_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+    def seconds_for(self, num_bytes: Floats) -> Floats:
         """Seconds beyond those of an empty exchange."""
         known, seconds = np.array(self.num_bytes), np.array(self.seconds)
         found = np.interp(num_bytes, known, seconds)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.config.sparsity import FORMATS, Block, Pruning, TwoFour, Unstructured
 from simulator.cost.compute import ComputeModel
 
@@ -44,7 +44,7 @@ def find_speed_up(compute: ComputeModel, product: Product, pruning: Pruning) -> 
     """Time of the product with the whole matrix over that with the pruned one."""
     rows = np.array([product.tokens])
     shape = product.in_features, product.out_features
-    whole_s: NDArray[np.float64] = compute.gemm_s(rows, *shape, product.dtype)
+    whole_s: Floats = compute.gemm_s(rows, *shape, product.dtype)
     pruned_s = compute.gemm_s(rows, *shape, product.dtype, pruning=pruning)
     return float(whole_s[0] / pruned_s[0])
 

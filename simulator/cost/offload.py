@@ -9,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.config.host_memory import HostSpec
 from simulator.work.expert_cache import CacheUses
-
-Floats = NDArray[np.float64]
 
 
 class OffloadRates(NamedTuple):

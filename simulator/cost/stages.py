@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.config.calibration import Calibration, CollectiveFit
 from simulator.config.calibration.communication import doublings
 from simulator.policies.messages import Messages
 from simulator.policies.topology import Fabric
 from simulator.work.layout import Layout
-
-Floats = NDArray[np.float64]
 
 VECTORS = 2
 """Hidden vectors of a token that are sent: the block's output and the residual beside it (vLLM's

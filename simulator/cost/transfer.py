@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from simulator.base.arrays import Bools, Ints
 from simulator.base.jit import jit_inner
 from simulator.config.cluster import ClusterSpec, WireSpec
 from simulator.config.deployment import PrefillPoolSpec
@@ -66,7 +64,7 @@ class Transfer:
         """Seconds for which the receiving GPUs' wires are busy."""
         return self.received.bytes_for(num_tokens) / self.bytes_per_s
 
-    def is_transferred(self, num_output: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def is_transferred(self, num_output: Ints) -> Bools:
         """Whether requests of so many output tokens go on to the decode pool, ``[N]``."""
         return (num_output > 1) | self.recomputes_last
 

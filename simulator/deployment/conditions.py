@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools, Ints
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
 from simulator.config.failures import Degraded
@@ -148,9 +148,7 @@ def _slow_links(fabric: Fabric, condition: Condition, where: str) -> Fabric:
     return replace(fabric, links=tuple(map(slow, fabric.links)))
 
 
-def shrink_placement(
-    plan: DeploymentPlan, is_left_D: NDArray[np.bool_], placed: Placed
-) -> Placement:
+def shrink_placement(plan: DeploymentPlan, is_left_D: Bools, placed: Placed) -> Placement:
     """Leave out the data-parallel groups that are lost; ranks are numbered anew in their order.
 
     Args:
@@ -176,10 +174,10 @@ def shrink_placement(
     )
 
 
-def _select_ranks(fabric: Fabric, ranks: NDArray[np.int64]) -> Fabric:
+def _select_ranks(fabric: Fabric, ranks: Ints) -> Fabric:
     """Links of some ranks; nodes are numbered anew in their order."""
 
-    def select(path_SRH: NDArray[np.int64]) -> NDArray[np.int64]:
+    def select(path_SRH: Ints) -> Ints:
         return np.asarray(path_SRH[np.ix_(ranks, ranks)])
 
     own_card_SRH = fabric.own_card_SRH

@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Ints
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
 from simulator.base.home import fetch
@@ -124,7 +125,7 @@ class ExpertPlan:
     """Choices of other tokens at an earlier time, ``[L, T, K]``; ``None`` where nobody asks."""
     run_tokens: int = 1
     """Tokens of a run: one, and those of a draft, which steps verify together."""
-    pool_order: NDArray[np.int64] | None = None
+    pool_order: Ints | None = None
     """Place of each of the pool's tokens in runs of one sequence, ``[POOL_TOKENS]``; ``None`` where
     nobody asks."""
 
@@ -175,15 +176,7 @@ def plan_experts(
     where = f"{place} [routing]"
     next_choices = count_next_choices(overflow)
     pools = _Pools(
-        moe,
-        whole,
-        reduction,
-        model.num_moe_layers,
-        routing,
-        seed,
-        where,
-        next_choices,
-        run_tokens,
+        moe, whole, reduction, model.num_moe_layers, routing, seed, where, next_choices, run_tokens
     )
     drawn = pools.draw_once() if pools.is_seed_only else pools.draw()
     return ExpertPlan(
@@ -204,7 +197,7 @@ def plan_experts(
     )
 
 
-def _draw_order(seed: int, run_tokens: int) -> NDArray[np.int64]:
+def _draw_order(seed: int, run_tokens: int) -> Ints:
     """Draw the order in which the pool's neighbouring runs are independent; what is left of the
     pool comes last.
     """

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-from numpy.typing import NDArray
-
+from simulator.base.arrays import Ints
 from simulator.base.findings import Finding
 from simulator.base.frozen import Policy
 from simulator.config.accelerator import Speeds, list_odd
@@ -92,7 +90,7 @@ def limit_notes(plans: Iterable[DeploymentPlan], trace: RequestTrace) -> Iterato
         yield Finding("note.assumed_max_tokens", plans=reads)
 
 
-def refusal_notes(plan: DeploymentPlan, num_input: NDArray[np.int64]) -> Iterator[Finding]:
+def refusal_notes(plan: DeploymentPlan, num_input: Ints) -> Iterator[Finding]:
     """Find prompts that the engine refuses, and what would take them."""
     rules = (plan.prefill or plan).serving.rules
     refused = num_input > rules.longest_prompt
@@ -136,7 +134,7 @@ def _find_offload(plan: DeploymentPlan) -> Iterator[Finding]:
     uses, rates = offload.replay(1), offload.rates
     size = expert_bytes(placed.model, placed.layout, placed.precision, placed.pruning)
 
-    def measure(experts_SL: NDArray[np.int64]) -> float:
+    def measure(experts_SL: Ints) -> float:
         return float(experts_SL.sum(axis=1).mean()) * size
 
     yield Finding(

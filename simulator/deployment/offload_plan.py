@@ -149,10 +149,5 @@ def plan_offload(
         )
     rates = find_rates(host, spec.tier)
     return OffloadPlan(
-        rules,
-        rates,
-        experts.runs_LTK,
-        experts.earlier_LTK,
-        num_experts,
-        spec.bring_from_tokens,
+        rules, rates, experts.runs_LTK, experts.earlier_LTK, num_experts, spec.bring_from_tokens
     )

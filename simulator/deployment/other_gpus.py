@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools, Ints
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
 from simulator.base.plugins import build
@@ -50,7 +50,7 @@ def load_others(
     return others
 
 
-def find_hit(one: Degraded, gpus: NDArray[np.int64], gpus_per_node: int) -> NDArray[np.bool_]:
+def find_hit(one: Degraded, gpus: Ints, gpus_per_node: int) -> Bools:
     """Find which GPUs, by their numbers in the cluster, an entry names."""
     if one.gpu is not None:
         return np.asarray(gpus == one.gpu)
@@ -59,9 +59,7 @@ def find_hit(one: Degraded, gpus: NDArray[np.int64], gpus_per_node: int) -> NDAr
     return np.ones(len(gpus), dtype=np.bool_)
 
 
-def list_kinds(
-    degraded: Iterable[Degraded], gpus: NDArray[np.int64], gpus_per_node: int
-) -> tuple[str, ...]:
+def list_kinds(degraded: Iterable[Degraded], gpus: Ints, gpus_per_node: int) -> tuple[str, ...]:
     """List the accelerator of each GPU, by their numbers in the cluster; empty for the cluster's
     own.
     """

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.plugins import build
 from simulator.base.recent import Recent
 from simulator.base.streams import open_stream
@@ -65,7 +65,7 @@ class Placement:
     sends: Sends | None
     """Transfers between the stages of a pipeline; ``None`` without one."""
     seed: int
-    slow_R: NDArray[np.float64] | None = None
+    slow_R: Floats | None = None
     """Factor on the seconds in which each rank computes, ``[R]``; ``None`` where all are as fast as
     usual."""
     others: Mapping[str, ComputeModel] = field(default_factory=dict)
@@ -100,12 +100,12 @@ class Placement:
         engine = self.calibration.engine
         return engine.prompt_s(self.model.num_layers, self.model.num_moe_layers)
 
-    def slow_down(self, seconds_R: NDArray[np.float64]) -> NDArray[np.float64]:
+    def slow_down(self, seconds_R: Floats) -> Floats:
         """Multiply the seconds in which each rank computes, ``[..., R]``, by what it is slower."""
         return seconds_R if self.slow_R is None else seconds_R * self.slow_R
 
     @cached_property
-    def kind_R(self) -> NDArray[np.int64]:
+    def kind_R(self) -> Ints:
         """Number of each rank's kind of GPU, 0 for the cluster's own and counting on through
         ``others``, ``[R]``.
         """
@@ -114,7 +114,7 @@ class Placement:
         numbers = {"": 0} | {name: number for number, name in enumerate(self.others, 1)}
         return np.array([numbers[name] for name in self.accelerator_R], dtype=np.int64)
 
-    def combine_kinds(self, price: Callable[[int], NDArray[np.float64]]) -> NDArray[np.float64]:
+    def combine_kinds(self, price: Callable[[int], Floats]) -> Floats:
         """Seconds in which each rank computes, ``[..., R]``, on its own kind of GPU, which may be
         slower than others of it.
 
@@ -128,7 +128,7 @@ class Placement:
         return self.slow_down(seconds)
 
     @cached_property
-    def speed_classes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def speed_classes(self) -> tuple[Ints, Ints]:
         """Class of each data-parallel group, ``[D]``, and the first group of each class: groups
         whose ranks and ports are equally fast are of one.
         """
@@ -147,7 +147,7 @@ class Placement:
         )
 
     @property
-    def node_of_ep_rank(self) -> NDArray[np.int64]:
+    def node_of_ep_rank(self) -> Ints:
         """Fast domain of each expert-parallel rank, ``[R]``."""
         return self.fabric.node_R[:: self.layout.moe_tp]
 
@@ -168,8 +168,7 @@ def wire_links(cluster: ClusterSpec, num_ranks: int, place: str) -> Fabric:
     key = (cluster.model_dump_json(exclude={"name", "num_gpus", "degraded"}), num_ranks)
     where = f"{place}: cluster '{cluster.name}' [topology]"
     return _FABRICS.get(
-        key,
-        lambda: wire_cluster(build("topology", cluster.topology, where), cluster, num_ranks),
+        key, lambda: wire_cluster(build("topology", cluster.topology, where), cluster, num_ranks)
     )
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools, Floats, Ints
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.base.streams import open_stream
@@ -75,9 +76,9 @@ class ReducedRouter:
     """The whole model's."""
     whole: MoE
     """The whole model's experts."""
-    becomes_LE: NDArray[np.int64]
+    becomes_LE: Ints
     """Number of the expert that takes the tokens of each expert, ``[L, E]``; -1 where none does."""
-    load_LN: NDArray[np.float64]
+    load_LN: Floats
     """Popularity of the experts that are left, ``[L, N]``."""
     top_k: int
     """Experts of a token."""
@@ -105,7 +106,7 @@ class ReducedRouter:
         return None if found is None else self._reduce_sequences(found)
 
     def topk_ids(
-        self, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator
+        self, layer: int, run_lengths: Ints, rng: np.random.Generator
     ) -> NDArray[np.int16]:
         """Choose the experts of a batch of tokens in one layer, ``[T, K]``."""
         ids_TK = draw_ids(self.router, layer, run_lengths, rng, self.whole)
@@ -140,7 +141,7 @@ class ReducedRouter:
         return found_TK.astype(np.int16)
 
 
-def find_repeated(ids_TK: NDArray[np.int64]) -> NDArray[np.bool_]:
+def find_repeated(ids_TK: Ints) -> Bools:
     """Find choices that stand in their row before, ``[T, K]``."""
     order_TK = np.argsort(ids_TK, axis=1, kind="stable")
     sorted_TK = np.take_along_axis(ids_TK, order_TK, axis=1)
@@ -151,9 +152,7 @@ def find_repeated(ids_TK: NDArray[np.int64]) -> NDArray[np.bool_]:
     return found_TK
 
 
-def _fill_vacant(
-    ids_TK: NDArray[np.int64], log_N: NDArray[np.float64], rng: np.random.Generator
-) -> NDArray[np.int64]:
+def _fill_vacant(ids_TK: Ints, log_N: Floats, rng: np.random.Generator) -> Ints:
     """Draw the experts of vacant choices (-1, the last ones of each row) by their weights'
     logarithms: the largest of these plus Gumbel noise (Kool et al., arXiv:1903.06059).
     """
@@ -182,7 +181,7 @@ def reduce_router(
     return ReducedRouter(router, whole, np.stack(becomes), np.stack(loads), left.top_k, seed)
 
 
-def count_pairs(ids_TK: NDArray[np.int16], num_experts: int) -> NDArray[np.float64]:
+def count_pairs(ids_TK: NDArray[np.int16], num_experts: int) -> Floats:
     """Count the tokens that chose both of two experts, ``[E, E]``."""
     uses_TE = np.zeros((len(ids_TK), num_experts), dtype=np.float32)
     np.put_along_axis(uses_TE, ids_TK.astype(np.int64), 1.0, axis=1)

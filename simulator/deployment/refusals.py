@@ -218,10 +218,7 @@ def check_recovery(spec: DeploymentSpec, placement: Placement, where: str) -> No
 
 
 def check_degraded(
-    cluster: ClusterSpec,
-    layout: Layout,
-    calibration: CalibrationFile | HostCalibration,
-    place: str,
+    cluster: ClusterSpec, layout: Layout, calibration: CalibrationFile | HostCalibration, place: str
 ) -> None:
     """Refuse slower GPUs and wires where they are not simulated."""
     if not cluster.degraded:

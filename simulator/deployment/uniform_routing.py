@@ -5,8 +5,8 @@ compare with the skew of the plan's own routing.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.deployment.plan import DeploymentPlan
 from simulator.work.uniform_load import UniformImbalance, draw_uniform_imbalance
@@ -34,9 +34,7 @@ def uniform_imbalance(plan: DeploymentPlan, num_tokens: int) -> UniformImbalance
     )
 
 
-def mean_uniform_imbalances(
-    plan: DeploymentPlan, tokens_S: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def mean_uniform_imbalances(plan: DeploymentPlan, tokens_S: Floats) -> Floats:
     """Expected imbalance of many batches under uniform routing, ``[S]``; NaN for a dense model.
 
     Args:

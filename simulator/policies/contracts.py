@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import create_model
 
+from simulator.base.arrays import Bools, Floats, Ints
 from simulator.base.contracts import (
     ask,
     check_call,
@@ -110,7 +111,7 @@ def prepare_router(
 def draw_ids(
     router: Router,
     layer: int,
-    run_lengths: NDArray[np.int64],
+    run_lengths: Ints,
     rng: np.random.Generator,
     moe: MoE,
     num_choices: int = 0,
@@ -157,10 +158,10 @@ def find_overflow_fault(found: object, tokens: RoutedTokens) -> str:
 
 def place_experts(
     policy: PlacementPolicy,
-    load_LE: NDArray[np.float64],
+    load_LE: Floats,
     num_ranks: int,
     rng: np.random.Generator,
-    pairs_LEE: NDArray[np.float64] | None = None,
+    pairs_LEE: Floats | None = None,
 ) -> Placed:
     """Place the experts of every layer, by the pairs that tokens choose together where the policy
     looks at them.
@@ -219,7 +220,7 @@ def find_placement_fault(placed: object, shape: tuple[int, ...], num_ranks: int)
     return ""
 
 
-def count_slots(placed: Placed) -> NDArray[np.int64]:
+def count_slots(placed: Placed) -> Ints:
     """Slots of each rank in each layer, ``[L, R]``."""
     counts = [np.bincount(rank_P, minlength=placed.num_ranks) for rank_P in placed.rank_LP]
     return np.stack(counts)
@@ -250,12 +251,7 @@ def decide_placement(
     return None if found is None else _as_whole_numbers(found)
 
 
-def count_copies(
-    policy: DispatchPolicy,
-    rank_TK: NDArray[np.int64],
-    source_T: NDArray[np.int64],
-    node_R: NDArray[np.int64],
-) -> NDArray[np.float64]:
+def count_copies(policy: DispatchPolicy, rank_TK: Ints, source_T: Ints, node_R: Ints) -> Floats:
     """Count the hidden vectors that each rank sends to each other one, ``[R, R]``."""
     shape = (len(node_R), len(node_R))
 
@@ -275,9 +271,7 @@ def count_copies(
     return np.asarray(found, dtype=np.float64)
 
 
-def list_rows(
-    policy: ExecutableDispatch, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]
-) -> Rows:
+def list_rows(policy: ExecutableDispatch, rank_TK: Ints, node_R: Ints) -> Rows:
     """List the rows that a rank sends for its tokens."""
     num_tokens, top_k = rank_TK.shape
 
@@ -302,9 +296,7 @@ def prepare_replica_choice(policy: ReplicaChoicePolicy, copies: Copies) -> Repli
     return ask(ReplicaChoicePolicy.prepare, policy, copies, explain=has_method("choose"))
 
 
-def choose_replicas(
-    chooser: ReplicaChooser, ids_TK: NDArray[np.int64], origins: Origins
-) -> NDArray[np.int64]:
+def choose_replicas(chooser: ReplicaChooser, ids_TK: Ints, origins: Origins) -> Ints:
     """Choose the slot of every token-expert pair, ``[T, K]``."""
 
     def explain(slot_TK: object) -> str:
@@ -315,9 +307,7 @@ def choose_replicas(
     return ask(ReplicaChooser.choose, chooser, ids_TK, origins, explain=explain)
 
 
-def spill_pairs(
-    policy: SpillingPolicy, pairs_P: NDArray[np.int64], rank_P: NDArray[np.int64], num_ranks: int
-) -> Spills:
+def spill_pairs(policy: SpillingPolicy, pairs_P: Ints, rank_P: Ints, num_ranks: int) -> Spills:
     """Choose what is spilled in one layer of a step."""
 
     def explain(found: object) -> str:
@@ -331,9 +321,7 @@ def spill_pairs(
     return ask(SpillingPolicy.spill, policy, pairs_P, rank_P, num_ranks, explain=explain)
 
 
-def do_spills_fit(
-    found: object, pairs_P: NDArray[np.int64], rank_P: NDArray[np.int64], num_ranks: int
-) -> bool:
+def do_spills_fit(found: object, pairs_P: Ints, rank_P: Ints, num_ranks: int) -> bool:
     """Whether spills keep what is promised of them."""
     if not isinstance(found, Spills) or not is_array(found.slot_X, (None,), whole=True):
         return False
@@ -352,9 +340,7 @@ def do_spills_fit(
     )
 
 
-def reduce_experts(
-    policy: ReductionPolicy, load_E: NDArray[np.float64], pairs_EE: NDArray[np.float64]
-) -> NDArray[np.int64]:
+def reduce_experts(policy: ReductionPolicy, load_E: Floats, pairs_EE: Floats) -> Ints:
     """Ask what becomes of each expert of one layer, ``[E]``."""
     numbers = range(policy.num_experts)
 
@@ -368,7 +354,7 @@ def reduce_experts(
     return ask(ReductionPolicy.reduce, policy, load_E, pairs_EE, explain=explain)
 
 
-def rate_experts(policy: CachingPolicy, uses: ExpertUses) -> NDArray[np.float64]:
+def rate_experts(policy: CachingPolicy, uses: ExpertUses) -> Floats:
     """Rate how much each expert is worth a slot, ``[L, E]``."""
     explain = _are_numbers(uses.last_LE.shape)
     found = ask(CachingPolicy.rate_experts, policy, uses, explain=explain)
@@ -383,7 +369,7 @@ def prepare_predictor(
     return ask(PrefetchingPolicy.prepare, policy, earlier_LTK, num_experts, explain=explain)
 
 
-def predict_experts(predictor: Predictor, used_LE: NDArray[np.bool_]) -> NDArray[np.float64]:
+def predict_experts(predictor: Predictor, used_LE: Bools) -> Floats:
     """Rate how likely each expert is needed, ``[L, E]``."""
     found = ask(Predictor.predict, predictor, used_LE, explain=_are_numbers(used_LE.shape))
     return np.asarray(found, dtype=np.float64)
@@ -411,9 +397,7 @@ def prepare_balancer(
     return ask(BalancingPolicy.prepare, policy, num_replicas, rng, explain=explain)
 
 
-def list_turns(
-    policy: BalancingPolicy, rule: Rule, num_requests: int, num_replicas: int
-) -> NDArray[np.int64]:
+def list_turns(policy: BalancingPolicy, rule: Rule, num_requests: int, num_replicas: int) -> Ints:
     """List the replicas of requests in order of arrival, ``[N]``; empty where load decides.
 
     Raises:
@@ -473,7 +457,7 @@ def find_keys(policy: OrderPolicy, requests: Queued) -> Keys | None:
     return ask(OrderPolicy.keys, policy, requests, explain=explain)
 
 
-def rank_waiting(policy: OrderPolicy, waiting: Waiting) -> NDArray[np.float64]:
+def rank_waiting(policy: OrderPolicy, waiting: Waiting) -> Floats:
     """Find the keys of requests that wait at a rank now, of an order that changes."""
     assert isinstance(policy, RankedOrder)
     count = len(waiting.key)

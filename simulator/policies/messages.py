@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.jit import jit
-
-Floats = NDArray[np.float64]
 
 
 class ByRank(NamedTuple):
@@ -79,18 +78,18 @@ class Messages(NamedTuple):
         source_M, destination_M = self.destination_M, self.source_M
         return Messages(self.num_ranks, source_M, destination_M, self.number_M, self.unit)
 
-    def sum_by_rank(self, node_R: NDArray[np.int64]) -> ByRank:
+    def sum_by_rank(self, node_R: Ints) -> ByRank:
         """Sum the amounts that each rank sends and receives; ``node_R`` is the node of
         each rank.
         """
         return ByRank(*self.list_sums(node_R))
 
-    def list_sums(self, node_R: NDArray[np.int64]) -> Floats:
+    def list_sums(self, node_R: Ints) -> Floats:
         """Sum the amounts of :class:`ByRank` into one array, ``[4, R]``."""
         sums_4R = _sum_by_rank(self.source_M, self.destination_M, self.number_M, node_R)
         return np.asarray(sums_4R * self.unit)
 
-    def sum_by_link(self, path_SRH: NDArray[np.int64], num_links: int) -> Floats:
+    def sum_by_link(self, path_SRH: Ints, num_links: int) -> Floats:
         """Sum the amounts that cross each link, ``[links]``; ``path_SRH`` has the links from rank
         to rank, padded with -1.
         """
@@ -120,10 +119,7 @@ def _list_messages(number_SR: Floats) -> tuple[NDArray[np.int32], NDArray[np.int
 
 @jit
 def _sum_by_rank(
-    source_M: NDArray[np.int32],
-    destination_M: NDArray[np.int32],
-    number_M: Floats,
-    node_R: NDArray[np.int64],
+    source_M: NDArray[np.int32], destination_M: NDArray[np.int32], number_M: Floats, node_R: Ints
 ) -> Floats:
     sums_4R = np.zeros((4, len(node_R)))
     for message in range(len(number_M)):
@@ -141,7 +137,7 @@ def _sum_by_link(
     source_M: NDArray[np.int32],
     destination_M: NDArray[np.int32],
     number_M: Floats,
-    path_SRH: NDArray[np.int64],
+    path_SRH: Ints,
     num_links: int,
 ) -> Floats:
     sums_L = np.zeros(num_links)

@@ -8,15 +8,13 @@ is known. A pair that was dropped has the rank -1 and counts nowhere.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.jit import jit
 
 
 @jit
-def count_copies(
-    rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], num_ranks: int, only_distinct: bool
-) -> NDArray[np.float64]:
+def count_copies(rank_TK: Ints, source_T: Ints, num_ranks: int, only_distinct: bool) -> Floats:
     """Count copies from each rank to each other one, ``[R, R]``: one for each expert, or one for
     each distinct rank of a token's experts.
     """
@@ -36,7 +34,7 @@ def count_copies(
 
 
 @jit
-def count_arrivals(rank_TK: NDArray[np.int64], num_ranks: int) -> NDArray[np.float64]:
+def count_arrivals(rank_TK: Ints, num_ranks: int) -> Floats:
     """Count tokens that have experts on each rank, ``[R]``."""
     arrivals_R = np.zeros(num_ranks)
     last_R = np.full(num_ranks, -1)
@@ -50,9 +48,7 @@ def count_arrivals(rank_TK: NDArray[np.int64], num_ranks: int) -> NDArray[np.flo
 
 
 @jit
-def count_stays(
-    rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], num_ranks: int
-) -> NDArray[np.float64]:
+def count_stays(rank_TK: Ints, source_T: Ints, num_ranks: int) -> Floats:
     """Count tokens of each rank that have experts on their own rank, ``[R]``."""
     stays_R = np.zeros(num_ranks)
     for t in range(rank_TK.shape[0]):
@@ -64,9 +60,7 @@ def count_stays(
 
 
 @jit
-def count_forwarded(
-    rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def count_forwarded(rank_TK: Ints, source_T: Ints, node_R: Ints) -> Floats:
     """Count copies where each other node gets one, on the rank of the source's own position, which
     forwards it inside the node. Ranks of a node are neighbours.
     """

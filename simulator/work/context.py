@@ -7,8 +7,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.jit import jit, jit_inner
 
 NO_WINDOW = 1 << 40
@@ -55,9 +55,7 @@ def entries(context: int, new: int, window: int, compression: int) -> float:
 
 
 @jit
-def total_pairs(
-    context: NDArray[np.int64], new: NDArray[np.int64], window: int, compression: int
-) -> float:
+def total_pairs(context: Ints, new: Ints, window: int, compression: int) -> float:
     """Sum :func:`pairs` over sequences."""
     total = 0.0
     for i in range(len(new)):
@@ -67,12 +65,7 @@ def total_pairs(
 
 @jit_inner
 def add_sums(
-    sums: NDArray[np.float64],
-    context: int,
-    new: int,
-    window: int,
-    compression: int,
-    tile_rows: float,
+    sums: Floats, context: int, new: int, window: int, compression: int, tile_rows: float
 ) -> None:
     """Add one sequence to ``[6]`` sums: pairs, entries, new tokens, new tokens rounded up to whole
     tiles, sequences; the last is no sum but the longest attended context, in entries.
@@ -86,9 +79,7 @@ def add_sums(
 
 
 @jit_inner
-def add_decodes(
-    sums: NDArray[np.float64], count: int, contexts: int, longest: int, tile_rows: float
-) -> None:
+def add_decodes(sums: Floats, count: int, contexts: int, longest: int, tile_rows: float) -> None:
     """Add ``count`` decoding sequences that each get one new token and attend to their whole
     context: :func:`add_sums` without a window, for all of them at once.
 
@@ -106,30 +97,24 @@ def add_decodes(
     sums[5] = max(sums[5], float(longest + 1))
 
 
-def total_sums(
-    context: NDArray[np.int64],
-    new: NDArray[np.int64],
-    window: int,
-    compression: int,
-    tile_rows: float,
-) -> NDArray[np.float64]:
+def total_sums(context: Ints, new: Ints, window: int, compression: int, tile_rows: float) -> Floats:
     """Sum :func:`add_sums` over sequences of one rank, ``[6]``."""
     one_rank = np.zeros(len(new), dtype=np.int64)
     sums_D6 = sums_by_rank(context, new, one_rank, 1, window, compression, tile_rows)
-    sums: NDArray[np.float64] = sums_D6[0]
+    sums: Floats = sums_D6[0]
     return sums
 
 
 @jit
 def sums_by_rank(
-    context_N: NDArray[np.int64],
-    new_N: NDArray[np.int64],
-    rank_N: NDArray[np.int64],
+    context_N: Ints,
+    new_N: Ints,
+    rank_N: Ints,
     num_ranks: int,
     window: int,
     compression: int,
     tile_rows: float,
-) -> NDArray[np.float64]:
+) -> Floats:
     """Sum :func:`add_sums` over the sequences of each data-parallel rank, ``[D, 6]``."""
     sums_D6 = np.zeros((num_ranks, 6))
     for i in range(len(new_N)):
@@ -139,13 +124,8 @@ def sums_by_rank(
 
 @jit
 def uniform_sums(
-    batch_size: NDArray[np.int64],
-    context: NDArray[np.int64],
-    new: NDArray[np.int64],
-    window: NDArray[np.int64],
-    compression: NDArray[np.int64],
-    tile_rows: NDArray[np.float64],
-) -> NDArray[np.float64]:
+    batch_size: Ints, context: Ints, new: Ints, window: Ints, compression: Ints, tile_rows: Floats
+) -> Floats:
     """Sums of ``n`` batches of equal sequences, ``[n, 6]``, as :func:`add_sums` orders them."""
     sums_nk = np.zeros((len(new), 6))
     for i in range(len(new)):

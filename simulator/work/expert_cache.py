@@ -9,13 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools, Floats, Ints
 from simulator.base.jit import jit
 from simulator.policies.caching import CachingPolicy, ExpertUses
 from simulator.policies.contracts import predict_experts, prepare_predictor, rate_experts
 from simulator.policies.prefetching import PrefetchingPolicy
-
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 
 
 class CacheRules(NamedTuple):
@@ -154,7 +152,7 @@ class ExpertCache:
         rates_LE = predict_experts(self._predictor, used_LE)
         return _choose_most(rates_LE, ~self.held_LE, most)
 
-    def _rate(self, pairs_LE: Ints) -> NDArray[np.float64]:
+    def _rate(self, pairs_LE: Ints) -> Floats:
         """Count the step's uses, and rate how much each expert is worth a slot now."""
         self._steps += 1
         _note_uses(pairs_LE, self._steps, self._uses.last_LE, self._uses.count_LE)
@@ -207,7 +205,7 @@ def _note_uses(pairs_LE: Ints, step: int, last_LE: Ints, count_LE: Ints) -> None
 
 
 @jit
-def _choose_most(rates_LE: NDArray[np.float64], among_LE: Bools, most: int) -> Bools:
+def _choose_most(rates_LE: Floats, among_LE: Bools, most: int) -> Bools:
     """Choose up to ``most`` experts of each layer by value, ``[L, E]``, of equal ones the first; a
     value of 0 or less is never chosen.
     """
@@ -235,7 +233,7 @@ def _choose_most(rates_LE: NDArray[np.float64], among_LE: Bools, most: int) -> B
     return chosen_LE
 
 
-def _rank(rates_LE: NDArray[np.float64]) -> NDArray[np.float64]:
+def _rank(rates_LE: Floats) -> Floats:
     """Order of values from 0 to below 1, ``[L, E]``, which decides between experts with equally
     many tokens.
     """

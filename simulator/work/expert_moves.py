@@ -6,23 +6,23 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools, Ints
 from simulator.policies.placement import Placed
 
 
 class ExpertMoves(NamedTuple):
     """Experts that ranks send to each other, ordered by layer and expert."""
 
-    layer_M: NDArray[np.int64]
-    expert_M: NDArray[np.int64]
-    source_M: NDArray[np.int64]
+    layer_M: Ints
+    expert_M: Ints
+    source_M: Ints
     """Rank that each comes from."""
-    destination_M: NDArray[np.int64]
+    destination_M: Ints
     """Rank that each goes to."""
 
 
-def list_expert_moves(before: Placed, after: Placed, node_R: NDArray[np.int64]) -> ExpertMoves:
+def list_expert_moves(before: Placed, after: Placed, node_R: Ints) -> ExpertMoves:
     """List the experts that each rank sends to each other one.
 
     A rank keeps what it has. What it lacks comes from a rank that has it: one on its own node if
@@ -40,9 +40,7 @@ def list_expert_moves(before: Placed, after: Placed, node_R: NDArray[np.int64]) 
     return ExpertMoves(*np.array(moves, dtype=np.int64).reshape(-1, 4).T)
 
 
-def count_expert_moves(
-    before: Placed, after: Placed, node_R: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def count_expert_moves(before: Placed, after: Placed, node_R: Ints) -> Ints:
     """Count the experts that each rank sends to each other one, over all layers, ``[R, R]``;
     arguments are those of :func:`list_expert_moves`.
     """
@@ -53,8 +51,8 @@ def count_expert_moves(
 
 
 def _list_wanted(
-    before: Placed, after: Placed, layer: int, expert_P: NDArray[np.int64]
-) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]:
+    before: Placed, after: Placed, layer: int, expert_P: Ints
+) -> Iterator[tuple[int, Bools, Bools]]:
     """List the experts of a layer that some rank lacks, each with the ranks that have it and those
     that lack it.
     """
@@ -64,7 +62,7 @@ def _list_wanted(
         yield int(expert), has_RE[:, expert], wants_RE[:, expert]
 
 
-def _find_holders(placed: Placed, layer: int) -> NDArray[np.bool_]:
+def _find_holders(placed: Placed, layer: int) -> Bools:
     """Whether each rank has each expert of a layer, ``[R, E]``."""
     expert_P, rank_P = placed.expert_LP[layer], placed.rank_LP[layer]
     has_RE = np.zeros((placed.num_ranks, int(expert_P.max()) + 1), dtype=np.bool_)
@@ -72,9 +70,7 @@ def _find_holders(placed: Placed, layer: int) -> NDArray[np.bool_]:
     return has_RE
 
 
-def _list_senders(
-    senders: NDArray[np.int64], wants_R: NDArray[np.bool_], node_R: NDArray[np.int64]
-) -> Iterator[tuple[int, int]]:
+def _list_senders(senders: Ints, wants_R: Bools, node_R: Ints) -> Iterator[tuple[int, int]]:
     """List the rank that sends an expert to each rank that lacks it, as pairs."""
     for turn, receiver in enumerate(np.flatnonzero(wants_R)):
         near = senders[node_R[senders] == node_R[receiver]]

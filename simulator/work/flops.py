@@ -6,8 +6,8 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Ints
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.model import ModelSpec
 from simulator.work.context import NO_WINDOW, total_pairs
@@ -41,12 +41,7 @@ def matmul_flops_per_token(model: ModelSpec, *, with_head: bool) -> float:
     return total
 
 
-def served_flops(
-    model: ModelSpec,
-    num_input: NDArray[np.int64],
-    num_output: NDArray[np.int64],
-    num_cached: NDArray[np.int64],
-) -> float:
+def served_flops(model: ModelSpec, num_input: Ints, num_output: Ints, num_cached: Ints) -> float:
     """FLOPs to serve all requests: prompt tokens that were not cached and every output token,
     attention included.
 
@@ -165,9 +160,7 @@ def count_decode_step(model: ModelSpec, num_sequences: int, context_tokens: int)
         always -= model.num_embedding_parameters * BYTES_PER_ELEMENT["bf16"]
     flops = matmul_flops_per_token(model, with_head=True) + _attention_flops(model, context_tokens)
     return DecodeStep(
-        num_sequences * flops,
-        always + used,
-        num_sequences * cache.bytes_for(context_tokens),
+        num_sequences * flops, always + used, num_sequences * cache.bytes_for(context_tokens)
     )
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.jit import jit
 from simulator.policies.contracts import choose_replicas, prepare_replica_choice, spill_pairs
 from simulator.policies.overflow import RoutedTokens
@@ -16,7 +17,7 @@ from simulator.policies.replica_choice.turns import Turns
 from simulator.policies.spilling import SpillingPolicy
 
 
-def spread_over_parts(rank_TK: NDArray[np.int64], moe_tp: int) -> NDArray[np.int64]:
+def spread_over_parts(rank_TK: Ints, moe_tp: int) -> Ints:
     """Ranks that each token must reach, ``[T, K x moe_tp]``, from its experts' expert-parallel
     ranks ``[T, K]``: a split expert lies on ``moe_tp`` neighbouring ranks.
     """
@@ -31,7 +32,7 @@ def spread_over_parts(rank_TK: NDArray[np.int64], moe_tp: int) -> NDArray[np.int
 class SlotTable:
     """Ranks of slots, ready for counting."""
 
-    def __init__(self, rank_P: NDArray[np.int64], num_ranks: int) -> None:
+    def __init__(self, rank_P: Ints, num_ranks: int) -> None:
         """Prepare the slots of ``num_ranks`` expert-parallel ranks."""
         self.rank_P, self.num_ranks = rank_P, num_ranks
         self._rank_P1 = np.append(rank_P, -1)  # its last is found by -1
@@ -41,11 +42,11 @@ class SlotTable:
         self._group_P[order] = _count_up(slots_R)
         self._num_groups = int(slots_R.max())
 
-    def ranks(self, slot_TK: NDArray[np.int64]) -> NDArray[np.int64]:
+    def ranks(self, slot_TK: Ints) -> Ints:
         """Expert-parallel rank of every token-expert pair, ``[T, K]``."""
         return np.asarray(self._rank_P1.take(slot_TK))
 
-    def rows(self, slot_TK: NDArray[np.int64], scale: float = 1.0) -> NDArray[np.float64]:
+    def rows(self, slot_TK: Ints, scale: float = 1.0) -> Floats:
         """Tokens of every slot, ``rows_RG`` (``G`` slots of a rank), times ``scale`` and rounded; a
         slot with any token keeps at least one.
         """
@@ -63,7 +64,7 @@ class SlotMap(SlotTable):
         layer: int,
         num_experts: int,
         choice: ReplicaChoicePolicy | None = None,
-        node_R: NDArray[np.int64] | None = None,
+        node_R: Ints | None = None,
         moe_tp: int = 1,
     ) -> None:
         """Prepare a layer.
@@ -88,11 +89,8 @@ class SlotMap(SlotTable):
         self._chooser = prepare_replica_choice(choice or Turns(), copies)
 
     def slots(
-        self,
-        topk_ids_TK: NDArray[np.integer],
-        source_T: NDArray[np.int64] | None = None,
-        first_token: int = 0,
-    ) -> NDArray[np.int64]:
+        self, topk_ids_TK: NDArray[np.integer], source_T: Ints | None = None, first_token: int = 0
+    ) -> Ints:
         """Slot of every token-expert pair, ``[T, K]``.
 
         Args:
@@ -112,7 +110,7 @@ class SlotMap(SlotTable):
         self,
         ids_TJ: NDArray[np.integer],
         top_k: int,
-        source_T: NDArray[np.int64] | None = None,
+        source_T: Ints | None = None,
         first_token: int = 0,
     ) -> RoutedTokens:
         """Describe tokens to an overflow policy, with the rank of each choice; arguments are those
@@ -122,7 +120,7 @@ class SlotMap(SlotTable):
         router_T = np.zeros(len(ids_TJ), dtype=np.int64) if source_T is None else source_T
         return RoutedTokens(ids_TJ, rank_TJ, top_k, router_T, self.num_experts, self.num_ranks)
 
-    def share_tokens(self, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
+    def share_tokens(self, tokens_E: Floats) -> Floats:
         """Tokens of every slot, ``rows_RG`` (``G`` slots of a rank), from the tokens of each
         expert: its copies take turns, so they share evenly.
         """
@@ -140,13 +138,8 @@ class SlotMap(SlotTable):
 
 @jit
 def _count_rows(
-    slot_TK: NDArray[np.int64],
-    rank_P: NDArray[np.int64],
-    group_P: NDArray[np.int64],
-    num_ranks: int,
-    num_groups: int,
-    scale: float,
-) -> NDArray[np.float64]:
+    slot_TK: Ints, rank_P: Ints, group_P: Ints, num_ranks: int, num_groups: int, scale: float
+) -> Floats:
     """Tokens of every slot, at its rank and its place there."""
     rows_RG = np.zeros((num_ranks, num_groups))
     for t in range(slot_TK.shape[0]):
@@ -162,7 +155,7 @@ def _count_rows(
     return rows_RG
 
 
-def _count_up(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+def _count_up(counts: Ints) -> Ints:
     """Number the members of each group from 0: ``0, 1, ...`` up to each count, one group after the
     other.
 
@@ -178,16 +171,16 @@ class SpilledTokens(NamedTuple):
     experts.
     """
 
-    slot_TK: NDArray[np.int64]
+    slot_TK: Ints
     """Slot of every token-expert pair."""
     slots: SlotTable
     """Slots of the placement, and behind them one for each spill."""
-    experts_SR: NDArray[np.float64]
+    experts_SR: Floats
     """Experts whose weights each expert-parallel rank sends to each other one, ``[R, R]``."""
 
 
 def spill_tokens(
-    policy: SpillingPolicy, slots: SlotTable, slot_TK: NDArray[np.int64], scale: float
+    policy: SpillingPolicy, slots: SlotTable, slot_TK: Ints, scale: float
 ) -> SpilledTokens:
     """Spill the excess tokens of a layer: of each slot its last ones.
 
@@ -211,13 +204,8 @@ def spill_tokens(
 
 @jit
 def _move(
-    slot_TK: NDArray[np.int64],
-    num_slots: int,
-    spilled_P: NDArray[np.int64],
-    first_P: NDArray[np.int64],
-    order_X: NDArray[np.int64],
-    quota_X: NDArray[np.int64],
-) -> NDArray[np.int64]:
+    slot_TK: Ints, num_slots: int, spilled_P: Ints, first_P: Ints, order_X: Ints, quota_X: Ints
+) -> Ints:
     """Move pairs from the end of the batch on, spill after spill of their slot."""
     moved_TK = slot_TK.copy()
     turn_P = np.zeros(num_slots, dtype=np.int64)

@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.jit import jit
 
 _DRAWN_TOKENS = 32768
@@ -39,7 +39,7 @@ class UniformImbalance:
 
 
 def draw_uniform_imbalance(
-    rank_P: NDArray[np.int64], top_k: int, num_tokens: int, rng: np.random.Generator
+    rank_P: Ints, top_k: int, num_tokens: int, rng: np.random.Generator
 ) -> UniformImbalance:
     """Draw batches of uniform routing and summarise their imbalance.
 
@@ -62,9 +62,7 @@ def draw_uniform_imbalance(
 
 
 @jit
-def _busiest_over_mean(
-    uniform_DTK: NDArray[np.float64], rank_P: NDArray[np.int64], num_ranks: int
-) -> NDArray[np.float64]:
+def _busiest_over_mean(uniform_DTK: Floats, rank_P: Ints, num_ranks: int) -> Floats:
     """Ratios of the busiest rank's pairs to the mean rank's, ``[D]``, with slots chosen by the
     first ``K`` exchanges of a Fisher-Yates shuffle.
 

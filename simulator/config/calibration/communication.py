@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import Field, model_validator
 
+from simulator.base.arrays import Bools, Floats
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import (
     Amount,
@@ -20,7 +21,6 @@ from simulator.base.quantities import (
 )
 from simulator.config.calibration.fit import Fit
 
-Floats = NDArray[np.float64]
 Algorithm = Literal["ring", "in_switch", "one_shot"]
 PASSES = {"all_reduce": 2.0}
 """Times that a message goes round a ring; once where not given: reducing and handing out are a pass
@@ -71,7 +71,7 @@ class ProtocolFit(Frozen):
         per_byte = per_byte + (0.0 if self.copy_fraction is None else 1.0 / self.copy_fraction)
         return np.asarray(per_byte / np.asarray(bytes_per_s), dtype=np.float64)
 
-    def is_used(self, num_bytes: ArrayLike, num_ranks: ArrayLike) -> NDArray[np.bool_]:
+    def is_used(self, num_bytes: ArrayLike, num_ranks: ArrayLike) -> Bools:
         """Whether the library considers it for messages of a size."""
         size, ranks = np.asarray(num_bytes, dtype=float), np.asarray(num_ranks, dtype=float)
         limit = np.inf if self.max_bytes_times_ranks is None else self.max_bytes_times_ranks

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.host import HostRates
@@ -24,7 +24,7 @@ class Exchange:
 
     latency_s: float
     """Seconds before the first byte arrives."""
-    busy_s: NDArray[np.float64]
+    busy_s: Floats
     """Seconds that each link needs for its bytes when nothing else uses it, ``[links]``."""
     sent: Messages
     """Bytes from rank to rank."""
@@ -43,7 +43,7 @@ class Exchange:
         return cls(0.0, np.zeros(0), Messages.empty())
 
     @property
-    def bytes_SR(self) -> NDArray[np.float64]:
+    def bytes_SR(self) -> Floats:
         """Bytes from each rank to each other one, ``[R, R]``."""
         return self.sent.matrix_SR
 
@@ -66,7 +66,7 @@ class Vectors(NamedTuple):
     """Name of the calibrated kernels: ``low_latency``, ``normal``, ..., or ``collective``."""
     vector_bytes: float
     """Bytes of one hidden vector."""
-    tokens_R: NDArray[np.float64]
+    tokens_R: Floats
     """Tokens that each rank sends, or gets back, ``[R]``."""
     num_experts: int
     """Expert slots on all ranks."""
@@ -98,9 +98,7 @@ class CommModel(Protocol):
         """Price the sum of ``num_bytes`` over a group of ranks, with the result on each."""
         ...
 
-    def all_reduces_s(
-        self, num_bytes: NDArray[np.float64], ranks: tuple[int, ...]
-    ) -> NDArray[np.float64]:
+    def all_reduces_s(self, num_bytes: Floats, ranks: tuple[int, ...]) -> Floats:
         """Seconds of many all-reduces, each without others on the links:
         ``all_reduce(...).alone_s`` for all sizes at once.
         """

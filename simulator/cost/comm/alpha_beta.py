@@ -16,8 +16,8 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools, Floats
 from simulator.base.errors import UserError, did_you_mean
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Factor
@@ -29,8 +29,6 @@ from simulator.cost.comm import Exchange, Operation, Vectors
 from simulator.cost.compute import check_shares
 from simulator.policies.messages import Messages
 from simulator.policies.topology import Fabric
-
-Floats = NDArray[np.float64]
 
 COLLECTIVE = "collective"
 """Kernels of an exchange that is a library's all-gather and reduce-scatter."""
@@ -75,9 +73,7 @@ class AlphaBetaModel:
         fit = self._exchange_fit(operation, LOW_LATENCY)
         start_s = float(fit.start_s(Load(0.0, 0.0, 0.0, 0.0, 0.0, self.fabric.num_nodes)))
         return Exchange(
-            start_s,
-            self.fabric.sum_by_link(sent) / self._achieved_L(fit, operation),
-            sent,
+            start_s, self.fabric.sum_by_link(sent) / self._achieved_L(fit, operation), sent
         )
 
     def exchanges(
@@ -252,11 +248,11 @@ class AlphaBetaModel:
         return np.array([link.bytes_per_s for link in self.fabric.links])
 
     @cached_property
-    def _is_scale_up_L(self) -> NDArray[np.bool_]:
+    def _is_scale_up_L(self) -> Bools:
         return np.array([link.kind == "scale_up" for link in self.fabric.links])
 
     @cached_property
-    def _kinds(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def _kinds(self) -> tuple[Bools, Bools]:
         """Masks of the links inside domains, and of those between."""
         return self._is_scale_up_L, ~self._is_scale_up_L
 

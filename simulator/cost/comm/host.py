@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec
@@ -74,9 +74,7 @@ class HostCommModel:
             table.latency_s, np.full(len(self.fabric.links), seconds), sent, table.stagger_s
         )
 
-    def all_reduces_s(
-        self, num_bytes: NDArray[np.float64], ranks: tuple[int, ...]
-    ) -> NDArray[np.float64]:
+    def all_reduces_s(self, num_bytes: Floats, ranks: tuple[int, ...]) -> Floats:
         if len(ranks) == 1:
             return np.zeros(len(num_bytes))
         table = self._table("all_reduce")

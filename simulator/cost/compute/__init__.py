@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from simulator.base.arrays import Floats, Ints
 from simulator.base.errors import UserError
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
@@ -27,13 +25,13 @@ class ComputeModel(Protocol):
 
     def gemm_s(
         self,
-        rows: NDArray[np.int64],
+        rows: Ints,
         in_features: int,
         out_features: int,
         dtype: str,
         copies: int = 1,
         pruning: Pruning | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         """Seconds of ``rows x in_features @ in_features x out_features`` for every entry of
         ``rows``; 0 for no rows.
 
@@ -49,15 +47,15 @@ class ComputeModel(Protocol):
 
     def grouped_gemm_s(
         self,
-        rows_RG: NDArray[np.float64],
+        rows_RG: Floats,
         in_features: int,
         out_features: int,
         dtype: str,
         num_experts: int | None = None,
         kernels: str | None = None,
-        choices_R: NDArray[np.float64] | None = None,
+        choices_R: Floats | None = None,
         pruning: Pruning | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         """Seconds ``[R]`` of one kernel on each rank in which group ``g`` (an expert) has
         ``rows_RG[r, g]`` tokens.
 
@@ -80,7 +78,7 @@ class ComputeModel(Protocol):
         """
         ...
 
-    def mixer_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
+    def mixer_s(self, rows: Ints, hidden_size: int, width: int) -> Floats:
         """Seconds of the small kernels of a layer with a mixer (norms, rotation, residuals) for
         every entry of ``rows``.
 
@@ -90,27 +88,25 @@ class ComputeModel(Protocol):
         """
         ...
 
-    def ffn_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
+    def ffn_s(self, rows: Ints, hidden_size: int, width: int) -> Floats:
         """Seconds of a dense block or a shared expert beyond its matrices."""
         ...
 
-    def router_s(
-        self, rows: NDArray[np.int64], hidden_size: int, num_experts: int
-    ) -> NDArray[np.float64]:
+    def router_s(self, rows: Ints, hidden_size: int, num_experts: int) -> Floats:
         """Seconds of choosing experts beyond the router's matrix."""
         ...
 
     def expert_moves_s(
         self,
-        pairs_R: NDArray[np.float64],
-        choices_R: NDArray[np.float64],
-        touched_R: NDArray[np.int64],
+        pairs_R: Floats,
+        choices_R: Floats,
+        touched_R: Ints,
         hidden_size: int,
         width: float,
         dtype: str,
         num_experts: int | None = None,
         kernels: str | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         """Seconds ``[R]`` of routed experts beyond their matrices: sorting rows by expert, the
         activation, and adding up.
 
@@ -124,8 +120,8 @@ class ComputeModel(Protocol):
         ...
 
     def pack_s(
-        self, choices_R: NDArray[np.float64], rows_R: NDArray[np.float64], hidden_size: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        self, choices_R: Floats, rows_R: Floats, hidden_size: int
+    ) -> tuple[Floats, Floats] | None:
         """Seconds ``[R]`` that each rank takes to pack its rows before they travel, and to add up
         the outputs that come back.
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec
@@ -48,33 +48,31 @@ class HostModel:
 
     def gemm_s(
         self,
-        rows: NDArray[np.int64],
+        rows: Ints,
         in_features: int,
         out_features: int,
         dtype: str,
         copies: int = 1,
         pruning: Pruning | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         return copies * self._multiply(np.asarray(rows, float), in_features * out_features, pruning)
 
     def grouped_gemm_s(
         self,
-        rows_RG: NDArray[np.float64],
+        rows_RG: Floats,
         in_features: int,
         out_features: int,
         dtype: str,
         num_experts: int | None = None,
         kernels: str | None = None,
-        choices_R: NDArray[np.float64] | None = None,
+        choices_R: Floats | None = None,
         pruning: Pruning | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         # One expert after the other, each with its own weights.
         found_RG = self._multiply(rows_RG, in_features * out_features, pruning)
         return np.asarray(found_RG.sum(axis=1))
 
-    def _multiply(
-        self, rows: NDArray[np.float64], size: int, pruning: Pruning | None
-    ) -> NDArray[np.float64]:
+    def _multiply(self, rows: Floats, size: int, pruning: Pruning | None) -> Floats:
         found = self._tables.matrix.seconds_for(rows, size, self.rates.working_bytes)
         return found if pruning is None else found * self._pruned_ratio(rows, pruning)
 
@@ -85,51 +83,47 @@ class HostModel:
         seconds = self._tables.decode.seconds
         return Rates(floor_s=seconds["call"], entry_s=kernel.decode_bytes * seconds["bytes"])
 
-    def mixer_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
+    def mixer_s(self, rows: Ints, hidden_size: int, width: int) -> Floats:
         return np.where(
             rows > 0,
             self._tables.mixer.total(values=rows * float(hidden_size), heads=rows * float(width)),
             0.0,
         )
 
-    def ffn_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
+    def ffn_s(self, rows: Ints, hidden_size: int, width: int) -> Floats:
         return np.where(
             rows > 0,
             self._tables.ffn.total(values=rows * float(hidden_size), hidden=rows * float(width)),
             0.0,
         )
 
-    def router_s(
-        self, rows: NDArray[np.int64], hidden_size: int, num_experts: int
-    ) -> NDArray[np.float64]:
+    def router_s(self, rows: Ints, hidden_size: int, num_experts: int) -> Floats:
         return self._tables.router.total(
             values=rows * float(hidden_size), scores=rows * float(num_experts)
         )
 
     def expert_moves_s(
         self,
-        pairs_R: NDArray[np.float64],
-        choices_R: NDArray[np.float64],
-        touched_R: NDArray[np.int64],
+        pairs_R: Floats,
+        choices_R: Floats,
+        touched_R: Ints,
         hidden_size: int,
         width: float,
         dtype: str,
         num_experts: int | None = None,
         kernels: str | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         return self._tables.experts.total(
             touched=touched_R, values=pairs_R * float(hidden_size), hidden=pairs_R * float(width)
         )
 
-    def pack_s(
-        self, choices_R: NDArray[np.float64], rows_R: NDArray[np.float64], hidden_size: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def pack_s(self, choices_R: Floats, rows_R: Floats, hidden_size: int) -> tuple[Floats, Floats]:
         num_bytes = rows_R * (hidden_size * BYTES_PER_ELEMENT[self.rates.host.dtype])
         return self._tables.pack.total(
             choices=choices_R, bytes=num_bytes
         ), self._tables.unpack.total(bytes=num_bytes)
 
-    def _pruned_ratio(self, rows: NDArray[np.float64], pruning: Pruning) -> NDArray[np.float64]:
+    def _pruned_ratio(self, rows: Floats, pruning: Pruning) -> Floats:
         """Ratio of a pruned product's time to the whole one's for every entry of ``rows``,
         interpolated in its logarithm between measured rows and sparsities.
         """

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec
@@ -50,13 +50,13 @@ class RooflineModel:
 
     def gemm_s(
         self,
-        rows: NDArray[np.int64],
+        rows: Ints,
         in_features: int,
         out_features: int,
         dtype: str,
         copies: int = 1,
         pruning: Pruning | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         fit, found = self.calibration.matrices(dtype), np.asarray(rows, dtype=np.float64)
         shape = found, in_features, out_features, dtype
         if pruning is None:
@@ -65,15 +65,15 @@ class RooflineModel:
 
     def grouped_gemm_s(
         self,
-        rows_RG: NDArray[np.float64],
+        rows_RG: Floats,
         in_features: int,
         out_features: int,
         dtype: str,
         num_experts: int | None = None,
         kernels: str | None = None,
-        choices_R: NDArray[np.float64] | None = None,
+        choices_R: Floats | None = None,
         pruning: Pruning | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         gpu, fit = self.accelerator, self.calibration.experts(dtype, num_experts, kernels)
         shape = rows_RG, in_features, out_features, dtype
         if pruning is None:
@@ -89,37 +89,33 @@ class RooflineModel:
         )
         return context_rates(self.accelerator, fit, kernel, phase)
 
-    def mixer_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
+    def mixer_s(self, rows: Ints, hidden_size: int, width: int) -> Floats:
         num_bytes = rows.astype(np.float64) * (hidden_size * 2.0 * _STREAM_PASSES)
         return np.where(rows > 0, self.calibration.engine.layer_s + self.stream_s(num_bytes), 0.0)
 
-    def ffn_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
+    def ffn_s(self, rows: Ints, hidden_size: int, width: int) -> Floats:
         return np.zeros(len(rows))  # fused into the products
 
-    def router_s(
-        self, rows: NDArray[np.int64], hidden_size: int, num_experts: int
-    ) -> NDArray[np.float64]:
+    def router_s(self, rows: Ints, hidden_size: int, num_experts: int) -> Floats:
         return np.zeros(len(rows))
 
     def expert_moves_s(
         self,
-        pairs_R: NDArray[np.float64],
-        choices_R: NDArray[np.float64],
-        touched_R: NDArray[np.int64],
+        pairs_R: Floats,
+        choices_R: Floats,
+        touched_R: Ints,
         hidden_size: int,
         width: float,
         dtype: str,
         num_experts: int | None = None,
         kernels: str | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         fit = self.calibration.experts(dtype, num_experts, kernels)
         return self.calibration.engine.expert_ratio * moves_s(
             self.accelerator, fit, pairs_R, choices_R, hidden_size, width
         )
 
-    def pack_s(
-        self, choices_R: NDArray[np.float64], rows_R: NDArray[np.float64], hidden_size: int
-    ) -> None:
+    def pack_s(self, choices_R: Floats, rows_R: Floats, hidden_size: int) -> None:
         return None  # the kernels of the exchange read tokens where they lie
 
     def _find_pruned(self, pruning: Pruning, dtype: str) -> PrunedFit:
@@ -131,7 +127,7 @@ class RooflineModel:
             )
         return fit
 
-    def stream_s(self, num_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+    def stream_s(self, num_bytes: Floats) -> Floats:
         """Seconds to read or write bytes that no matrix product hides."""
         return np.asarray(
             num_bytes

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
@@ -75,13 +76,13 @@ class TrainedModel(RooflineModel):
 
     def gemm_s(
         self,
-        rows: NDArray[np.int64],
+        rows: Ints,
         in_features: int,
         out_features: int,
         dtype: str,
         copies: int = 1,
         pruning: Pruning | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         if dtype not in _CONVERSIONS or pruning is not None:
             return super().gemm_s(rows, in_features, out_features, dtype, copies, pruning)
         fit, gpu = self.calibration.matrices("bf16"), self.accelerator
@@ -89,9 +90,7 @@ class TrainedModel(RooflineModel):
         operands = operands._replace(flops_per_s=operands.flops_per_s * _EIGHT_BIT_SHARE)
         return product_s(gpu, fit, rows, in_features, out_features, operands, copies)
 
-    def convert_s(
-        self, numbers: ArrayLike, dtype: str, behind_norm: ArrayLike = 0.0
-    ) -> NDArray[np.float64]:
+    def convert_s(self, numbers: ArrayLike, dtype: str, behind_norm: ArrayLike = 0.0) -> Floats:
         """Seconds to convert numbers of tensors to a format, once for all products that read them;
         0 for formats of 16 bits and more.
 
@@ -105,31 +104,31 @@ class TrainedModel(RooflineModel):
 
     def grouped_gemm_s(
         self,
-        rows_RG: NDArray[np.float64],
+        rows_RG: Floats,
         in_features: int,
         out_features: int,
         dtype: str,
         num_experts: int | None = None,
         kernels: str | None = None,
-        choices_R: NDArray[np.float64] | None = None,
+        choices_R: Floats | None = None,
         pruning: Pruning | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         rows, place = np.unique(np.rint(rows_RG), return_inverse=True)
         matrix = in_features, out_features, dtype
         seconds = self.gemm_s(rows.astype(np.int64), *matrix, pruning=pruning)
-        total_R: NDArray[np.float64] = seconds[place.reshape(rows_RG.shape)].sum(axis=1)
+        total_R: Floats = seconds[place.reshape(rows_RG.shape)].sum(axis=1)
         return total_R
 
     def expert_moves_s(
         self,
-        pairs_R: NDArray[np.float64],
-        choices_R: NDArray[np.float64],
-        touched_R: NDArray[np.int64],
+        pairs_R: Floats,
+        choices_R: Floats,
+        touched_R: Ints,
         hidden_size: int,
         width: float,
         dtype: str,
         num_experts: int | None = None,
         kernels: str | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         moved = (_HIDDEN_MOVES * hidden_size + _WIDTH_MOVES * width) * 2.0
         return self.stream_s(pairs_R * moved)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.base.jit import jit, jit_inner
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import AttentionFit
@@ -92,7 +92,7 @@ class Rates(NamedTuple):
 
 
 @jit_inner
-def split_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
+def split_s(rates: Floats, sums: Floats) -> float:
     """Seconds to combine the parts of a long context, once for a kernel whatever its number of
     sequences.
     """
@@ -101,7 +101,7 @@ def split_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
 
 
 @jit_inner
-def work_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
+def work_s(rates: Floats, sums: Floats) -> float:
     """Seconds of one kernel beyond its floor.
 
     Args:
@@ -123,7 +123,7 @@ def work_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
 
 
 @jit
-def kernels_s(rates_nk: NDArray[np.float64], sums_nk: NDArray[np.float64]) -> NDArray[np.float64]:
+def kernels_s(rates_nk: Floats, sums_nk: Floats) -> Floats:
     """Seconds of many kernels, floors included, ``[n]``."""
     seconds = np.empty(len(rates_nk))
     for i in range(len(rates_nk)):

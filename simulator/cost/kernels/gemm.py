@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from simulator.base.arrays import Floats
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import GemmFit
 from simulator.config.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
@@ -30,7 +31,7 @@ def feeding_share(accelerator: AcceleratorSpec) -> float:
     )
 
 
-def padded_share(rows: ArrayLike, tile_rows: int) -> NDArray[np.float64]:
+def padded_share(rows: ArrayLike, tile_rows: int) -> Floats:
     """Share of a tile that is multiplied where a product has fewer rows: rounded up to powers of
     two, eight or more.
 
@@ -78,12 +79,12 @@ class Operands(NamedTuple):
 def gemm_s(
     accelerator: AcceleratorSpec,
     fit: GemmFit,
-    rows: NDArray[np.float64],
+    rows: Floats,
     in_features: int,
     out_features: int,
     dtype: str,
     copies: int = 1,
-) -> NDArray[np.float64]:
+) -> Floats:
     """Seconds of ``copies`` products ``rows x in_features @ in_features x out_features`` in one
     kernel; 0 for no rows.
     """
@@ -106,7 +107,7 @@ def product_s(
     out_features: ArrayLike,
     operands: Operands,
     copies: int = 1,
-) -> NDArray[np.float64]:
+) -> Floats:
     """Seconds of products of any mixture of shapes: rows and features are broadcast against each
     other.
     """
@@ -129,13 +130,8 @@ def product_s(
 
 
 def _reread_bytes(
-    m: NDArray[np.float64],
-    k: NDArray[np.float64],
-    n: NDArray[np.float64],
-    operands: Operands,
-    num_multiprocessors: int,
-    fit: GemmFit,
-) -> NDArray[np.float64]:
+    m: Floats, k: Floats, n: Floats, operands: Operands, num_multiprocessors: int, fit: GemmFit
+) -> Floats:
     """Bytes that are read again because the operand along the shorter side of the result does not
     stay in the cache.
 
@@ -156,14 +152,14 @@ def _reread_bytes(
 
 
 def _tiled_s(
-    m: NDArray[np.float64],
-    k: NDArray[np.float64],
-    n: NDArray[np.float64],
+    m: Floats,
+    k: Floats,
+    n: Floats,
     operands: Operands,
     accelerator: AcceleratorSpec,
     fit: GemmFit,
     copies: int,
-) -> NDArray[np.float64]:
+) -> Floats:
     """Seconds to compute whole tiles, each on one multiprocessor; fewer tiles than multiprocessors
     are split along ``k``.
 
@@ -176,9 +172,7 @@ def _tiled_s(
     rate = operands.flops_per_s * fit.compute_fraction / num_multiprocessors
     least_depth = k if fit.min_split_k is None else np.minimum(k, fit.min_split_k)
 
-    def seconds(
-        rows: NDArray[np.float64], tile_rows: int, tile_columns: int
-    ) -> NDArray[np.float64]:
+    def seconds(rows: Floats, tile_rows: int, tile_columns: int) -> Floats:
         tiles = np.ceil(rows / tile_rows) * (np.ceil(n / tile_columns) * copies)
         depth = np.maximum(tiles * (k / num_multiprocessors), least_depth)
         slowdown = (1 + fit.reread * (1 / tile_rows + 1 / tile_columns)) / (

@@ -7,8 +7,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from simulator.base.arrays import Floats
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import GroupedGemmFit
 from simulator.cost.kernels.gemm import Operands
@@ -22,17 +23,17 @@ class Load(NamedTuple):
     each rank.
     """
 
-    rows: NDArray[np.float64]
+    rows: Floats
     """Rows of all experts."""
-    touched: NDArray[np.float64]
+    touched: Floats
     """Number of experts with rows."""
-    slots: NDArray[np.float64]
+    slots: Floats
     """Number of experts, with rows or without."""
-    tiles: dict[int, NDArray[np.float64]]
+    tiles: dict[int, Floats]
     """Number of tiles by rows of a tile: each expert has its own, the last one not full."""
 
     @classmethod
-    def from_rows(cls, rows_RG: NDArray[np.float64], tile_rows: tuple[int, ...]) -> Load:
+    def from_rows(cls, rows_RG: Floats, tile_rows: tuple[int, ...]) -> Load:
         """Count the rows of the experts on the last axis."""
         rows = rows_RG.sum(axis=-1)
         tiles = {size: np.ceil(rows_RG / size).sum(axis=-1) for size in tile_rows}
@@ -47,12 +48,12 @@ class Load(NamedTuple):
 def grouped_gemm_s(
     accelerator: AcceleratorSpec,
     fit: GroupedGemmFit,
-    rows_RG: NDArray[np.float64],
+    rows_RG: Floats,
     in_features: int,
     out_features: int,
     dtype: str,
-    choices_R: NDArray[np.float64] | None = None,
-) -> NDArray[np.float64]:
+    choices_R: Floats | None = None,
+) -> Floats:
     """Seconds ``[R]`` of one kernel on each rank in which group ``g`` (an expert) has ``rows_RG[r,
     g]`` tokens; 0 without any.
 
@@ -79,8 +80,8 @@ def product_s(
     in_features: ArrayLike,
     out_features: ArrayLike,
     operands: Operands,
-    choices: NDArray[np.float64],
-) -> NDArray[np.float64]:
+    choices: Floats,
+) -> Floats:
     """Seconds of grouped products of any mixture of shapes: loads, choices and features are
     broadcast against each other.
     """
@@ -120,7 +121,7 @@ def moves_s(
     choices: ArrayLike,
     hidden_size: ArrayLike,
     width: ArrayLike,
-) -> NDArray[np.float64]:
+) -> Floats:
     """Seconds of the activation between the two kernels, of sorting rows by expert, and of adding
     them up again.
 

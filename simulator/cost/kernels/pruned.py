@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import GemmFit, GroupedGemmFit, PrunedFit
 from simulator.config.dtypes import BYTES_PER_ELEMENT
@@ -22,12 +22,12 @@ def pruned_s(
     accelerator: AcceleratorSpec,
     whole: GemmFit,
     fit: PrunedFit,
-    rows: NDArray[np.float64],
+    rows: Floats,
     in_features: int,
     out_features: int,
     dtype: str,
     pruning: Pruning,
-) -> NDArray[np.float64]:
+) -> Floats:
     """Seconds of ``rows x in_features @ in_features x out_features`` with the remaining values of
     the second, pruned matrix; 0 for no rows.
 
@@ -51,13 +51,13 @@ def pruned_grouped_s(
     accelerator: AcceleratorSpec,
     whole: GroupedGemmFit,
     fit: PrunedFit,
-    rows_RG: NDArray[np.float64],
+    rows_RG: Floats,
     in_features: int,
     out_features: int,
     dtype: str,
     pruning: Pruning,
-    choices_R: NDArray[np.float64] | None = None,
-) -> NDArray[np.float64]:
+    choices_R: Floats | None = None,
+) -> Floats:
     """Seconds ``[R]`` of :func:`~simulator.cost.kernels.grouped_gemm.grouped_gemm_s` with pruned
     experts. Nobody has published such kernels: they are assumed to differ from those for whole
     experts as single products were measured to.
@@ -109,13 +109,13 @@ def _pruned_kernel(whole: AnyFit, fit: PrunedFit) -> AnyFit:
 
 
 def _add_expansion(
-    seconds: NDArray[np.float64],
+    seconds: Floats,
     accelerator: AcceleratorSpec,
     kernel: GemmFit | GroupedGemmFit,
     fit: PrunedFit,
-    matrices: NDArray[np.float64],
+    matrices: Floats,
     size: int,
-) -> NDArray[np.float64]:
+) -> Floats:
     """Add the time to expand ``matrices`` of ``size`` weights, where the kernel does; 0 where there
     is no product.
     """

@@ -108,10 +108,7 @@ def count_stage(plan: TrainingPlan, stage: int, *, with_ends: bool = True) -> Pa
     if not with_ends:
         chunks = [Chunk(chunk.layers, has_embedding=False, has_head=False) for chunk in chunks]
     counts = [count_parameters(plan.model, plan.placement.layout, chunk) for chunk in chunks]
-    return ParameterCount(
-        sum(one.dense for one in counts),
-        sum(one.expert for one in counts),
-    )
+    return ParameterCount(sum(one.dense for one in counts), sum(one.expert for one in counts))
 
 
 def count_optimized(plan: TrainingPlan, stage: int) -> float:

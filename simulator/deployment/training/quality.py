@@ -46,10 +46,7 @@ def find_tokens_to_loss(
         *(asked.list_outside(sizes[0], found) if math.isfinite(found) else ()),
     ]
     return TokensToLoss(
-        loss,
-        found,
-        dict(_ask_all(sizes, tokens, where)),
-        tuple(dict.fromkeys(outside)),
+        loss, found, dict(_ask_all(sizes, tokens, where)), tuple(dict.fromkeys(outside))
     )
 
 

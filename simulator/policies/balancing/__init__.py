@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+
+from simulator.base.arrays import Ints
 
 
 class Rule(NamedTuple):
@@ -26,7 +27,7 @@ class Rule(NamedTuple):
     """Load of each prompt and output token of an unfinished request."""
     per_new_token: float = 0
     """Load of each token of the request's prompt that is not cached there."""
-    turns: Callable[[int], NDArray[np.int64]] | None = None
+    turns: Callable[[int], Ints] | None = None
     """Function that returns the replicas of so many requests in order of arrival, without regard to
     load."""
 
@@ -42,7 +43,7 @@ class Asked(NamedTuple):
     """Prompt tokens."""
     num_output: int
     """Output tokens, which no router knows beforehand."""
-    prefix_ids: NDArray[np.int64]
+    prefix_ids: Ints
     """Ids of the prompt's prefix blocks, from its beginning: equal blocks have equal ids."""
     attributes: Mapping[str, float | str]
     """Values of the trace's further columns by name, such as ``session``: numbers, or texts."""
@@ -51,13 +52,13 @@ class Asked(NamedTuple):
 class Snapshot(NamedTuple):
     """State of all replicas that get requests, an entry for each."""
 
-    outstanding: NDArray[np.int64]
+    outstanding: Ints
     """Requests that the replica has and has not finished."""
-    outstanding_tokens: NDArray[np.int64]
+    outstanding_tokens: Ints
     """Prompt and output tokens of these."""
-    free_blocks: NDArray[np.int64]
+    free_blocks: Ints
     """KV blocks that no request holds, of all its ranks."""
-    cached_tokens: NDArray[np.int64]
+    cached_tokens: Ints
     """Tokens of the longest prefix of the request's prompt that one of its ranks has cached, in
     any tier."""
 

@@ -6,18 +6,17 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from simulator.base.arrays import Floats, Ints
 
 
 class ExpertUses(NamedTuple):
     """Uses of the experts of every MoE layer so far, ``[L, E]`` each."""
 
-    last_LE: NDArray[np.int64]
+    last_LE: Ints
     """Number of the last step that used each expert, from 1; 0 where none did."""
-    count_LE: NDArray[np.int64]
+    count_LE: Ints
     """Steps that used each expert."""
-    earlier_LE: NDArray[np.float64]
+    earlier_LE: Floats
     """Tokens that chose each expert in an earlier recording, whose share it is of all."""
 
 
@@ -26,7 +25,7 @@ class CachingPolicy(Protocol):
     configuration keys.
     """
 
-    def rate_experts(self, uses: ExpertUses) -> NDArray[np.float64]:
+    def rate_experts(self, uses: ExpertUses) -> Floats:
         """Rate how much each expert is worth a slot, ``[L, E]``.
 
         Behind each step a layer's cache keeps the experts of the highest value among those it held

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.base.frozen import Frozen
 from simulator.policies.caching import ExpertUses
 
@@ -17,6 +17,6 @@ class LeastFrequentlyUsed(Frozen):
     et al., INFOCOM 1999). The cache begins empty.
     """
 
-    def rate_experts(self, uses: ExpertUses) -> NDArray[np.float64]:
+    def rate_experts(self, uses: ExpertUses) -> Floats:
         now = max(int(uses.last_LE.max(initial=0)), 0) + 1
         return np.asarray(uses.count_LE + uses.last_LE / now, dtype=np.float64)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.base.frozen import Frozen
 from simulator.policies.caching import ExpertUses
 
@@ -16,5 +16,5 @@ class LeastRecentlyUsed(Frozen):
     in llama.cpp's proposal of cached experts (github.com/ggml-org/llama.cpp/issues/27861).
     """
 
-    def rate_experts(self, uses: ExpertUses) -> NDArray[np.float64]:
+    def rate_experts(self, uses: ExpertUses) -> Floats:
         return uses.last_LE.astype(np.float64)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
+from simulator.base.arrays import Floats
 from simulator.base.frozen import Frozen
 from simulator.policies.caching import ExpertUses
 
@@ -17,5 +15,5 @@ class Popularity(Frozen):
     Placed so by Fiddler (arXiv:2402.07033), and by hot lists for llama.cpp.
     """
 
-    def rate_experts(self, uses: ExpertUses) -> NDArray[np.float64]:
+    def rate_experts(self, uses: ExpertUses) -> Floats:
         return uses.earlier_LE

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
+from simulator.base.arrays import Floats, Ints
 
 
 class DispatchPolicy(Protocol):
@@ -19,9 +18,7 @@ class DispatchPolicy(Protocol):
     (:func:`find_kernel_input`).
     """
 
-    def copies(
-        self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def copies(self, rank_TK: Ints, source_T: Ints, node_R: Ints) -> Floats:
         """Count the hidden vectors that each rank sends to each other one in the dispatch of one
         MoE layer.
 
@@ -41,11 +38,11 @@ class Rows(NamedTuple):
     its token that it is for.
     """
 
-    token_N: NDArray[np.int64]
+    token_N: Ints
     """Token of each row."""
-    rank_N: NDArray[np.int64]
+    rank_N: Ints
     """Receiving rank; may be the sender itself."""
-    choice_NW: NDArray[np.int64]
+    choice_NW: Ints
     """Positions among the token's ``K`` experts, padded with -1: an expert of this row has its
     tokens on ``rank_N``."""
 
@@ -92,7 +89,7 @@ def find_kernel_input(policy: DispatchPolicy) -> Literal["arrivals", "rows", "al
 class ExecutableDispatch(Protocol):
     """Dispatch policy that can also be executed: its copies can be listed, not only counted."""
 
-    def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
+    def rows(self, rank_TK: Ints, node_R: Ints) -> Rows:
         """List what a rank sends for its tokens.
 
         Counted by receiving rank, without what stays on the sender, they are the sender's line of

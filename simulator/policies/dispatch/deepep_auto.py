@@ -4,9 +4,7 @@ for many (SGLang's ``--deepep-mode auto``).
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
+from simulator.base.arrays import Floats, Ints
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import TokenBudget
 from simulator.policies.dispatch import DispatchPolicy, Rows
@@ -34,12 +32,10 @@ class DeepepAuto(Frozen):
     def policy_for(self, tokens: int) -> DispatchPolicy:
         return PerExpert() if tokens <= self.low_latency_tokens else PerNode()
 
-    def copies(
-        self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def copies(self, rank_TK: Ints, source_T: Ints, node_R: Ints) -> Floats:
         return self.policy_for(-(-len(source_T) // len(node_R))).copies(rank_TK, source_T, node_R)
 
-    def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
+    def rows(self, rank_TK: Ints, node_R: Ints) -> Rows:
         # Refuses what cannot be executed, however few tokens there are.
         rows = PerNode().rows(rank_TK, node_R)
         if len(rank_TK) <= self.low_latency_tokens:

@@ -7,8 +7,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.frozen import Frozen
 from simulator.policies.dispatch import Rows
 from simulator.policies.token_counts import count_copies
@@ -22,11 +22,9 @@ class PerExpert(Frozen):
     ``one_sided``."""
     sees: ClassVar[str] = "rows"
 
-    def copies(
-        self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def copies(self, rank_TK: Ints, source_T: Ints, node_R: Ints) -> Floats:
         return np.asarray(count_copies(rank_TK, source_T, len(node_R), False))
 
-    def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
+    def rows(self, rank_TK: Ints, node_R: Ints) -> Rows:
         token_N, choice_N = np.nonzero(rank_TK >= 0)
         return Rows(token_N, rank_TK[token_N, choice_N], choice_N[:, None])

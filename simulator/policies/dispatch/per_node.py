@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.policies.dispatch import Rows
@@ -25,12 +25,10 @@ class PerNode(Frozen):
     kernels: str = "normal"
     """Name of the entry in the calibration's table ``exchange`` that prices it."""
 
-    def copies(
-        self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def copies(self, rank_TK: Ints, source_T: Ints, node_R: Ints) -> Floats:
         return np.asarray(count_forwarded(rank_TK, source_T, node_R))
 
-    def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
+    def rows(self, rank_TK: Ints, node_R: Ints) -> Rows:
         if len(np.unique(node_R)) > 1:
             raise UserError(
                 "dispatch 'per_node' forwards tokens inside each node, which is not executed on "

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.frozen import Frozen
 from simulator.policies.dispatch import Rows
 from simulator.policies.token_counts import count_copies
@@ -17,12 +17,10 @@ class PerRank(Frozen):
     """Name of the entry in the calibration's table ``exchange`` that prices it, such as
     ``one_sided``."""
 
-    def copies(
-        self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def copies(self, rank_TK: Ints, source_T: Ints, node_R: Ints) -> Floats:
         return np.asarray(count_copies(rank_TK, source_T, len(node_R), True))
 
-    def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
+    def rows(self, rank_TK: Ints, node_R: Ints) -> Rows:
         top_k = rank_TK.shape[1]
         is_same_TKK = rank_TK[:, :, None] == rank_TK[:, None, :]
         is_first_TK = (rank_TK >= 0) & ~np.tril(is_same_TKK, -1).any(axis=2)

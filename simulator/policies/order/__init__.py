@@ -12,15 +12,17 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
+
 
 class Queued(NamedTuple):
     """Requests that are to wait, an entry for each."""
 
-    arrival_s: NDArray[np.float64]
+    arrival_s: Floats
     """Arrival, seconds of the run; 0 in a closed loop, where it is not known beforehand."""
-    num_input: NDArray[np.int64]
+    num_input: Ints
     """Prompt tokens."""
-    num_output: NDArray[np.int64]
+    num_output: Ints
     """Output tokens, which no engine knows beforehand."""
     attributes: Mapping[str, NDArray[np.generic]]
     """Further columns of the trace by name, such as ``priority``: numbers, or texts."""
@@ -36,7 +38,7 @@ class Keys(NamedTuple):
     greatest key.
     """
 
-    offset_N: NDArray[np.float64]
+    offset_N: Floats
     """Finite numbers in any unit, ``[N]``."""
     per_second: float = 1.0
     """Weight of the time at which it is sent."""
@@ -47,14 +49,14 @@ class Waiting(NamedTuple):
 
     now_s: float
     """The present, seconds of the run."""
-    key: NDArray[np.float64]
+    key: Floats
     """Keys that they have."""
-    number: NDArray[np.int64]
+    number: Ints
     """Numbers in the trace, from 0: entries of what ``keys`` was given."""
-    num_input: NDArray[np.int64]
-    num_generated: NDArray[np.int64]
+    num_input: Ints
+    num_generated: Ints
     """Output tokens that they have: of those that were preempted."""
-    cached_tokens: NDArray[np.int64]
+    cached_tokens: Ints
     """Tokens of the longest prefix of each that the rank has cached, in any tier."""
 
 
@@ -77,7 +79,7 @@ class OrderPolicy(Protocol):
 class RankedOrder(OrderPolicy, Protocol):
     """Order that changes while requests wait."""
 
-    def rank(self, waiting: Waiting) -> NDArray[np.float64]:
+    def rank(self, waiting: Waiting) -> Floats:
         """Find the keys of two or more requests that wait at a rank, before each step: finite
         numbers.
         """

@@ -6,8 +6,8 @@ cache is next, of equals the first to come.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Sequences
 from simulator.policies.order import Keys, Queued, Waiting
@@ -23,7 +23,7 @@ class LongestPrefix(Frozen):
     def keys(self, requests: Queued) -> Keys:
         return Keys(np.zeros(len(requests.num_input)))
 
-    def rank(self, waiting: Waiting) -> NDArray[np.float64]:
+    def rank(self, waiting: Waiting) -> Floats:
         if len(waiting.key) > self.most:
             return waiting.key
         return -waiting.cached_tokens.astype(np.float64)

@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Ints
+
 
 class RoutedTokens(NamedTuple):
     """Tokens of one step in one MoE layer, behind their routers."""
@@ -21,26 +23,23 @@ class RoutedTokens(NamedTuple):
     ids_TJ: NDArray[np.integer]
     """Experts of every token, ``[T, J]``, distinct in a row: the ``top_k`` that it chose, then the
     next best ones, as many as the policy asks for (``next_choices``) and the router can choose."""
-    rank_TJ: NDArray[np.int64]
+    rank_TJ: Ints
     """Expert-parallel rank that computes each of them, ``[T, J]``, of the ``num_ranks``."""
     top_k: int
     """Number of experts that each token chose (``K``)."""
-    source_T: NDArray[np.int64]
+    source_T: Ints
     """Rank whose router each token passes, ``[T]``; all 0 where every rank has every token."""
     num_experts: int
     num_ranks: int
 
     @property
-    def tokens_S(self) -> NDArray[np.int64]:
+    def tokens_S(self) -> Ints:
         """Tokens that pass the router of each rank, ``[S]``, up to the last one with any."""
         return np.bincount(self.source_T)
 
 
 def take_choices(
-    ids_LTK: NDArray[np.int16],
-    next_LTN: NDArray[np.int16] | None,
-    layer: int,
-    token_T: NDArray[np.int64],
+    ids_LTK: NDArray[np.int16], next_LTN: NDArray[np.int16] | None, layer: int, token_T: Ints
 ) -> NDArray[np.int16]:
     """Look up the experts that tokens chose in a layer, and the next ones where they are known,
     ``ids_TJ``.

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.frozen import Frozen
 from simulator.base.jit import jit
 from simulator.base.quantities import Factor, value_range
@@ -73,13 +74,8 @@ class Capacity(Frozen):
 
 @jit
 def _admit_first(
-    ids_TJ: NDArray[np.int64],
-    holder_TJ: NDArray[np.int64],
-    source_T: NDArray[np.int64],
-    room_S: NDArray[np.float64],
-    num_holders: int,
-    top_k: int,
-) -> NDArray[np.int64]:
+    ids_TJ: Ints, holder_TJ: Ints, source_T: Ints, room_S: Floats, num_holders: int, top_k: int
+) -> Ints:
     """Choose the experts of pairs in the order of tokens: first those that tokens chose, then the
     next ones for pairs without room.
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.errors import UserError
 
 
@@ -15,9 +15,9 @@ from simulator.base.errors import UserError
 class Placed:
     """Physical experts (slots) of every MoE layer. Several slots may hold copies of one expert."""
 
-    expert_LP: NDArray[np.int64]
+    expert_LP: Ints
     """Expert that each slot holds, ``[L, P]``."""
-    rank_LP: NDArray[np.int64]
+    rank_LP: Ints
     """Rank that each slot lies on, ``[L, P]``."""
     num_ranks: int
 
@@ -27,9 +27,7 @@ class PlacementPolicy(Protocol):
     configuration keys.
     """
 
-    def place(
-        self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
-    ) -> Placed:
+    def place(self, load_LE: Floats, num_ranks: int, rng: np.random.Generator) -> Placed:
         """Spread the experts of every layer over the ranks; slot counts of two ranks differ by at
         most one.
 
@@ -47,11 +45,7 @@ class PairPlacement(Protocol):
     """Placement policy that looks at the experts that tokens choose together, too."""
 
     def place_pairs(
-        self,
-        load_LE: NDArray[np.float64],
-        pairs_LEE: NDArray[np.float64],
-        num_ranks: int,
-        rng: np.random.Generator,
+        self, load_LE: Floats, pairs_LEE: Floats, num_ranks: int, rng: np.random.Generator
     ) -> Placed:
         """Spread the experts as :meth:`PlacementPolicy.place` does.
 
@@ -62,7 +56,7 @@ class PairPlacement(Protocol):
         ...
 
 
-def slots_per_rank(num_slots: int, num_ranks: int) -> NDArray[np.int64]:
+def slots_per_rank(num_slots: int, num_ranks: int) -> Ints:
     """Slots of each rank, ``[R]``: as even as possible, the first ranks one more.
 
     >>> slots_per_rank(10, 4).tolist()
@@ -92,7 +86,7 @@ def choose_num_slots(kind: str, num_slots: int | None, num_experts: int, num_ran
     return found
 
 
-def in_blocks(expert_LP: NDArray[np.int64], num_ranks: int) -> Placed:
+def in_blocks(expert_LP: Ints, num_ranks: int) -> Placed:
     """Cut each layer's list of experts into one block for each rank."""
     rank_P = np.repeat(np.arange(num_ranks), slots_per_rank(expert_LP.shape[1], num_ranks))
     return Placed(expert_LP, np.tile(rank_P, (len(expert_LP), 1)), num_ranks)

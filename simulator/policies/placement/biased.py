@@ -5,8 +5,8 @@ go to the nearest copy.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Slots
 from simulator.policies.placement import Placed, choose_num_slots, in_blocks
@@ -27,16 +27,14 @@ class Biased(Frozen):
     as many spare ones as there are other ranks. Absent = one for each expert, or the next multiple
     of the ranks."""
 
-    def place(
-        self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
-    ) -> Placed:
+    def place(self, load_LE: Floats, num_ranks: int, rng: np.random.Generator) -> Placed:
         num_experts = load_LE.shape[1]
         num_slots = choose_num_slots("biased", self.num_slots, num_experts, num_ranks)
         expert_LP = np.stack([_place_layer(load_E, num_slots, num_ranks) for load_E in load_LE])
         return in_blocks(expert_LP, num_ranks)
 
 
-def _place_layer(load_E: NDArray[np.float64], num_slots: int, num_ranks: int) -> NDArray[np.int64]:
+def _place_layer(load_E: Floats, num_slots: int, num_ranks: int) -> Ints:
     """Place the experts of one layer: the expert of every slot, ``[P]``, the slots of rank 0
     first.
     """

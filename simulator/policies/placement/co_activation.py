@@ -5,8 +5,8 @@ of a token travel.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.base.jit import jit
@@ -36,20 +36,14 @@ class CoActivation(Frozen):
     """Number of nodes that pairs are kept together in, as ``per_node`` dispatch sends tokens;
     inside a node experts are placed by load. 1 = pairs are kept together on ranks."""
 
-    def place(
-        self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
-    ) -> Placed:
+    def place(self, load_LE: Floats, num_ranks: int, rng: np.random.Generator) -> Placed:
         raise UserError(
             "placement 'co_activation': needs to know which experts tokens choose together, which "
             "rebalancing does not count; let it use another placement"
         )
 
     def place_pairs(
-        self,
-        load_LE: NDArray[np.float64],
-        pairs_LEE: NDArray[np.float64],
-        num_ranks: int,
-        rng: np.random.Generator,
+        self, load_LE: Floats, pairs_LEE: Floats, num_ranks: int, rng: np.random.Generator
     ) -> Placed:
         """Place the experts of every layer by load and by pairs."""
         num_parts = self.num_nodes if self.num_nodes > 1 else num_ranks
@@ -70,13 +64,8 @@ class CoActivation(Frozen):
         return in_blocks(expert_LP, num_ranks)
 
     def _place_layer(
-        self,
-        load_E: NDArray[np.float64],
-        pairs_EE: NDArray[np.float64],
-        expert_P: NDArray[np.int64],
-        part_P: NDArray[np.int64],
-        ranks_per_part: int,
-    ) -> NDArray[np.int64]:
+        self, load_E: Floats, pairs_EE: Floats, expert_P: Ints, part_P: Ints, ranks_per_part: int
+    ) -> Ints:
         """Place the experts of one layer: the expert of every slot, ``[P]``, the slots of rank 0
         first.
         """
@@ -96,12 +85,7 @@ class CoActivation(Frozen):
 
 
 @jit
-def _exchange(
-    part_E: NDArray[np.int64],
-    load_E: NDArray[np.float64],
-    pairs_EE: NDArray[np.float64],
-    tolerance: float,
-) -> None:
+def _exchange(part_E: Ints, load_E: Floats, pairs_EE: Floats, tolerance: float) -> None:
     """Let experts of different parts change places, in place, each with the one that brings the
     most pairs together, until a pass finds none.
     """

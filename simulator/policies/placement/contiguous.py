@@ -5,8 +5,8 @@ serving engines.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Slots
@@ -20,9 +20,7 @@ class Contiguous(Frozen):
     """Slots of all ranks together; those beyond the experts hold the first experts again, as SGLang
     lays them out before it has seen a load (``init_trivial``). Absent = one for each expert."""
 
-    def place(
-        self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
-    ) -> Placed:
+    def place(self, load_LE: Floats, num_ranks: int, rng: np.random.Generator) -> Placed:
         num_layers, num_experts = load_LE.shape
         num_slots = self.num_slots or num_experts
         if num_slots < num_experts:

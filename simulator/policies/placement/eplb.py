@@ -5,8 +5,8 @@ experts, packed greedily.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Groups, Nodes, Slots
 from simulator.policies.placement import Placed, choose_num_slots, in_blocks
@@ -29,9 +29,7 @@ class Eplb(Frozen):
     num_nodes: Nodes = 1
     """Number of nodes that whole groups are packed onto."""
 
-    def place(
-        self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
-    ) -> Placed:
+    def place(self, load_LE: Floats, num_ranks: int, rng: np.random.Generator) -> Placed:
         num_experts = load_LE.shape[1]
         num_slots = choose_num_slots("eplb", self.num_slots, num_experts, num_ranks)
         groups, nodes = self.num_groups, self.num_nodes
@@ -44,8 +42,8 @@ class Eplb(Frozen):
 
 
 def _place_layer(
-    load_E: NDArray[np.float64], num_slots: int, num_groups: int, num_nodes: int, num_ranks: int
-) -> NDArray[np.int64]:
+    load_E: Floats, num_slots: int, num_groups: int, num_nodes: int, num_ranks: int
+) -> Ints:
     """Place the experts of one layer: the expert of every slot, ``[P]``, the slots of
     rank 0 first.
     """
@@ -62,9 +60,7 @@ def _place_layer(
     return np.concatenate(chosen)
 
 
-def copy_hottest(
-    load_X: NDArray[np.float64], num_slots: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def copy_hottest(load_X: Floats, num_slots: int) -> tuple[Ints, Floats]:
     """Assign an expert and its share of the load to each slot: every spare slot goes to the most
     loaded copies.
     """
@@ -78,7 +74,7 @@ def copy_hottest(
     return expert_S, (load_X / copies_X)[expert_S]
 
 
-def pack_evenly(load_N: NDArray[np.float64], num_packs: int) -> list[list[int]]:
+def pack_evenly(load_N: Floats, num_packs: int) -> list[list[int]]:
     """Pack items, equally many in each pack: the heaviest first, each into the least loaded pack
     that has room.
     """

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.frozen import Frozen
 from simulator.policies.placement import Placed, in_blocks, slots_per_rank
 
@@ -17,9 +17,7 @@ class Greedy(Frozen):
     optimal.
     """
 
-    def place(
-        self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
-    ) -> Placed:
+    def place(self, load_LE: Floats, num_ranks: int, rng: np.random.Generator) -> Placed:
         num_layers, num_experts = load_LE.shape
         slots_R = slots_per_rank(num_experts, num_ranks)
         contiguous_LE = np.tile(np.repeat(np.arange(num_ranks), slots_R), (num_layers, 1))
@@ -36,7 +34,7 @@ class Greedy(Frozen):
         return in_blocks(np.argsort(rank_LE, axis=1, kind="stable"), num_ranks)
 
 
-def _heaviest_first(load_LE: NDArray[np.float64], num_ranks: int) -> NDArray[np.int64]:
+def _heaviest_first(load_LE: Floats, num_ranks: int) -> Ints:
     """Place the heaviest experts first: the rank of every expert, ``[L, E]``; all layers advance
     together.
     """
@@ -58,10 +56,8 @@ def _heaviest_first(load_LE: NDArray[np.float64], num_ranks: int) -> NDArray[np.
     return rank_LE
 
 
-def _busiest(
-    load_LE: NDArray[np.float64], rank_LE: NDArray[np.int64], num_ranks: int
-) -> NDArray[np.float64]:
+def _busiest(load_LE: Floats, rank_LE: Ints, num_ranks: int) -> Floats:
     """Load of the busiest rank of every layer, ``[L]``."""
     is_on_LER = rank_LE[:, :, None] == np.arange(num_ranks)
-    busiest_L: NDArray[np.float64] = np.einsum("le,ler->lr", load_LE, is_on_LER).max(axis=1)
+    busiest_L: Floats = np.einsum("le,ler->lr", load_LE, is_on_LER).max(axis=1)
     return busiest_L

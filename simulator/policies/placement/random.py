@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.base.frozen import Frozen
 from simulator.policies.placement import Placed, in_blocks
 
@@ -14,9 +14,7 @@ class Random(Frozen):
     load.
     """
 
-    def place(
-        self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
-    ) -> Placed:
+    def place(self, load_LE: Floats, num_ranks: int, rng: np.random.Generator) -> Placed:
         num_layers, num_experts = load_LE.shape
         return in_blocks(
             rng.permuted(np.tile(np.arange(num_experts), (num_layers, 1)), axis=1), num_ranks

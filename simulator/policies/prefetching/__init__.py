@@ -7,11 +7,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools, Floats
+
 
 class Predictor(Protocol):
     """Prefetching policy prepared for one model, from an earlier recording."""
 
-    def predict(self, used_LE: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def predict(self, used_LE: Bools) -> Floats:
         """Rate how likely each expert is needed in this step, ``[L, E]``: those of a layer by what
         the layers before it used. What is not above 0 is not fetched.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools, Floats, Ints
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Experts, Ratio
 
@@ -45,12 +46,12 @@ class _Foresight:
     """Experts that a layer will use, some of them mistaken."""
 
     hit_rate: float
-    weight_LE: NDArray[np.int64]
+    weight_LE: Ints
     """Numbers that choose a draw, by what the layers up to one use."""
     drawn_2NE: NDArray[np.float32]
     """Draws of which experts are mistaken, and of which are likelier."""
 
-    def predict(self, used_LE: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def predict(self, used_LE: Bools) -> Floats:
         # A draw for each set of experts, so that the same question has the same answer.
         row_L = np.cumsum((used_LE * self.weight_LE).sum(axis=1)) % _DRAWS
         right_LE, score_LE = self.drawn_2NE[:, row_L]

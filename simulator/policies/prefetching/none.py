@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools, Floats
 from simulator.base.frozen import Frozen
 
 
@@ -18,5 +19,5 @@ class Never(Frozen):
     def prepare(self, earlier_LTK: NDArray[np.int16], num_experts: int) -> Never:
         return self
 
-    def predict(self, used_LE: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def predict(self, used_LE: Bools) -> Floats:
         return np.zeros(used_LE.shape)

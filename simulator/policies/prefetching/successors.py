@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools, Floats
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Experts
 
@@ -41,7 +42,7 @@ class _Successors:
     """Share of the tokens that chose an expert which chose each expert of the next layer,
     ``[L - 1, E, E]``."""
 
-    def predict(self, used_LE: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def predict(self, used_LE: Bools) -> Floats:
         rates_LE = np.zeros(used_LE.shape)
         rates_LE[1:] = (used_LE[:-1, None, :].astype(np.float32) @ self.share_LEE)[:, 0]
         num_used_L = np.roll(used_LE.sum(axis=1), 1)

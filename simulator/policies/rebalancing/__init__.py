@@ -11,9 +11,9 @@ from itertools import count
 from typing import Annotated, NamedTuple, Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import model_validator
 
+from simulator.base.arrays import Floats
 from simulator.base.frozen import Frozen, Policy
 from simulator.base.quantities import YEAR_S, Seconds, Steps, value_range
 from simulator.policies.placement import Placed
@@ -30,7 +30,7 @@ class ExpertLoad(NamedTuple):
     """Seconds since the first arrival."""
     num_tokens: int
     """Tokens that all replicas of the pool have computed since the policy was asked last."""
-    load_LE: NDArray[np.float64]
+    load_LE: Floats
     """Expected number of tokens that have chosen each expert of each layer, ``[L, E]``, by the load
     profiles of the requests that the tokens are of."""
     placed: Placed

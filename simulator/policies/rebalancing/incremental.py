@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.quantities import value_range
 from simulator.policies.placement import Placed
 from simulator.policies.rebalancing import ExpertLoad, Migrating, list_intervals
@@ -41,12 +41,7 @@ class Incremental(Migrating):
         return Placed(expert_LP, load.placed.rank_LP, load.placed.num_ranks)
 
 
-def _exchange(
-    expert_P: NDArray[np.int64],
-    rank_P: NDArray[np.int64],
-    load_E: NDArray[np.float64],
-    tolerance: float,
-) -> NDArray[np.int64]:
+def _exchange(expert_P: Ints, rank_P: Ints, load_E: Floats, tolerance: float) -> Ints:
     """Exchange experts of one layer: the expert of every slot, ``[P]``."""
     share_E = load_E / np.maximum(np.bincount(expert_P, minlength=len(load_E)), 1)
     expert_P = expert_P.copy()

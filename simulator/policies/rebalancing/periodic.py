@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import field_validator, model_validator
 from scipy.optimize import linear_sum_assignment
 
+from simulator.base.arrays import Ints
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
 from simulator.base.kinds import PolicyOf
@@ -122,14 +122,12 @@ def keep_where_alike(before: Placed, after: Placed) -> Placed:
     )
 
 
-def _list_holders(
-    expert_P: NDArray[np.int64], rank_P: NDArray[np.int64], num_ranks: int
-) -> NDArray[np.int64]:
+def _list_holders(expert_P: Ints, rank_P: Ints, num_ranks: int) -> Ints:
     """Whether each rank has each expert, 0 or 1, ``[R, E]``."""
     has_RE = np.zeros((num_ranks, int(expert_P.max()) + 1), dtype=np.int64)
     has_RE[rank_P, expert_P] = 1
     return has_RE
 
 
-def _pad(has_RE: NDArray[np.int64], num_experts: int) -> NDArray[np.int64]:
+def _pad(has_RE: Ints, num_experts: int) -> Ints:
     return np.pad(has_RE, ((0, 0), (0, num_experts - has_RE.shape[1])))

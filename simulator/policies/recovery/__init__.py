@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from simulator.base.arrays import Bools, Floats
 from simulator.policies.placement import Placed
 
 Requests = Literal["resume", "retry", "lose"]
@@ -24,13 +22,13 @@ gets an error and nothing more (``lose``)."""
 class Loss(NamedTuple):
     """Replica that has lost GPUs."""
 
-    lost_D: NDArray[np.bool_]
+    lost_D: Bools
     """Whether each data-parallel group that served before has lost a GPU, ``[D]``; at least one has
     not."""
     placed: Placed
     """Placement of experts on their ranks, those of group ``d`` being ``d tp`` to ``(d + 1) tp``:
     what an earlier loss has left, or where ranks join again, that of the whole replica."""
-    load_LE: NDArray[np.float64]
+    load_LE: Floats
     """Expected load of each expert, ``[L, E]``, in any unit."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Ints
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import BytesPerSecond, Seconds
 from simulator.policies.placement import Placed
@@ -58,9 +59,7 @@ class Elastic(Frozen):
         return Placed(np.stack(experts), np.stack(ranks), int(is_left_R.sum()))
 
 
-def _place_missing(
-    expert_P: NDArray[np.int64], rank_P: NDArray[np.int64], load_E: NDArray[np.floating]
-) -> bool:
+def _place_missing(expert_P: Ints, rank_P: Ints, load_E: NDArray[np.floating]) -> bool:
     """Put experts that have no slot in place of copies of others. Returns whether all found one."""
     copies_E = np.bincount(expert_P, minlength=len(load_E))
     missing = np.flatnonzero(copies_E == 0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Experts, TopK
 
@@ -26,9 +26,7 @@ class ReductionPolicy(Protocol):
         """Experts of a token; ``None`` = as many as before, or all that are left."""
         ...
 
-    def reduce(
-        self, load_E: NDArray[np.float64], pairs_EE: NDArray[np.float64]
-    ) -> NDArray[np.int64]:
+    def reduce(self, load_E: Floats, pairs_EE: Floats) -> Ints:
         """Say what becomes of the experts of one layer.
 
         Args:
@@ -50,6 +48,6 @@ class MostChosen(Frozen):
     top_k: TopK | None = None
     """Experts of a token; absent = as many as before, or all that are left."""
 
-    def choose_left(self, load_E: NDArray[np.float64]) -> NDArray[np.int64]:
+    def choose_left(self, load_E: Floats) -> Ints:
         """Choose the experts that are left, in order, ``[num_experts]``."""
         return np.sort(np.argsort(-load_E, kind="stable")[: self.num_experts])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.policies.reduction import MostChosen
 
 
@@ -15,9 +15,7 @@ class Merge(MostChosen):
     token that chose several of one group takes others in their place, drawn by popularity.
     """
 
-    def reduce(
-        self, load_E: NDArray[np.float64], pairs_EE: NDArray[np.float64]
-    ) -> NDArray[np.int64]:
+    def reduce(self, load_E: Floats, pairs_EE: Floats) -> Ints:
         left = self.choose_left(load_E)
         becomes_E = np.argmax(pairs_EE[:, left], axis=1)
         # Experts that nobody chose beside any of those join the one with fewest tokens.

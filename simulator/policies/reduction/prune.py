@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.policies.reduction import MostChosen
 
 
@@ -14,9 +14,7 @@ class Prune(MostChosen):
     which a recording does not tell: they are drawn by popularity.
     """
 
-    def reduce(
-        self, load_E: NDArray[np.float64], pairs_EE: NDArray[np.float64]
-    ) -> NDArray[np.int64]:
+    def reduce(self, load_E: Floats, pairs_EE: Floats) -> Ints:
         left = self.choose_left(load_E)
         becomes_E = np.full(len(load_E), -1, dtype=np.int64)
         becomes_E[left] = np.arange(len(left))

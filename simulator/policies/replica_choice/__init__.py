@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from simulator.base.arrays import Ints
 
 
 class Copies(NamedTuple):
@@ -13,13 +12,13 @@ class Copies(NamedTuple):
     slot -1, which a pair that was dropped (-1) finds.
     """
 
-    slot_EC: NDArray[np.int64]
+    slot_EC: Ints
     """Slots of each expert, ``[E + 1, C]``, padded with -1."""
-    count_E: NDArray[np.int64]
+    count_E: Ints
     """Copies of each expert, ``[E + 1]``."""
-    rank_P: NDArray[np.int64]
+    rank_P: Ints
     """Expert-parallel rank of each slot, ``[P]``."""
-    node_R: NDArray[np.int64]
+    node_R: Ints
     """Fast domain of each expert-parallel rank, ``[R]``."""
 
     @property
@@ -31,11 +30,11 @@ class Copies(NamedTuple):
 class Origins(NamedTuple):
     """Places of the tokens of a batch before they go to their experts, ``[T]`` each."""
 
-    position_T: NDArray[np.int64]
+    position_T: Ints
     """Position in the whole batch."""
-    source_T: NDArray[np.int64]
+    source_T: Ints
     """Rank whose router each token passes; all 0 where every rank has every token."""
-    rank_T: NDArray[np.int64]
+    rank_T: Ints
     """Expert-parallel rank that each token is on; where every rank has every token, these take
     turns."""
 
@@ -43,7 +42,7 @@ class Origins(NamedTuple):
 class ReplicaChooser(Protocol):
     """Policy prepared for the copies of one layer."""
 
-    def choose(self, ids_TK: NDArray[np.int64], origins: Origins) -> NDArray[np.int64]:
+    def choose(self, ids_TK: Ints, origins: Origins) -> Ints:
         """Choose the slot of every token-expert pair.
 
         Args:

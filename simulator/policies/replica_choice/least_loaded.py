@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Ints
 from simulator.base.frozen import Frozen
 from simulator.base.jit import jit
 from simulator.policies.replica_choice import Copies, Origins, ReplicaChooser
@@ -31,7 +31,7 @@ class LeastLoaded(Frozen):
 class _LeastLoaded:
     copies: Copies
 
-    def choose(self, ids_TK: NDArray[np.int64], origins: Origins) -> NDArray[np.int64]:
+    def choose(self, ids_TK: Ints, origins: Origins) -> Ints:
         slot_EC, count_E, rank_P, node_R = self.copies
         sent_SR = np.zeros((int(origins.source_T.max(initial=0)) + 1, len(node_R)), np.int64)
         position_T, source_T, _ = origins
@@ -40,14 +40,14 @@ class _LeastLoaded:
 
 @jit
 def _choose(
-    ids_TK: NDArray[np.int64],
-    position_T: NDArray[np.int64],
-    source_T: NDArray[np.int64],
-    slot_EC: NDArray[np.int64],
-    count_E: NDArray[np.int64],
-    rank_P: NDArray[np.int64],
-    sent_SR: NDArray[np.int64],
-) -> NDArray[np.int64]:
+    ids_TK: Ints,
+    position_T: Ints,
+    source_T: Ints,
+    slot_EC: Ints,
+    count_E: Ints,
+    rank_P: Ints,
+    sent_SR: Ints,
+) -> Ints:
     """Choose the slot of every pair; ``sent_SR`` counts the pairs that each source sends to each
     rank.
     """

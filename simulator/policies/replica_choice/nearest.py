@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools, Ints
 from simulator.base.frozen import Frozen
 from simulator.policies.replica_choice import Copies, Origins, ReplicaChooser
 
@@ -25,14 +25,14 @@ class Nearest(Frozen):
 
 @dataclass(frozen=True)
 class _Nearest:
-    slot_RE: NDArray[np.int64]
+    slot_RE: Ints
     """Slot that each rank's tokens of each expert go to, ``[R, E + 1]``."""
 
-    def choose(self, ids_TK: NDArray[np.int64], origins: Origins) -> NDArray[np.int64]:
+    def choose(self, ids_TK: Ints, origins: Origins) -> Ints:
         return np.asarray(self.slot_RE[origins.rank_T[:, None], ids_TK])
 
 
-def _find_nearest(copies: Copies) -> NDArray[np.int64]:
+def _find_nearest(copies: Copies) -> Ints:
     """Find the slot that each rank's tokens of each expert go to, ``[R, E + 1]``."""
     ranks = np.arange(copies.num_ranks)
     slot_RE = np.empty((len(ranks), len(copies.count_E)), dtype=np.int64)
@@ -52,7 +52,7 @@ def _find_nearest(copies: Copies) -> NDArray[np.int64]:
     return slot_RE
 
 
-def _number_alike(is_near_RC: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _number_alike(is_near_RC: Bools) -> Ints:
     """Number the ranks that have the same choice among copies from 0, ``[R]``."""
     _, kind_R = np.unique(is_near_RC, axis=0, return_inverse=True)
     number_R = np.empty(len(is_near_RC), dtype=np.int64)

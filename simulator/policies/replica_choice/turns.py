@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Ints
 from simulator.base.frozen import Frozen
 from simulator.policies.replica_choice import Copies, Origins, ReplicaChooser
 
@@ -24,6 +24,6 @@ class Turns(Frozen):
 class _Turns:
     copies: Copies
 
-    def choose(self, ids_TK: NDArray[np.int64], origins: Origins) -> NDArray[np.int64]:
+    def choose(self, ids_TK: Ints, origins: Origins) -> Ints:
         turn_TK = origins.position_T[:, None] % self.copies.count_E[ids_TK]
         return np.asarray(self.copies.slot_EC[ids_TK, turn_TK])

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Ints
 from simulator.config.ffns.moe import MoE
 
 
@@ -21,11 +22,11 @@ class RecordedSequences:
     ids_LTK: NDArray[np.int16]
     """Expert ids of every token in each MoE layer of the model, ``[L, T, K]``; the tokens of a
     sequence follow each other."""
-    start_Q: NDArray[np.int64]
+    start_Q: Ints
     """First token of each sequence, ``[Q]``, in order and from 0."""
     domains: tuple[str, ...] = ()
     """Kinds of text that the recording tells apart."""
-    domain_Q: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    domain_Q: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     """Index of each sequence's kind of text, ``[Q]``; empty without any."""
     request_ids: tuple[str, ...] = ()
     """Identifier of the request that each sequence was recorded of; empty where none are known."""
@@ -53,7 +54,7 @@ class Router(Protocol):
     """
 
     def topk_ids(
-        self, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator
+        self, layer: int, run_lengths: Ints, rng: np.random.Generator
     ) -> NDArray[np.int16]:
         """Choose the experts of a batch of tokens in one MoE layer.
 

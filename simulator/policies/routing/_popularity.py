@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools, Floats, Ints
 from simulator.base.jit import jit_inner
 from simulator.config.ffns.moe import MoE
 from simulator.policies.routing import RecordedSequences
@@ -50,17 +51,17 @@ class PopularityRouter:
     handicap_DLCE: NDArray[np.float32]
     """Factor of the noise that gives the key ``exp(-score)``, for each domain, layer, topic and
     expert: the odds against the expert, ``(1 - p) / p``, or ``1 / p`` where ``K = 1``."""
-    topic_cdf_DLC: NDArray[np.float64]
+    topic_cdf_DLC: Floats
     """Cumulative probability of the topics, for each domain and layer."""
     num_stages: int = 1
     """Stages of each kind of text's popularity, each a domain (:class:`RecordedSequences`)."""
     stage_s: float = math.inf
     """Seconds from one stage to the next."""
-    hold_L: NDArray[np.float64] | None = None
+    hold_L: Floats | None = None
     """Probability in each layer that a token keeps the previous token's noise for an expert, and
     its topic; ``None`` = 0. Keeping does not depend on the outcome, so popularity is the same with
     and without."""
-    repeat_L: NDArray[np.float64] | None = None
+    repeat_L: Floats | None = None
     """Probability in each layer that a token keeps all of the previous token's noise at once;
     ``None`` = 0."""
     num_ranked: int = 0
@@ -68,7 +69,7 @@ class PopularityRouter:
     particular order."""
 
     def topk_ids(
-        self, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator
+        self, layer: int, run_lengths: Ints, rng: np.random.Generator
     ) -> NDArray[np.int16]:
         """Choose the experts of a batch of tokens (:class:`simulator.policies.routing.Router`), at
         the first stage of their popularity.
@@ -115,11 +116,7 @@ class PopularityRouter:
         )
 
     def _draw(
-        self,
-        layer: int,
-        lengths: NDArray[np.int64],
-        domain_T: NDArray[np.int64] | None,
-        rng: np.random.Generator,
+        self, layer: int, lengths: Ints, domain_T: Ints | None, rng: np.random.Generator
     ) -> NDArray[np.int16]:
         """Draw the experts of runs of tokens in one layer.
 
@@ -169,7 +166,7 @@ class PopularityRouter:
         odds_TE: NDArray[np.float32] = uniform_TE / (1 - uniform_TE)
         return odds_TE
 
-    def _domains(self, lengths: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    def _domains(self, lengths: Ints, rng: np.random.Generator) -> Ints:
         num_kinds = len(self.handicap_DLCE) // self.num_stages
         if num_kinds == 1:
             return np.zeros(int(lengths.sum()), dtype=np.int64)
@@ -179,23 +176,23 @@ class PopularityRouter:
     def _topics(
         self,
         layer: int,
-        domain_T: NDArray[np.int64],
-        is_first_T: NDArray[np.bool_],
-        repeats_T: NDArray[np.bool_],
+        domain_T: Ints,
+        is_first_T: Bools,
+        repeats_T: Bools,
         hold: float,
         rng: np.random.Generator,
-    ) -> NDArray[np.int64]:
+    ) -> Ints:
         num_tokens = len(domain_T)
         if self.topic_cdf_DLC.shape[2] == 1:
             return np.zeros(num_tokens, dtype=np.int64)
         # The last topic takes what rounding leaves.
         drawn_TC = rng.random(num_tokens)[:, None] >= self.topic_cdf_DLC[domain_T, layer, :-1]
-        topic_T: NDArray[np.int64] = drawn_TC.sum(axis=1)
+        topic_T: Ints = drawn_TC.sum(axis=1)
         is_new_T = is_first_T | (~repeats_T & (rng.random(num_tokens) >= hold))
         return topic_T[np.maximum.accumulate(np.where(is_new_T, np.arange(num_tokens), 0))]
 
 
-def by_popularity(moe: MoE, share_DLE: NDArray[np.float64]) -> PopularityRouter:
+def by_popularity(moe: MoE, share_DLE: Floats) -> PopularityRouter:
     """Make a router whose tokens are independent, with these shares of the token-expert pairs (any
     scale).
     """
@@ -206,7 +203,7 @@ def by_popularity(moe: MoE, share_DLE: NDArray[np.float64]) -> PopularityRouter:
 
 
 def with_affinity(
-    moe: MoE, share_DLE: NDArray[np.float64], affinity: float, rng: np.random.Generator
+    moe: MoE, share_DLE: Floats, affinity: float, rng: np.random.Generator
 ) -> PopularityRouter:
     """Make a router whose experts of one topic are used together, with nearly the shares that are
     asked for.
@@ -245,10 +242,7 @@ def with_affinity(
 
 
 def with_persistence(
-    router: PopularityRouter,
-    persistence_L: NDArray[np.float64],
-    repetition_L: NDArray[np.float64],
-    rng: np.random.Generator,
+    router: PopularityRouter, persistence_L: Floats, repetition_L: Floats, rng: np.random.Generator
 ) -> PopularityRouter:
     """Make the router keep enough from token to token that consecutive tokens share
     ``persistence_L`` of their experts in each layer, of which ``repetition_L`` is by tokens that
@@ -272,7 +266,7 @@ def with_persistence(
     return replace(router, hold_L=hold_L, repeat_L=repetition_L if repetition_L.any() else None)
 
 
-def _shared_experts(router: PopularityRouter, layers: NDArray[np.int64], seed: int) -> float:
+def _shared_experts(router: PopularityRouter, layers: Ints, seed: int) -> float:
     """Share of a token's experts that the token before has too, mean over ``layers``."""
     rng = np.random.default_rng(seed)
     # Some 20,000 pairs in all, so that the share is known to within a percent.
@@ -290,8 +284,8 @@ def _shared_experts(router: PopularityRouter, layers: NDArray[np.int64], seed: i
 def _take_over(
     noise_TE: NDArray[np.float32],
     last_noise_E: NDArray[np.float32],
-    is_first_T: NDArray[np.bool_],
-    repeats_T: NDArray[np.bool_],
+    is_first_T: Bools,
+    repeats_T: Bools,
     hold: float,
     rng: np.random.Generator,
 ) -> None:
@@ -306,7 +300,7 @@ def _take_over(
 
 @jit_inner
 def _pass_on(
-    noise_TE: NDArray[np.float32], last_noise_E: NDArray[np.float32], holds_TE: NDArray[np.bool_]
+    noise_TE: NDArray[np.float32], last_noise_E: NDArray[np.float32], holds_TE: Bools
 ) -> None:
     """Replace, in place, kept values by those of the row before, after its own replacement: row by
     row in compiled code, since a loop of numpy's took a third of drawing.
@@ -326,12 +320,12 @@ def _pass_on(
             noise_TE[t, e] = previous if holds_TE[t, e] else own
 
 
-def _handicap(moe: MoE, chance: NDArray[np.float64]) -> NDArray[np.float32]:
+def _handicap(moe: MoE, chance: Floats) -> NDArray[np.float32]:
     handicap = 1 / chance if moe.top_k == 1 else (1 - chance) / chance
     return handicap.astype(np.float32)
 
 
-def inclusion(share_E: NDArray[np.float64], top_k: int) -> NDArray[np.float64]:
+def inclusion(share_E: Floats, top_k: int) -> Floats:
     """Probability that a token uses each expert, from the experts' shares of all token-expert
     pairs.
 
@@ -346,7 +340,7 @@ def inclusion(share_E: NDArray[np.float64], top_k: int) -> NDArray[np.float64]:
     [0.98, 0.34, 0.34, 0.34]
     """
     share_E = share_E / share_E.sum(axis=-1, keepdims=True)
-    wanted_E: NDArray[np.float64] = top_k * np.maximum(share_E, _SMALLEST_SHARE)
+    wanted_E: Floats = top_k * np.maximum(share_E, _SMALLEST_SHARE)
     while True:
         wanted_E = np.minimum(wanted_E, LARGEST_INCLUSION)
         missing = top_k - wanted_E.sum(axis=-1, keepdims=True)
@@ -390,7 +384,7 @@ def choose(keys_TE: NDArray[np.float32], moe: MoE, num_ranked: int = 0) -> NDArr
 
 @jit_inner
 def _keep_groups(
-    keys_TGe: NDArray[np.float32], groups_Tg: NDArray[np.int64], kept_Tge: NDArray[np.float32]
+    keys_TGe: NDArray[np.float32], groups_Tg: Ints, kept_Tge: NDArray[np.float32]
 ) -> None:
     """Copy the keys of the groups that each token keeps, a group at a time: numpy would look up
     every key by itself.
@@ -425,7 +419,7 @@ def _multiply_two_best(keys_TGe: NDArray[np.float32], product_TG: NDArray[np.flo
             product_TG[t, group] = best if keys_TGe.shape[2] == 1 else best * second
 
 
-def _smallest(values_TE: NDArray[np.float32], count: int, num_ranked: int = 0) -> NDArray[np.int64]:
+def _smallest(values_TE: NDArray[np.float32], count: int, num_ranked: int = 0) -> Ints:
     """Columns of the ``count`` smallest values of every row, in no particular order, or of the
     ``num_ranked`` smallest ones in theirs.
     """

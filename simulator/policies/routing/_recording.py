@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools, Floats, Ints
 from simulator.base.errors import UserError
 from simulator.config.ffns.moe import MoE
 
@@ -22,9 +22,9 @@ layer."""
 class Tokens:
     """Expert ids of recorded tokens, as a router gave them."""
 
-    ids_LTK: NDArray[np.int64]
+    ids_LTK: Ints
     """Expert ids; a row with a negative id in any layer is padding."""
-    sequence_T: NDArray[np.int64]
+    sequence_T: Ints
     """Number of the sequence that each token belongs to; the tokens of a sequence follow each
     other."""
     layers: tuple[int, ...] | None = None
@@ -41,27 +41,25 @@ class Tokens:
 class Counts:
     """Counts of each expert's choices; per domain where the file has several."""
 
-    count_DLE: NDArray[np.float64]
+    count_DLE: Floats
     layers: tuple[int, ...] | None = None
 
 
 def without_padding(tokens: Tokens) -> Tokens:
     """Remove layers that recorded nothing (a serving engine's dense layers) and padding tokens."""
-    is_recorded_LT: NDArray[np.bool_] = tokens.ids_LTK.min(axis=2) >= 0
+    is_recorded_LT: Bools = tokens.ids_LTK.min(axis=2) >= 0
     if is_recorded_LT.all():
         return tokens
     has_any_L = is_recorded_LT.any(axis=1)
     keep_T = is_recorded_LT[has_any_L].all(axis=0)
     return replace(
-        tokens,
-        ids_LTK=tokens.ids_LTK[has_any_L][:, keep_T],
-        sequence_T=tokens.sequence_T[keep_T],
+        tokens, ids_LTK=tokens.ids_LTK[has_any_L][:, keep_T], sequence_T=tokens.sequence_T[keep_T]
     )
 
 
 def check_tokens(
     tokens: Tokens, moe: MoE, num_layers: int, choice: LayerChoice, where: str
-) -> NDArray[np.int64]:
+) -> Ints:
     """Check that the recording is of a model of this shape.
 
     Returns:
@@ -101,7 +99,7 @@ def check_tokens(
 
 def check_counts(
     counts: Counts, moe: MoE, num_layers: int, choice: LayerChoice, where: str
-) -> NDArray[np.int64]:
+) -> Ints:
     """Check a table of counts as :func:`check_tokens` does tokens; it cannot say its top-k but can
     contradict it.
 
@@ -135,7 +133,7 @@ def layer_rows(
     num_layers: int,
     choice: LayerChoice,
     where: str,
-) -> NDArray[np.int64]:
+) -> Ints:
     """Recorded layer that stands for each layer of the model: the same one, or the nearest where
     the user asked for that.
 
@@ -160,5 +158,5 @@ def layer_rows(
             "for each missing one"
         )
     distance_LR = np.abs(np.arange(num_layers)[:, None] - np.array(layers)[None, :])
-    row_L: NDArray[np.int64] = distance_LR.argmin(axis=1)
+    row_L: Ints = distance_LR.argmin(axis=1)
     return row_L

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from simulator.base.arrays import parse_array
+from simulator.base.arrays import Ints, parse_array
 from simulator.base.errors import UserError
 from simulator.base.reading import parse_json
 from simulator.base.text import shorten
@@ -42,7 +41,7 @@ def read_responses(path: Path, moe: MoE, num_layers: int) -> Tokens:
         UserError: if a line is no JSON object, names experts in another layout, or identifies the
             same request as another; or no line names any.
     """
-    parts: list[NDArray[np.int64]] = []
+    parts: list[Ints] = []
     request_Q: list[str] = []
     domain_Q: list[str] = []
     for line, response in _list_objects(path):
@@ -125,7 +124,7 @@ def _find_request_id(response: dict[str, Any]) -> str:
 
 def _decode(
     payload: object, response: dict[str, Any], moe: MoE, num_layers: int, where: str
-) -> NDArray[np.int64]:
+) -> Ints:
     """Decode expert ids, ``[T, L, K]``."""
     if isinstance(payload, str):
         try:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.errors import UserError
 from simulator.base.text import shorten
 from simulator.policies.routing._recording import Counts, Tokens
@@ -93,18 +93,18 @@ def _numbers(value: object) -> np.ndarray:
     return value
 
 
-def _whole(value: object) -> NDArray[np.int64]:
+def _whole(value: object) -> Ints:
     return _numbers(value).astype(np.int64)
 
 
-def _experts_of_slots(value: object) -> NDArray[np.int64]:
+def _experts_of_slots(value: object) -> Ints:
     expert_LP = _whole(value)
     if expert_LP.ndim != 2 or expert_LP.max() >= expert_LP.shape[1]:
         raise ValueError("a map from slots to experts names more experts than it has slots")
     return expert_LP
 
 
-def _of_each(records: list[dict[str, Any]], key: str) -> list[NDArray[np.int64]]:
+def _of_each(records: list[dict[str, Any]], key: str) -> list[Ints]:
     """Read one tensor of each record."""
     tensors = [_numbers(record[key]) for record in records]
     different = {id(tensor): tensor.size for tensor in tensors}
@@ -113,25 +113,25 @@ def _of_each(records: list[dict[str, Any]], key: str) -> list[NDArray[np.int64]]
     return [_whole(tensor) for tensor in tensors]
 
 
-def _recorded_layers(count_LE: NDArray[np.float64]) -> Counts:
+def _recorded_layers(count_LE: Floats) -> Counts:
     """Leave out layers that counted nothing: the recorder numbers a model's dense layers too."""
     if count_LE.ndim != 2:
         raise ValueError(f"counts of the shape {list(count_LE.shape)}")
     return Counts(count_LE[count_LE.sum(axis=1) > 0][None])
 
 
-def _from_passes(records: list[dict[str, Any]], expert_LP: NDArray[np.int64]) -> Counts:
+def _from_passes(records: list[dict[str, Any]], expert_LP: Ints) -> Counts:
     count_LP = np.sum(_of_each(records, "global_physical_count"), axis=0, dtype=np.float64)
     count_LE = np.zeros((len(expert_LP), int(expert_LP.max()) + 1))
     np.add.at(count_LE, (np.arange(len(expert_LP))[:, None], expert_LP), count_LP)
     return _recorded_layers(count_LE)
 
 
-def _from_tokens(records: list[dict[str, Any]], expert_LP: NDArray[np.int64]) -> Tokens:
-    parts: list[NDArray[np.int64]] = []
-    sequences: list[NDArray[np.int64]] = []
+def _from_tokens(records: list[dict[str, Any]], expert_LP: Ints) -> Tokens:
+    parts: list[Ints] = []
+    sequences: list[Ints] = []
     num_sequences = 0
-    last_positions: NDArray[np.int64] | None = None
+    last_positions: Ints | None = None
     for record, slots_LTK in zip(records, _of_each(records, "topk_ids_of_layer"), strict=True):
         layer_L11 = np.arange(len(slots_LTK))[:, None, None]
         parts.append(np.where(slots_LTK >= 0, expert_LP[layer_L11, slots_LTK], -1))
@@ -163,7 +163,7 @@ def _from_tokens(records: list[dict[str, Any]], expert_LP: NDArray[np.int64]) ->
     )
 
 
-def _sequences(lengths: NDArray[np.int64], num_tokens: int) -> NDArray[np.int64]:
+def _sequences(lengths: Ints, num_tokens: int) -> Ints:
     """Number of the sequence of each token that the lengths cover, of ``num_tokens`` in all."""
     if (lengths < 0).any():
         raise ValueError("a sequence of negative length")

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from simulator.base import parquet
-from simulator.base.arrays import load_arrays
+from simulator.base.arrays import Floats, Ints, load_arrays
 from simulator.base.errors import UserError, did_you_mean
 from simulator.base.reading import parse_json, read_bytes, refuse_damage
 from simulator.base.unpacking import unpack
@@ -33,10 +32,7 @@ from simulator.policies.routing._responses import read_responses
 from simulator.policies.routing._sglang import Phase, read_sglang
 from simulator.policies.routing._torch_file import load_torch_file
 
-_ARRAYS = (
-    *("ids", "counts", "seq_lens", "domain", "phase", "layers", "num_experts"),
-    "request_id",
-)
+_ARRAYS = (*("ids", "counts", "seq_lens", "domain", "phase", "layers", "num_experts"), "request_id")
 """Arrays of an archive that are read; others are not."""
 _HIGHEST_ID = 2**15 - 1
 """Largest expert id: a router's choices have 16 bits; the largest published model has 1,024
@@ -169,7 +165,7 @@ def _tokens_from_arrays(
     return _select(tokens, "phase", phase, phase_Q, where)
 
 
-def _numbers(arrays: dict[str, np.ndarray], key: str, where: str) -> NDArray[np.int64] | None:
+def _numbers(arrays: dict[str, np.ndarray], key: str, where: str) -> Ints | None:
     """Read a list of whole numbers of at least 0; ``None`` where the recording has none."""
     if key not in arrays:
         return None
@@ -211,9 +207,7 @@ def _select(
     return replace(tokens, ids_LTK=tokens.ids_LTK[:, keep_T], sequence_T=tokens.sequence_T[keep_T])
 
 
-def _has_tokens_first(
-    shape: tuple[int, ...], num_layers: int, seq_lens: NDArray[np.int64] | None
-) -> bool:
+def _has_tokens_first(shape: tuple[int, ...], num_layers: int, seq_lens: Ints | None) -> bool:
     """Whether ids lie ``[T, L, K]``; ``[L, T, K]`` when nothing tells them apart."""
     first, second, _ = shape
     if seq_lens is not None and first != second:
@@ -277,7 +271,7 @@ def _one_model(models: Any, moe: MoE, model: str | None, where: str) -> Any:
     return models[fitting[0]]
 
 
-def _stack(counted: Any, domain: str | None, where: str) -> NDArray[np.float64]:
+def _stack(counted: Any, domain: str | None, where: str) -> Floats:
     """Stack ``count_DLE`` from one table ``[L, E]`` (or ``[steps, L, E]``, which is summed), or
     from one for each domain.
     """
@@ -351,7 +345,7 @@ def _read_id_table(path: Path) -> Tokens:
     )
 
 
-def _read_columns(path: Path) -> dict[str, NDArray[np.int64]]:
+def _read_columns(path: Path) -> dict[str, Ints]:
     """Read the columns as whole numbers, by name."""
     data = unpack(path)
     is_parquet = data.startswith(parquet.MAGIC)
@@ -381,7 +375,7 @@ def _csv(data: bytes, wanted: list[str]) -> Any:
     return csv.read_csv(pa.BufferReader(data), convert_options=options)
 
 
-def _read_whole(column: Any, where: str) -> NDArray[np.int64]:
+def _read_whole(column: Any, where: str) -> Ints:
     values = column.to_numpy()
     if values.dtype.kind not in "iu" or column.null_count:
         raise UserError(f"{where} must be whole numbers in every row, got {column.type}")

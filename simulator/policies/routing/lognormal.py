@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Discriminator, Field, Tag, field_validator
 
+from simulator.base.arrays import Floats
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Duration, Ratio, Spread, value_range
@@ -36,7 +36,7 @@ _DRAWS, _STAGES_A_DRAW = 4, 4
 neighbouring stages correlate by 0.92, and two kinds of text have 32 load profiles, of 64."""
 
 
-def _turn(draws_MDLE: NDArray[np.float64]) -> NDArray[np.float64]:
+def _turn(draws_MDLE: Floats) -> Floats:
     """Turn each standard normal draw into the next, the last into the first, so that every stage is
     as spread as any, ``[D x S, L, E]``.
     """
@@ -121,7 +121,7 @@ class Lognormal(Frozen):
             return router
         return with_persistence(router, persistence_L, repetition_L, rng)
 
-    def _spread(self, name: str, num_layers: int) -> NDArray[np.float64]:
+    def _spread(self, name: str, num_layers: int) -> Floats:
         """Find a key's value in each layer, ``[L]``."""
         value: float | dict[str, float] = getattr(self, name)
         if not isinstance(value, dict):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from simulator.base.arrays import Ints
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.config.ffns.moe import MoE
@@ -109,10 +110,10 @@ class _RecordedRouter:
     """Router that returns recorded tokens."""
 
     ids_LTK: NDArray[np.int16]
-    row_L: NDArray[np.int64]
-    end_T: NDArray[np.int64]
+    row_L: Ints
+    end_T: Ints
     """One past the last token of each token's sequence."""
-    start_Q: NDArray[np.int64]
+    start_Q: Ints
     """First token of each sequence."""
     best_first: ClassVar[bool] = True
     recorded: RecordedSequences | None = None
@@ -120,7 +121,7 @@ class _RecordedRouter:
     drawn."""
 
     @classmethod
-    def from_tokens(cls, tokens: Tokens, row_L: NDArray[np.int64]) -> _RecordedRouter:
+    def from_tokens(cls, tokens: Tokens, row_L: Ints) -> _RecordedRouter:
         start_Q = np.flatnonzero(np.diff(tokens.sequence_T, prepend=-1))
         lengths = np.diff(start_Q, append=len(tokens.sequence_T))
         return cls(
@@ -128,7 +129,7 @@ class _RecordedRouter:
         )
 
     def topk_ids(
-        self, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator
+        self, layer: int, run_lengths: Ints, rng: np.random.Generator
     ) -> NDArray[np.int16]:
         """Choose the experts of a batch of tokens (:class:`simulator.policies.routing.Router`). The
         drawn tokens do not depend on the layer: calls for two layers with streams in the same state
@@ -139,9 +140,7 @@ class _RecordedRouter:
         ]
         return topk_ids_TK
 
-    def _tokens(
-        self, run_lengths: NDArray[np.int64], rng: np.random.Generator
-    ) -> NDArray[np.int64]:
+    def _tokens(self, run_lengths: Ints, rng: np.random.Generator) -> Ints:
         """Draw recorded tokens, ``[T]``: each run starts anywhere, evenly, and goes on with another
         sequence where its own ends.
         """

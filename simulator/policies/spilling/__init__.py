@@ -6,18 +6,17 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from simulator.base.arrays import Ints
 
 
 class Spills(NamedTuple):
     """Parts of slots that other ranks compute in one step, ``[X]`` each."""
 
-    slot_X: NDArray[np.int64]
+    slot_X: Ints
     """Slot whose expert's weights travel."""
-    rank_X: NDArray[np.int64]
+    rank_X: Ints
     """Expert-parallel rank that they travel to, none twice for a slot and not its own."""
-    pairs_X: NDArray[np.int64]
+    pairs_X: Ints
     """Token-expert pairs of the slot that this rank computes instead."""
 
 
@@ -29,9 +28,7 @@ class SpillingPolicy(Protocol):
     (:func:`may_spill`).
     """
 
-    def spill(
-        self, pairs_P: NDArray[np.int64], rank_P: NDArray[np.int64], num_ranks: int
-    ) -> Spills:
+    def spill(self, pairs_P: Ints, rank_P: Ints, num_ranks: int) -> Spills:
         """Choose what is spilled in one MoE layer of one step.
 
         Args:

@@ -5,8 +5,8 @@ ranks, which get the experts' weights for one step.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Factor, TokenCount
 from simulator.policies.spilling import Spills
@@ -31,9 +31,7 @@ class LeastLoaded(Frozen):
     """Fewest token-expert pairs that an expert is lent for: smaller products do not pay for the
     weights' way."""
 
-    def spill(
-        self, pairs_P: NDArray[np.int64], rank_P: NDArray[np.int64], num_ranks: int
-    ) -> Spills:
+    def spill(self, pairs_P: Ints, rank_P: Ints, num_ranks: int) -> Spills:
         load_R = np.bincount(rank_P, weights=pairs_P, minlength=num_ranks).astype(np.float64)
         found: dict[tuple[int, int], int] = {}
         if load_R.max() > self.threshold * load_R.mean():
@@ -50,7 +48,7 @@ class LeastLoaded(Frozen):
         slot: int,
         rank: int,
         left: int,
-        load_R: NDArray[np.float64],
+        load_R: Floats,
         limit: float,
         found: dict[tuple[int, int], int],
     ) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Ints
 from simulator.base.frozen import Frozen
 from simulator.policies.spilling import Spills
 
@@ -16,8 +16,6 @@ class Never(Frozen):
 
     spills: ClassVar[bool] = False
 
-    def spill(
-        self, pairs_P: NDArray[np.int64], rank_P: NDArray[np.int64], num_ranks: int
-    ) -> Spills:
+    def spill(self, pairs_P: Ints, rank_P: Ints, num_ranks: int) -> Spills:
         nothing = np.zeros(0, dtype=np.int64)
         return Spills(nothing, nothing, nothing)

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.config.cluster import ClusterSpec, WireSpec
 from simulator.policies.messages import Messages
 
@@ -34,12 +34,12 @@ class Fabric:
     """The links of one replica's ranks, and the path of every message."""
 
     links: tuple[Link, ...]
-    path_SRH: NDArray[np.int64]
+    path_SRH: Ints
     """Indices into ``links`` of the hops from rank ``s`` to rank ``r``, padded with -1; all -1
     where ``s == r``."""
-    node_R: NDArray[np.int64]
+    node_R: Ints
     """Fast domain of each rank."""
-    own_card_SRH: NDArray[np.int64] | None = None
+    own_card_SRH: Ints | None = None
     """Paths as in ``path_SRH`` of messages that GPUs hand to their own cards, where the topology's
     paths leave by other ones."""
 
@@ -78,7 +78,7 @@ class Fabric:
         """Number of fast domains that the ranks lie in, ``N``."""
         return len(np.unique(self.node_R))
 
-    def sum_by_link(self, sent: Messages) -> NDArray[np.float64]:
+    def sum_by_link(self, sent: Messages) -> Floats:
         """Sum the amounts that cross each link, ``[links]``, in the unit of the messages."""
         return sent.sum_by_link(self.path_SRH, len(self.links))
 
@@ -168,7 +168,7 @@ class Wiring:
         node_R = np.array(self.node, dtype=np.int64)
         return Fabric(tuple(self._links), path_SRH, node_R, None if is_same else own_card_SRH)
 
-    def _list_paths(self, find_path: Callable[[int, int], tuple[int, ...]]) -> NDArray[np.int64]:
+    def _list_paths(self, find_path: Callable[[int, int], tuple[int, ...]]) -> Ints:
         ranks = range(self.num_ranks)
         paths = {(s, r): find_path(s, r) for s in ranks for r in ranks if s != r}
         hops = max(map(len, paths.values()), default=1)
