@@ -130,6 +130,16 @@ class ExpertPlan:
     nobody asks."""
 
     @property
+    def top_k(self) -> int:
+        """Experts of a token, ``K``."""
+        return int(self.topk_ids_LTK.shape[2])
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of a layer, ``E``."""
+        return int(self.placed.expert_LP.max()) + 1
+
+    @property
     def runs_LTK(self) -> NDArray[np.int16]:
         """Pool of expert choices in runs of consecutive tokens of one sequence."""
         assert self.pool_order is not None, "is asked for by the offloading of experts"

@@ -10,6 +10,8 @@ import numpy as np
 
 from simulator.base.contracts import is_shipped, method_name
 from simulator.base.errors import UserError
+from simulator.deployment.expert_plan import ExpertPlan
+from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.balancing import Asked, Rule, Snapshot
 from simulator.policies.contracts import (
@@ -46,17 +48,21 @@ def try_policies(plan: DeploymentPlan, trace: RequestTrace) -> None:
     Raises:
         UserError: naming the policy, and what it must return.
     """
-    if plan.placement.experts is not None:
-        _try_overflow(plan)
-        _try_replica_choice(plan)
-        _try_spilling(plan)
-        _try_offload(plan)
-        if not is_shipped(type(plan.placement.experts.dispatch)):
-            _try_dispatch(plan)
+    placement, experts = plan.placement, plan.placement.experts
+    if experts is not None:
+        _try_overflow(placement, experts)
+        _try_replica_choice(placement, experts)
+        _try_spilling(experts)
+        _try_offload(placement)
+        if not is_shipped(type(experts.dispatch)):
+            _try_dispatch(placement, experts)
     for changes in plan.list_failures():
         list(islice(changes, _TOKENS))
-    if plan.failures and not is_shipped(type(plan.serving.recovery)):
-        _try_recovery(plan)
+    if plan.failures and experts and not is_shipped(type(plan.serving.recovery)):
+        lost_D = np.arange(placement.layout.attention_dp) == 0
+        load_LE = np.ones((len(experts.topk_ids_LTK), experts.num_experts))
+        shrink_experts(plan.serving.recovery, Loss(lost_D, experts.placed, load_LE))
+        find_interruption(plan.serving.recovery, 0.0)
     plan.find_keys(trace)
     list(islice(list_looks(plan.serving.rebalancing), _TOKENS))
     if not is_shipped(type(plan.serving.scaling)):
@@ -74,16 +80,6 @@ def try_policies(plan: DeploymentPlan, trace: RequestTrace) -> None:
             choose_replica(balancer, request, Snapshot(nothing, nothing, nothing, nothing))
 
 
-def _try_recovery(plan: DeploymentPlan) -> None:
-    placement, policy = plan.placement, plan.serving.recovery
-    assert placement.experts is not None
-    assert placement.model.moe is not None
-    lost_D = np.arange(placement.layout.attention_dp) == 0
-    shape = (placement.model.num_moe_layers, placement.model.moe.num_experts)
-    shrink_experts(policy, Loss(lost_D, placement.experts.placed, np.ones(shape)))
-    find_interruption(policy, 0.0)
-
-
 def _try_scaling(policy: ScalingPolicy, most: int) -> None:
     """Try decisions on a pool that has nothing to do yet."""
     first = begin_scaling(policy, most)
@@ -93,55 +89,42 @@ def _try_scaling(policy: ScalingPolicy, most: int) -> None:
         decide_replicas(policy, loads[: number + 1], most)
 
 
-def _try_overflow(plan: DeploymentPlan) -> None:
-    placement = plan.placement
-    assert placement.experts is not None
-    assert placement.model.moe is not None
-    moe, experts = placement.model.moe, placement.experts
+def _try_overflow(placement: Placement, experts: ExpertPlan) -> None:
     nodes, moe_tp = placement.node_of_ep_rank, placement.layout.moe_tp
-    slots = SlotMap(experts.placed, 0, moe.num_experts, experts.replica_choice, nodes, moe_tp)
+    choice = experts.replica_choice
+    slots = SlotMap(experts.placed, 0, experts.num_experts, choice, nodes, moe_tp)
     ids_TJ = take_choices(experts.topk_ids_LTK, experts.next_LTN, 0, np.arange(_TOKENS))
-    admit_pairs(experts.overflow, slots.route_tokens(ids_TJ, moe.top_k))
+    admit_pairs(experts.overflow, slots.route_tokens(ids_TJ, experts.top_k))
 
 
-def _try_replica_choice(plan: DeploymentPlan) -> None:
+def _try_replica_choice(placement: Placement, experts: ExpertPlan) -> None:
     """Try the choice among copies on a layer that has two of each expert, whatever the plan has."""
-    placement = plan.placement
-    assert placement.experts is not None
-    assert placement.model.moe is not None
-    experts, layout, placed = placement.experts, placement.layout, placement.experts.placed
+    layout, placed = placement.layout, experts.placed
     twice = Placed(
         np.tile(placed.expert_LP[:1], 2), np.tile(placed.rank_LP[:1], 2), placed.num_ranks
     )
-    num_experts, nodes = placement.model.moe.num_experts, placement.node_of_ep_rank
-    slots = SlotMap(twice, 0, num_experts, experts.replica_choice, nodes, layout.moe_tp)
+    choice, nodes = experts.replica_choice, placement.node_of_ep_rank
+    slots = SlotMap(twice, 0, experts.num_experts, choice, nodes, layout.moe_tp)
     slots.slots(experts.topk_ids_LTK[0, :_TOKENS], np.arange(_TOKENS) % layout.num_ranks)
 
 
-def _try_spilling(plan: DeploymentPlan) -> None:
+def _try_spilling(experts: ExpertPlan) -> None:
     """Try the spilling of a few tokens, all of which choose as the first one does."""
-    placement = plan.placement
-    assert placement.experts is not None
-    assert placement.model.moe is not None
-    experts = placement.experts
-    slots = SlotMap(experts.placed, 0, placement.model.moe.num_experts)
+    slots = SlotMap(experts.placed, 0, experts.num_experts)
     slot_TK = slots.slots(np.repeat(experts.topk_ids_LTK[0, :1], _TOKENS, axis=0))
     spill_tokens(experts.spilling, slots, slot_TK, 1.0)
 
 
-def _try_offload(plan: DeploymentPlan) -> None:
+def _try_offload(placement: Placement) -> None:
     """Try a cache of experts on the steps of a few tokens."""
-    offload = plan.placement.offload
+    offload = placement.offload
     if offload is not None:
         ids_SLX = spread_streams(offload.ids_LTK[:, :_TOKENS], 1)
         replay_cache(offload.rules, ids_SLX, offload.earlier_LTK, offload.num_experts)
 
 
-def _try_dispatch(plan: DeploymentPlan) -> None:
-    placement = plan.placement
-    assert placement.experts is not None
-    assert placement.model.moe is not None
-    whole = placement.experts.dispatch
+def _try_dispatch(placement: Placement, experts: ExpertPlan) -> None:
+    whole = experts.dispatch
     if hasattr(whole, "limits") and not hasattr(whole, "policy_for"):
         name = method_name(whole, "policy_for")
         raise UserError(f"{name} is missing: a policy with 'limits' says by it what holds when")
@@ -151,6 +134,6 @@ def _try_dispatch(plan: DeploymentPlan) -> None:
         raise UserError(
             f"{name} must be one of {', '.join(_SEES)}; is {find_kernel_input(policy)!r}"
         )
-    ranks, top_k = placement.layout.num_ranks, placement.model.moe.top_k
-    rank_TK = np.arange(_TOKENS * top_k).reshape(_TOKENS, top_k) % ranks
+    ranks = placement.layout.num_ranks
+    rank_TK = np.arange(_TOKENS * experts.top_k).reshape(_TOKENS, -1) % ranks
     count_copies(policy, rank_TK, np.arange(_TOKENS) % ranks, placement.fabric.node_R)
