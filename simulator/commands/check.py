@@ -285,7 +285,7 @@ def _check_cluster(path: Path, _: Overrides) -> _Found:
     most = min(MOST_RANKS, _WIRED_NODES * found.gpus_per_node)
     for num_gpus in {min(size, most) for size in (min(sizes), max(sizes))}:
         wire_cluster(topology, found.model_copy(update={"num_gpus": num_gpus}), num_gpus)
-    odd = tuple(map(str, clusters.list_odd_wires(found)))
+    odd = tuple(map(str, clusters.list_odd_links(found)))
     return _Found(f", {found.title}; {', '.join(map(str, sizes))} GPUs", odd)
 
 

@@ -47,13 +47,13 @@ _SHIPPED: dict[str, tuple[float, float, str]] = {
     "bytes_per_s": (1e10, 9e11, "B/s"),
     "latency_s": (0.0, 5e-6, "s"),
 }
-"""Least and most of any shipped accelerator, and of any shipped cluster's wires."""
+"""Least and most of any shipped accelerator, and of any shipped cluster's links."""
 _FAR = 10.0
 """Factor beyond these from which on a number is told: rather a wrong unit than a new machine."""
 
 
 def list_odd(spec: Frozen, what: str) -> Iterator[Finding]:
-    """List numbers of an accelerator or of wires that are far from every shipped one's."""
+    """List numbers of an accelerator or of links that are far from every shipped one's."""
     for key, (low, high, unit) in _SHIPPED.items():
         value = getattr(spec, key, None)
         if value is not None and not low / _FAR <= value <= high * _FAR:
@@ -153,7 +153,7 @@ def load_accelerator(name: str, where: str) -> AcceleratorSpec:
 
 
 class Speeds(Frozen):
-    """Factors on the speed of each part, beside ``network_speed`` for the wires; all twice as fast,
+    """Factors on the speed of each part, beside ``network_speed`` for the links; all twice as fast,
     a step takes half.
     """
 
@@ -165,10 +165,10 @@ class Speeds(Frozen):
     """Factor on the speed of what kernels do beside reading memory and multiplying: launches,
     starts of tiles, exponentials, and the copies of those that exchange tokens."""
     latency: Factor = 1.0
-    """Factor by which latencies of exchanges and wires are shorter."""
+    """Factor by which latencies of exchanges and links are shorter."""
     engine: Factor = 1.0
     """Factor on the speed of the engine's own work: between forward passes, and before first
     tokens."""
     below: Factor = 1.0
-    """Factor on the speed of what lies below the GPUs' memory: main memory, storage, the wires to
+    """Factor on the speed of what lies below the GPUs' memory: main memory, storage, the links to
     the GPUs, and the processor."""

@@ -207,7 +207,7 @@ class CandidateCluster(Frozen):
     max_gpus: Gpus | None = None
     """Most GPUs of this kind; absent = the largest size that the file lists."""
     network_speed: Factor = 1.0
-    """Factor on the rate of all wires, to see what faster ones would do."""
+    """Factor on the rate of all links, to see what faster ones would do."""
 
 
 class Limits(Frozen):
@@ -339,7 +339,7 @@ class Crossover(Frozen):
     """Expert-parallel sizes of the map; 1 = experts split like dense blocks, over one node at
     most. Sizes that machines and limits do not allow are left out."""
     networks: SomeOf[Factor] = (0.5, 1.0, 2.0)
-    """Networks of the map: factors on the rate of all wires."""
+    """Networks of the map: factors on the rate of all links."""
 
 
 class Question(Job):

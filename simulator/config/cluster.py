@@ -1,4 +1,4 @@
-"""A cluster: accelerators, how many to a node, and the wires inside (scale-up) and between
+"""A cluster: accelerators, how many to a node, and the links inside (scale-up) and between
 (scale-out) fast domains.
 """
 
@@ -36,7 +36,7 @@ from simulator.config.host_memory import HostSpec
 _FAMILY = "cluster_configs"
 
 
-class WireSpec(Frozen):
+class LinkSpec(Frozen):
     """Wire of one kind, seen from one GPU."""
 
     bytes_per_s: BytesPerSecond
@@ -44,14 +44,14 @@ class WireSpec(Frozen):
     latency_s: Seconds
     """Seconds that the smallest message takes one way."""
 
-    def with_speed(self, rate: float, latency: float) -> WireSpec:
+    def with_speed(self, rate: float, latency: float) -> LinkSpec:
         """The wire with so many times the rate, and so much shorter a latency."""
         rates = {"bytes_per_s": self.bytes_per_s * rate, "latency_s": self.latency_s / latency}
         return self.model_copy(update=rates)
 
 
-def list_odd_wires(cluster: ClusterSpec) -> Iterator[Finding]:
-    """List numbers of a cluster's wires that are far from every shipped one's."""
+def list_odd_links(cluster: ClusterSpec) -> Iterator[Finding]:
+    """List numbers of a cluster's links that are far from every shipped one's."""
     for name, wire in (("scale_up", cluster.scale_up), ("scale_out", cluster.scale_out)):
         if wire is not None:
             yield from list_odd(wire, f"{cluster.name} {name}")
@@ -79,9 +79,9 @@ class ClusterSpec(Frozen):
     rack; absent = the whole domain is."""
     sizes: ListOf[Gpus] = ()
     """Numbers of GPUs that the cluster comes in; ``<file name>-<size>`` names each."""
-    scale_up: WireSpec
+    scale_up: LinkSpec
     """Wires inside a fast domain, such as NVLink."""
-    scale_out: WireSpec | None = None
+    scale_out: LinkSpec | None = None
     """Wires between fast domains, such as InfiniBand; absent = there is one domain only."""
     topology: Annotated[Policy, PolicyOf("topology")]
     """Wiring of the ranks: the links that a message crosses and shares."""
@@ -89,7 +89,7 @@ class ClusterSpec(Frozen):
     """Memory, storage and processor of the machine, for experts that are offloaded; absent = not
     known."""
     degraded: ListOf[Degraded] = ()
-    """GPUs and wires that are slower than the others, always or for a while; those beyond the GPUs
+    """GPUs and links that are slower than the others, always or for a while; those beyond the GPUs
     that a deployment uses do not matter to it."""
     price_per_gpu_hour: Price | None = None
     """Price of one GPU for one hour, in ``currency``; absent = costs are not told."""
@@ -125,7 +125,7 @@ class ClusterSpec(Frozen):
         """The cluster with faster parts beside its GPUs.
 
         Args:
-            rate: factor on the rate of all its wires.
+            rate: factor on the rate of all its links.
             latency: factor by which their latencies are shorter.
             below: factor on the speed of all that lies below the GPUs' memory.
         """
@@ -141,7 +141,7 @@ class ClusterSpec(Frozen):
         )
 
     def degrade(self, degraded: tuple[Degraded, ...]) -> ClusterSpec:
-        """The cluster with some more slower GPUs and wires."""
+        """The cluster with some more slower GPUs and links."""
         if not degraded:
             return self
         return self.model_copy(update={"degraded": (*self.degraded, *degraded)})

@@ -96,7 +96,7 @@ Overlap = Literal["none", "two_batch", "shared_experts"]
 
 
 class PrefillPoolSpec(Frozen):
-    """Replicas that compute prompts only, and hand their KV caches over the wires to the
+    """Replicas that compute prompts only, and hand their KV caches over the links to the
     deployment's own, which decode.
 
     Prefill and decode disaggregated as in DistServe (arXiv:2401.09670), Splitwise
@@ -119,7 +119,7 @@ class PrefillPoolSpec(Frozen):
     """Overlap of computation and communication in the pool's steps, as ``overlap`` of the
     deployment, which holds for decode."""
     wire_fraction: Share = 0.7
-    """Share of the wires' peak that transfers achieve. Assumed, between what Mooncake's transfer
+    """Share of the links' peak that transfers achieve. Assumed, between what Mooncake's transfer
     engine is published to reach: 87 of 100 GB/s on four 200 Gb/s cards, 190 of 400 GB/s on eight
     400 Gb/s cards."""
     handshake_s: Seconds | None = None
@@ -129,7 +129,7 @@ class PrefillPoolSpec(Frozen):
     """Scaling policy of the pool: how many of its replicas serve at which time, whatever the
     deployment's own says."""
     layerwise: bool = False
-    """Whether each layer's cache leaves as soon as it is computed, so that only what the wires have
+    """Whether each layer's cache leaves as soon as it is computed, so that only what the links have
     not carried by the prompt's end is left (Splitwise, 4.3); if not, transfers start when the
     prompt is done, as vLLM's and SGLang's connectors do."""
 
@@ -234,7 +234,7 @@ class DeploymentSpec(Frozen):
     failures: ListOf[Annotated[Policy, PolicyOf("failures")]] = ()
     """GPUs and nodes that fail while it serves."""
     degraded: ListOf[Degraded] = ()
-    """GPUs and wires of its cluster that are slower than the others, always or for a while, beside
+    """GPUs and links of its cluster that are slower than the others, always or for a while, beside
     those that the cluster's file names."""
     recovery: Annotated[Policy, PolicyOf("recovery")] = {"kind": "restart"}
     """Recovery policy: what the engine does when GPUs of a replica fail, and when they work again;
@@ -250,13 +250,13 @@ class DeploymentSpec(Frozen):
     once."""
     overlap: Overlap = "none"
     """Overlap of computation and communication. ``two_batch``: a step's tokens go through the
-    layers with routed experts in two halves, one computing while the other is on the wires
+    layers with routed experts in two halves, one computing while the other is on the links
     (DeepSeek-V3's dual micro-batches; SGLang's ``--enable-two-batch-overlap``).
     ``shared_experts``: shared experts compute while tokens travel to the routed ones (SGLang's
     ``--enable-single-batch-overlap``)."""
     exchange_chunks: ExchangeChunks = 1
     """Chunks that tokens travel to experts and back in: experts compute those that have arrived
-    while others are on the wires, and read their weights once (COMET, arXiv:2502.19811)."""
+    while others are on the links, and read their weights once (COMET, arXiv:2502.19811)."""
     network_speed: Factor = 1.0
     """Factor on the rate of every wire of the cluster, inside fast domains and between them, to see
     what faster ones would do; latencies stay."""

@@ -242,7 +242,7 @@ class WithDrafts(Frozen):
 
 
 class HandOver(Frozen):
-    """Passage of a request from a prefill pool to a decode pool, beside queues, steps and wires."""
+    """Passage of a request from a prefill pool to a decode pool, beside queues, steps and links."""
 
     handshake_s: Seconds = 0.0
     """Seconds from the end of the prompt until its cache leaves, once a request: a second way over
@@ -397,7 +397,7 @@ def find_sequences(
 
 def find_hand_over(engine: str) -> HandOver:
     """Find the passage between the pools of ``vllm`` or ``vllm@0.19.1``; nothing but queues, steps
-    and wires where the engine has no file.
+    and links where the engine has no file.
     """
     spec = find_engine(engine)
     return HandOver() if spec is None else spec.hand_over

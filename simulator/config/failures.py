@@ -85,10 +85,10 @@ class Degraded(Frozen):
     compute: SpeedShare = 1.0
     """Share of their usual speed that its kernels reach; the engine's own work takes as long."""
     scale_up: SpeedShare = 1.0
-    """Share of the usual rate of its wires inside the fast domain, both ways."""
+    """Share of the usual rate of its links inside the fast domain, both ways."""
     scale_out: SpeedShare = 1.0
-    """Share of the usual rate of its wires between domains, both ways: what a failing card, or the
-    traffic of others, leaves. Where all GPUs are named, of shared wires between domains too."""
+    """Share of the usual rate of its links between domains, both ways: what a failing card, or the
+    traffic of others, leaves. Where all GPUs are named, of shared links between domains too."""
     accelerator: str | None = None
     """Kind of GPU that stands there instead of the cluster's own, a name in
     ``cluster_configs/accelerators``: its kernels are priced by its own calibration. Absent = the

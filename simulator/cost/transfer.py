@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from simulator.base.arrays import Bools, Ints
 from simulator.base.jit import jit_inner
-from simulator.config.cluster import ClusterSpec, WireSpec
+from simulator.config.cluster import ClusterSpec, LinkSpec
 from simulator.config.deployment import PrefillPoolSpec
 from simulator.config.engine import HandOver
 from simulator.work.layout import Layout
@@ -15,12 +15,12 @@ from simulator.work.memory import CacheSize
 
 @dataclass(frozen=True)
 class Transfer:
-    """Transfers of caches over one kind of wire. Each data-parallel rank sends one cache after the
+    """KV transfers over one kind of link. Each data-parallel rank sends one cache after the
     other, its tensor-parallel ranks in parallel.
     """
 
     sent: CacheSize
-    """Cache of a sequence that each sending GPU puts on its wire."""
+    """Cache of a sequence that each sending GPU puts on its link."""
     received: CacheSize
     """Cache of a sequence that each receiving GPU stores: exactly its share."""
     receivers: int
@@ -30,11 +30,11 @@ class Transfer:
     wire: str
     """``scale_up`` or ``scale_out``."""
     peak_bytes_per_s: float
-    """Peak bytes per second of one GPU's wire, of the slower of both ends."""
+    """Peak bytes per second of one GPU's link, of the slower of both ends."""
     wire_fraction: float
     """Share of the peak that transfers achieve."""
     latency_s: float
-    """Seconds of a transfer in which no wire is busy."""
+    """Seconds of a transfer in which no link is busy."""
     handshake_s: float
     """Seconds from the end of a prompt until its cache leaves."""
     recomputes_last: bool
@@ -57,11 +57,11 @@ class Transfer:
         return self.received.bytes_for(num_tokens) * self.receivers
 
     def send_s(self, num_tokens: int) -> float:
-        """Seconds for which the sending GPUs' wires are busy."""
+        """Seconds for which the sending GPUs' links are busy."""
         return self.sent.bytes_for(num_tokens) / self.bytes_per_s
 
     def receive_s(self, num_tokens: int) -> float:
-        """Seconds for which the receiving GPUs' wires are busy."""
+        """Seconds for which the receiving GPUs' links are busy."""
         return self.received.bytes_for(num_tokens) / self.bytes_per_s
 
     def is_transferred(self, num_output: Ints) -> Bools:
@@ -69,7 +69,7 @@ class Transfer:
         return (num_output > 1) | self.recomputes_last
 
     def left_s(self, busy_s: float, computing_s: float) -> float:
-        """Seconds that these wires are still busy when the prompt is done
+        """Seconds that these links are still busy when the prompt is done
         (:func:`seconds_left`).
         """
         return float(seconds_left(busy_s, computing_s, self.layers, self.stages))
@@ -84,10 +84,10 @@ class Transfer:
 
 @jit_inner
 def seconds_left(busy_s: float, computing_s: float, layers: int, stages: int) -> float:
-    """Seconds of ``busy_s`` on the wires that are left when the prompt, computed for
+    """Seconds of ``busy_s`` on the links that are left when the prompt, computed for
     ``computing_s``, is done.
 
-    Sent layer by layer, the last layer's cache is always left, and the wires carry as much as they
+    Sent layer by layer, the last layer's cache is always left, and the links carry as much as they
     can of the others meanwhile.
 
     Args:
@@ -111,7 +111,7 @@ def make_transfer(
 ) -> Transfer:
     """Price transfers from a prefill pool to a decode pool.
 
-    The fast wires carry them where both pools lie in one fast domain, otherwise the wires between
+    The fast links carry them where both pools lie in one fast domain, otherwise the links between
     domains.
 
     Args:
@@ -144,5 +144,5 @@ def make_transfer(
     )
 
 
-def _wire(cluster: ClusterSpec, is_fast: bool) -> WireSpec:
+def _wire(cluster: ClusterSpec, is_fast: bool) -> LinkSpec:
     return cluster.scale_up if is_fast or cluster.scale_out is None else cluster.scale_out

@@ -22,18 +22,18 @@ from simulator.policies.topology import Fabric, Link
 
 @dataclass(frozen=True)
 class Condition:
-    """Shares of their usual speed that a replica's GPUs and wires have at some time; replicas that
+    """Shares of their usual speed that a replica's GPUs and links have at some time; replicas that
     are equally slow have equal conditions.
     """
 
     compute_R: tuple[float, ...]
     """Share of its usual speed at which each rank computes, ``[R]``."""
     scale_up_R: tuple[float, ...]
-    """Share of the rate of each rank's wires inside its fast domain, ``[R]``."""
+    """Share of the rate of each rank's links inside its fast domain, ``[R]``."""
     scale_out_R: tuple[float, ...]
-    """Share of the rate of each rank's wires between domains, ``[R]``."""
+    """Share of the rate of each rank's links between domains, ``[R]``."""
     shared: tuple[float, float]
-    """Shares of the rate of wires that several ranks share, inside domains and between."""
+    """Shares of the rate of links that several ranks share, inside domains and between."""
     accelerator_R: tuple[str, ...] | None = None
     """Accelerator of each rank, ``[R]``, where some are of another kind than the cluster's own,
     which is an empty name; ``None`` where none is."""
@@ -45,7 +45,7 @@ class Condition:
         return cls(ones, ones, ones, (1.0, 1.0))
 
     def leave(self, scale_up: float, scale_out: float) -> Condition:
-        """Leave a share of the rate of all wires inside domains and of all between, where other
+        """Leave a share of the rate of all links inside domains and of all between, where other
         traffic takes the rest.
         """
         return replace(
@@ -55,8 +55,8 @@ class Condition:
             shared=(self.shared[0] * scale_up, self.shared[1] * scale_out),
         )
 
-    def speed_up_wires(self) -> Condition:
-        """Make all wires as fast as usual, and leave GPUs as they are."""
+    def speed_up_links(self) -> Condition:
+        """Make all links as fast as usual, and leave GPUs as they are."""
         usual = Condition.usual(len(self.compute_R))
         return replace(usual, compute_R=self.compute_R, accelerator_R=self.accelerator_R)
 

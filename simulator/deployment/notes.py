@@ -8,7 +8,7 @@ from simulator.base.arrays import Ints
 from simulator.base.findings import Finding
 from simulator.base.frozen import Policy
 from simulator.config.accelerator import Speeds, list_odd
-from simulator.config.cluster import list_odd_wires
+from simulator.config.cluster import list_odd_links
 from simulator.config.deployment import OffloadSpec
 from simulator.config.engine import find_engine
 from simulator.config.host import HostRates
@@ -37,7 +37,7 @@ def notes_of(plan: DeploymentPlan) -> Iterator[Finding]:
         yield from _find_offload(plan)
     if plan.spec.speeds == Speeds():  # else numbers are not those of a file
         yield from list_odd(placement.accelerator, placement.accelerator.name)
-        yield from list_odd_wires(placement.cluster)
+        yield from list_odd_links(placement.cluster)
     if placement.cluster.degraded:
         degraded = [one.model_dump() for one in placement.cluster.degraded]
         yield Finding("note.degraded", plan=plan.name, parts=degraded)

@@ -220,7 +220,7 @@ def check_recovery(spec: DeploymentSpec, placement: Placement, where: str) -> No
 def check_degraded(
     cluster: ClusterSpec, layout: Layout, calibration: CalibrationFile | HostCalibration, place: str
 ) -> None:
-    """Refuse slower GPUs and wires where they are not simulated."""
+    """Refuse slower GPUs and links where they are not simulated."""
     if not cluster.degraded:
         return
     if layout.pp > 1:

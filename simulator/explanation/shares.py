@@ -114,7 +114,7 @@ def measure_slower(
         return seconds
 
     usual_s, slowed_s = add_up(usual), add_up(slowed)
-    compute_s = add_up(degrade_placement(plan, condition.speed_up_wires()))
+    compute_s = add_up(degrade_placement(plan, condition.speed_up_links()))
     gpus_s = max(0.0, min(compute_s, slowed_s) - usual_s)
     wires_s = max(0.0, slowed_s - usual_s) - gpus_s
     return Slower(_share(gpus_s, slowed_s), _share(wires_s, slowed_s))

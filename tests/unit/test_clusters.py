@@ -8,7 +8,7 @@ from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.commands.check import check
 from simulator.config.accelerator import _SHIPPED, list_odd, load_accelerator
-from simulator.config.cluster import available_clusters, list_odd_wires, load_cluster
+from simulator.config.cluster import available_clusters, list_odd_links, load_cluster
 from simulator.deployment.notes import notes_of
 from tests.parts import freeze
 
@@ -202,7 +202,7 @@ def test_no_shipped_machine_is_odd_and_the_bounds_are_theirs():
         found = [one for spec in (*specs, *wires) if (one := getattr(spec, key, None)) is not None]
         assert (min(found), max(found)) == pytest.approx((low, high), rel=0.01)
     assert not [note for one in specs for note in list_odd(one, one.name)]
-    assert not [note for one in clusters for note in list_odd_wires(one)]
+    assert not [note for one in clusters for note in list_odd_links(one)]
 
 
 def test_a_number_far_from_every_machine_is_told(own):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.config.cluster import WireSpec, load_cluster
+from simulator.config.cluster import LinkSpec, load_cluster
 from simulator.config.deployment import PrefillPoolSpec
 from simulator.config.engine import HandOver
 from simulator.cost.transfer import Transfer, make_transfer
@@ -16,7 +16,7 @@ from tests.cases import cases
 
 CACHE = CacheSize(bytes_per_token=1000.0, bytes_per_sequence=0.0)
 ALONE = Layout(tp=1, attention_dp=1, ep=1)
-FAST, SLOW = WireSpec(bytes_per_s=8e9, latency_s=1e-6), WireSpec(bytes_per_s=2e9, latency_s=5e-6)
+FAST, SLOW = LinkSpec(bytes_per_s=8e9, latency_s=1e-6), LinkSpec(bytes_per_s=2e9, latency_s=5e-6)
 TRANSFER = Transfer(
     sent=CACHE,
     received=CACHE,

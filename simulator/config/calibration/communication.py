@@ -162,10 +162,10 @@ class Load(NamedTuple):
 
 
 class ExchangeFit(Fit):
-    """Latency, then copying by multiprocessors and carrying by wires, which hide behind each other.
+    """Latency, then copying by multiprocessors and carrying by links, which hide behind each other.
 
-    ``latency + (copying^overlap + wires^overlap)^(1 / overlap)``. Copying is the busiest rank's
-    work in multiprocessor-seconds over the multiprocessors that the kernels hold; wires are the
+    ``latency + (copying^overlap + links^overlap)^(1 / overlap)``. Copying is the busiest rank's
+    work in multiprocessor-seconds over the multiprocessors that the kernels hold; links are the
     busiest link's bytes over the achieved share of its peak.
     """
 
@@ -189,7 +189,7 @@ class ExchangeFit(Fit):
     """Multiprocessor-seconds of one token in the walk over what was sent, before results come
     back."""
     notify_fraction: Amount = 0.0
-    """Share of the time on the wires that ranks wait for each other's announcements."""
+    """Share of the time on the links that ranks wait for each other's announcements."""
     notify_band: PairOf[Factor] | None = None
     """10th and 90th percentile of the ratio measured over predicted time of the announcement;
     absent = that of the transfer, wider."""
@@ -210,7 +210,7 @@ class ExchangeFit(Fit):
     """Multiprocessors that the kernels hold; 0 = as many as the GPU has, an equal number of experts
     to each (low latency)."""
     overlap: Exponent = 3.0
-    """Exponent that combines copying and wires: 1 = one after the other; large = the longer hides
+    """Exponent that combines copying and links: 1 = one after the other; large = the longer hides
     the shorter."""
     floor_s: Seconds = 0.0
     """Shortest time in seconds as engines launch it without captured graphs; serving from captured
@@ -257,7 +257,7 @@ class ExchangeFit(Fit):
         return np.asarray(work / held, dtype=np.float64)
 
     def overlapped_s(self, copying_s: ArrayLike, wires_s: ArrayLike) -> Floats:
-        """Copying and wires together."""
+        """Copying and links together."""
         copying, wires = np.asarray(copying_s, dtype=float), np.asarray(wires_s, dtype=float)
         longer = np.maximum(np.maximum(copying, wires), 1e-30)
         total = longer * (

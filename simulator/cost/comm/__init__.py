@@ -81,7 +81,7 @@ class CommModel(Protocol):
         """Price ranks that send each other bytes, all at once.
 
         Args:
-            vectors: what the bytes are; without it only the wires and the latency count.
+            vectors: what the bytes are; without it only the links and the latency count.
 
         Raises:
             UserError: if the calibration knows no such kernels.

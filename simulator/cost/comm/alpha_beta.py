@@ -2,7 +2,7 @@
 its achieved rate (Hockney's model, per link).
 
 The kernels of an exchange also copy: the calibration says how far this work of their
-multiprocessors overlaps the wires
+multiprocessors overlaps the links
 (:class:`simulator.config.calibration.communication.ExchangeFit`). An all-reduce is the faster of
 the engine's own kernel and NCCL's operation, which engines choose between.
 """
@@ -103,7 +103,7 @@ class AlphaBetaModel:
         )
         copying_X = fit.copying_s(load, multiprocessors).max(axis=1)
         carry_X = fit.overlapped_s(copying_X, wires_X)
-        # Kernels that copy slower than the wires carry leave every link idle in the same
+        # Kernels that copy slower than the links carry leave every link idle in the same
         # proportion.
         latency_X = float(fit.start_s(load)) + fit.announce_s(
             load, carry_X[:, None], multiprocessors

@@ -35,7 +35,7 @@ class Host(Frozen):
         if fabric.num_nodes > 1:
             raise UserError(
                 "communication kind 'host' knows one machine; its calibration says nothing of "
-                "wires between several"
+                "links between several"
             )
         return HostCommModel(fabric, calibration)
 

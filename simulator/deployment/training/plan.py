@@ -476,7 +476,7 @@ def _take_gpus(cluster: ClusterSpec, spec: TrainingDeployment, place: str) -> Cl
     if num_gpus > each and cluster.scale_out is None:
         raise UserError(
             f"{place}: num_gpus ({num_gpus}) is more than the {each} of a node, and "
-            f"'{spec.cluster}' has no wires between nodes"
+            f"'{spec.cluster}' has no links between nodes"
         )
     return cluster.model_copy(update={"num_gpus": num_gpus, "gpus_per_node": each})
 

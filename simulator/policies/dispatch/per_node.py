@@ -16,7 +16,7 @@ from simulator.policies.token_counts import count_forwarded
 
 class PerNode(Frozen):
     """A token crosses the network once a node, to the GPU there of its own position, which forwards
-    it over the fast wires.
+    it over the fast links.
 
     The two hops are pipelined in chunks, so they load their links at the same time. A node with
     fewer ranks than the position asks for begins again at its first.

@@ -1,4 +1,4 @@
-"""Topologies: the wires that join the GPUs, and the paths of messages; one topology in a file."""
+"""Topologies: the links that join the GPUs, and the paths of messages; one topology in a file."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from simulator.base.arrays import Floats, Ints
-from simulator.config.cluster import ClusterSpec, WireSpec
+from simulator.config.cluster import ClusterSpec, LinkSpec
 from simulator.policies.messages import Messages
 
 
 class Link(NamedTuple):
-    """One direction of one wire (or of a bundle of equal wires)."""
+    """One direction of one link (or of a bundle of equal ones)."""
 
     name: str
     kind: str
-    """Kind of the wire, as calibrations distinguish them: ``scale_up`` inside a fast domain,
+    """Kind of the link, as calibrations distinguish them: ``scale_up`` inside a fast domain,
     ``scale_out`` between domains."""
     bytes_per_s: float
     """Peak bytes per second."""
     latency_s: float
     """Seconds of latency."""
     rank: int = -1
-    """Rank whose own port it is; -1 for wires that several ranks share."""
+    """Rank whose own port it is; -1 for links that several ranks share."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ class Wiring:
         self._links: list[Link] = []
 
     def add_ports(
-        self, kind: str, wire: WireSpec, count: int, label: str = "gpu", width: float = 1.0
+        self, kind: str, wire: LinkSpec, count: int, label: str = "gpu", width: float = 1.0
     ) -> Ports:
-        """Add ``count`` pairs of links of one kind. ``width`` is the number of wires in a
+        """Add ``count`` pairs of links of one kind. ``width`` is the number of links in a
         bundle.
         """
         first = len(self._links)
@@ -145,8 +145,8 @@ class Wiring:
         return self.node[-1] > 0
 
     @property
-    def scale_out(self) -> WireSpec:
-        """Wire between domains; the cluster's own check makes it exist where there are several."""
+    def scale_out(self) -> LinkSpec:
+        """Link between domains; the cluster's own check makes it exist where there are several."""
         if self.cluster.scale_out is None:
             raise ValueError(f"cluster {self.cluster.name} has several nodes but no scale_out")
         return self.cluster.scale_out

@@ -20,7 +20,7 @@ class LeafSpine(Frozen):
     nodes_per_leaf: Nodes = 2
     """Nodes under one leaf switch."""
     spines: Spines | None = None
-    """Number of spine switches, each with one of equal wires to every leaf: what one GPU sends to
+    """Number of spine switches, each with one of equal links to every leaf: what one GPU sends to
     another goes by the spine that a hash of the two says (equal-cost multipath, RFC 2992), so that
     flows collide on a wire while others idle; absent = evenly over all uplinks."""
     hash_seed: Seed = 0
