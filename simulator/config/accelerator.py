@@ -120,8 +120,8 @@ class AcceleratorSpec(Frozen):
         """The accelerator with its rates of memory and of matrix products multiplied."""
         if memory == arithmetic == 1.0:
             return self
-        known = {name: getattr(self, name) for name in _PEAKS if getattr(self, name) is not None}
-        rates = {name: rate * arithmetic for name, rate in known.items()}
+        peaks = {name: getattr(self, name) for name in _PEAKS}
+        rates = {name: rate * arithmetic for name, rate in peaks.items() if rate is not None}
         return self.model_copy(
             update={**rates, "memory_bytes_per_s": self.memory_bytes_per_s * memory}
         )

@@ -28,6 +28,7 @@ from simulator.base.quantities import (
 from simulator.config.accelerator import Speeds
 from simulator.config.dtypes import DType
 from simulator.config.failures import Degraded
+from simulator.config.host_memory import TierName
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model
 from simulator.config.sparsity import Pruning
 
@@ -35,7 +36,7 @@ from simulator.config.sparsity import Pruning
 class OffloadSpec(Frozen):
     """Routed experts that lie below a GPU's memory, and its cache of some of them."""
 
-    tier: Literal["dram", "storage"] = "dram"
+    tier: TierName = "dram"
     """Memory that holds all experts: ``dram`` or ``storage`` of the cluster's ``[host]``."""
     slots: ExpertCount
     """Experts of each layer that stay in the GPU's memory."""

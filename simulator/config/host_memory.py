@@ -4,8 +4,13 @@ processor that can compute there.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import BytesPerSecond, FlopsPerSecond, MemoryBytes, Seconds, Share
+
+TierName = Literal["dram", "storage"]
+"""Memory below the accelerator's own."""
 
 
 class MemoryTier(Frozen):
@@ -63,13 +68,18 @@ class HostSpec(Frozen):
     processor: Processor | None = None
     """Cores that can compute experts; absent = they compute none."""
 
+    @property
+    def tiers(self) -> dict[TierName, MemoryTier]:
+        """Memories that experts may lie in, by name, the fastest first."""
+        named: dict[TierName, MemoryTier | None] = {"dram": self.dram, "storage": self.storage}
+        return {name: tier for name, tier in named.items() if tier is not None}
+
     def with_speed(self, factor: float) -> HostSpec:
         """The machine with all of it so many times as fast."""
         link, processor = self.link, self.processor
-        tiers = {
+        tiers: dict[str, MemoryTier] = {
             name: tier.model_copy(update={"bytes_per_s": tier.bytes_per_s * factor})
-            for name, tier in (("dram", self.dram), ("storage", self.storage))
-            if tier is not None
+            for name, tier in self.tiers.items()
         }
         if link is not None:
             rates = {"bytes_per_s": link.bytes_per_s * factor, "latency_s": link.latency_s / factor}

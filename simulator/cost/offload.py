@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.arrays import Floats
-from simulator.config.host_memory import HostSpec
+from simulator.config.host_memory import HostSpec, TierName
 from simulator.work.expert_cache import CacheUses
 
 
@@ -27,15 +27,13 @@ class OffloadRates(NamedTuple):
     """FLOP/s that the processor achieves; 0 where it computes none."""
 
 
-def find_rates(host: HostSpec, tier: str) -> OffloadRates:
+def find_rates(host: HostSpec, tier: TierName) -> OffloadRates:
     """Find the rates of a machine whose experts lie in ``tier``, which it has.
 
     Experts on storage pass main memory on their way, piece by piece, so that the slower of the two
     ways sets the rate.
     """
-    below = host.storage if tier == "storage" else host.dram
-    assert below is not None, "a deployment is refused whose cluster lacks its tier"
-    read = below.read_bytes_per_s
+    read = host.tiers[tier].read_bytes_per_s
     copy = read if host.link is None else min(read, host.link.copy_bytes_per_s)
     flops = 0.0
     if host.processor is not None:

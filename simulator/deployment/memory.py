@@ -336,10 +336,10 @@ def _most_slots(setup: Setup) -> int | None:
     where that does not help, or the cluster has no memory below.
     """
     spec, moe, host = setup.spec, setup.model.moe, setup.host
-    tier = next((name for name in ("dram", "storage") if getattr(host, name, None)), None)
+    tier = next(iter(host.tiers), None) if host is not None else None
     if moe is None or tier is None or setup.layout.num_gpus > 1:
         return None
-    offload = spec.offload or OffloadSpec(tier=tier, slots=0)  # type: ignore[arg-type]
+    offload = spec.offload or OffloadSpec(tier=tier, slots=0)
 
     def fits(slots: int) -> bool:
         own = offload.model_copy(update={"slots": slots})

@@ -66,7 +66,7 @@ def check_offload(
 def _check_host(spec: OffloadSpec, cluster: ClusterSpec, num_experts: int, where: str) -> None:
     """Refuse a memory or a processor that the cluster's file does not have."""
     host = cluster.host
-    tiers = [name for name in ("dram", "storage") if getattr(host, name, None) is not None]
+    tiers = [] if host is None else list(host.tiers)
     if spec.tier not in tiers:
         raise UserError(
             f"{where}: cluster '{cluster.name}' has no [host.{spec.tier}] in its file; "
@@ -84,14 +84,14 @@ def _check_room(
     spec: OffloadSpec, cluster: ClusterSpec, needed: float, dtype: str, where: str
 ) -> None:
     """Refuse experts of ``needed`` bytes that the memory below has no room for."""
-    below = getattr(cluster.host, spec.tier)
-    if needed <= below.memory_bytes:
+    tiers = {} if cluster.host is None else cluster.host.tiers
+    room = {name: tier.memory_bytes for name, tier in tiers.items()}
+    if needed <= room[spec.tier]:
         return
-    storage = getattr(cluster.host, "storage", None)
-    wider = spec.tier == "dram" and storage is not None and storage.memory_bytes >= needed
+    wider = spec.tier == "dram" and room.get("storage", 0.0) >= needed
     raise UserError(
         f"{where}: the experts take {needed / 1e9:,.1f} GB in {dtype}, and [host.{spec.tier}] of "
-        f"cluster '{cluster.name}' has {below.memory_bytes / 1e9:,.1f} GB; "
+        f"cluster '{cluster.name}' has {room[spec.tier] / 1e9:,.1f} GB; "
         + ('tier = "storage" would do' if wider else "a narrower expert_dtype may do")
     )
 

@@ -20,7 +20,7 @@ from simulator.deployment.expert_plan import ExpertPlan
 from simulator.deployment.offload_plan import OffloadPlan
 from simulator.deployment.placement import Placement
 from simulator.policies.contracts import count_copies
-from simulator.policies.dispatch import DispatchPolicy, find_kernel_input, policy_at
+from simulator.policies.dispatch import DispatchPolicy, find_kernel_input, name_kernels, policy_at
 from simulator.policies.messages import Messages
 from simulator.policies.spilling import may_spill
 from simulator.policies.token_counts import count_arrivals, count_stays
@@ -151,11 +151,6 @@ class _Ways(NamedTuple):
     unpack_R: Floats | None = None
 
 
-def _kernels_of(policy: DispatchPolicy) -> str:
-    """Name of the kernels that a dispatch policy is priced with."""
-    return str(getattr(policy, "kernels", "normal"))
-
-
 def _dispatch_bytes(count: _Counts, vector_bytes: float) -> Messages:
     """Bytes that travel before the experts compute: tokens, and weights where any are spilled."""
     tokens = count.copies.times(vector_bytes)
@@ -277,7 +272,7 @@ class ExpertPrices:
         placement, moe_tp = self._placement, self._placement.layout.moe_tp
         rows_YPG = np.stack([one.rows_RG for one in counts])
         seen_YP = self._count_seen(int(tokens_d.sum()), policy, counts, rows_YPG)
-        kernels = _kernels_of(policy) if placement.layout.travels else None
+        kernels = name_kernels(policy) if placement.layout.travels else None
         num_groups = rows_YPG.shape[2]
         rows_RG = rows_YPG.reshape(-1, num_groups)
 
@@ -350,7 +345,7 @@ class ExpertPrices:
     ) -> Vectors:
         layout = self._placement.layout
         return Vectors(
-            kernels=_kernels_of(policy),
+            kernels=name_kernels(policy),
             vector_bytes=self._placement.model.hidden_size * bytes_of[dtype],
             tokens_R=np.repeat(tokens_d / layout.tp, layout.tp),
             num_experts=self._experts.placed.expert_LP.shape[1],

@@ -237,23 +237,14 @@ class ExchangeFit(Fit):
             num_multiprocessors: of the GPU.
             num_sms: what the kernels hold, where it is known to differ; 0 = as in the fit.
         """
-        vector_bytes, copies = (
-            np.asarray(load.vector_bytes, dtype=float),
-            np.asarray(load.copies, dtype=float),
+        tokens, copies, crossing, vector_bytes, _, nodes = (
+            np.asarray(one, dtype=float) for one in load
         )
-        held = self._count_held(load, num_multiprocessors, num_sms)
-        work = np.asarray(load.tokens, dtype=float) * (
-            self.token_s + self.token_byte_s * vector_bytes
-        )
+        forwards = np.where(nodes > 1, self.forward_byte_s, 0.0) * tokens
+        work = tokens * (self.token_s + self.token_byte_s * vector_bytes)
         work = work + copies * (self.copy_s + self.copy_byte_s * vector_bytes)
-        forwards = np.where(
-            np.asarray(load.num_nodes, dtype=float) > 1, self.forward_byte_s, 0.0
-        ) * np.asarray(load.tokens, dtype=float)
-        work = (
-            work
-            + (np.asarray(load.crossing, dtype=float) * self.crossing_byte_s + forwards)
-            * vector_bytes
-        )
+        work = work + (crossing * self.crossing_byte_s + forwards) * vector_bytes
+        held = self._count_held(load, num_multiprocessors, num_sms)
         return np.asarray(work / held, dtype=np.float64)
 
     def overlapped_s(self, copying_s: ArrayLike, wires_s: ArrayLike) -> Floats:

@@ -72,7 +72,12 @@ def limits_of(policy: DispatchPolicy) -> tuple[int, ...]:
 def kernels_of(policy: DispatchPolicy) -> tuple[str, ...]:
     """Kernels that a policy is priced with, for few tokens and for many."""
     ends = (policy_at(policy, 1), policy_at(policy, 1 << 30))
-    return tuple(dict.fromkeys(str(getattr(end, "kernels", "normal")) for end in ends))
+    return tuple(dict.fromkeys(map(name_kernels, ends)))
+
+
+def name_kernels(policy: DispatchPolicy) -> str:
+    """Name of the kernels that a policy of one method is priced with."""
+    return str(getattr(policy, "kernels", "normal"))
 
 
 def find_kernel_input(policy: DispatchPolicy) -> Literal["arrivals", "rows", "all"]:
