@@ -98,10 +98,9 @@ def _describe(cls: type[BaseModel], error: ValidationError, table: object, where
     where, keys = _locate(table, first["loc"], where)
     if kind == "extra_forbidden":
         section = f" [{'.'.join(keys[:-1])}]" if keys[:-1] else ""
-        return (
-            f"{where}{section}: unknown key "
-            f"'{keys[-1]}'; {did_you_mean(keys[-1], _keys_at(cls, first['loc'][:-1]))}"
-        )
+        nodes = _nodes_at(cls, first["loc"][:-1])
+        known = {key for node in nodes for key in node.get("properties", {})}
+        return f"{where}{section}: unknown key '{keys[-1]}'; {did_you_mean(keys[-1], known)}"
     key = ".".join(keys)
     if kind == "missing":
         return f"{where}: missing {_missing(problems, table)}"
@@ -141,14 +140,10 @@ def _causes(problems: list[ErrorDetails]) -> list[ErrorDetails]:
     own = [
         problem
         for problem in problems
-        if not any(_lies_below(path, problem["loc"]) for path in paths)
+        if not any(path[: len(loc := problem["loc"])] == loc != path for path in paths)
     ]
     last = ("extra_forbidden", "missing")
     return sorted(own, key=lambda p: last.index(p["type"]) if p["type"] in last else -1)
-
-
-def _lies_below(path: tuple[int | str, ...], above: tuple[int | str, ...]) -> bool:
-    return len(path) > len(above) and path[: len(above)] == above
 
 
 def _missing(problems: list[ErrorDetails], table: object) -> str:
@@ -207,13 +202,6 @@ def _locate(table: object, path: tuple[int | str, ...], where: str) -> tuple[str
             keys.append(shorten(str(part)))
             node = node.get(part)
     return where, keys
-
-
-def _keys_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Known keys of the (possibly nested) model at ``path``; of all alternatives where it is a
-    union.
-    """
-    return sorted({key for node in _nodes_at(cls, path) for key in node.get("properties", {})})
 
 
 def _nodes_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[JsonSchemaValue]:

@@ -56,12 +56,12 @@ def take_abandoned(prefix: str, place: Path) -> Iterator[list[Path]]:
 
 def _find_folders(prefix: str, place: Path) -> list[Path]:
     with contextlib.suppress(OSError), os.scandir(place) as entries:
-        return [Path(e.path) for e in entries if e.name.startswith(prefix) and _is_folder(e)]
+        return [
+            Path(entry.path)
+            for entry in entries
+            if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False)
+        ]
     return []
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir(follow_symlinks=False)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -200,11 +200,10 @@ def _package_folders() -> frozenset[Path]:
 @cache
 def _editable_folders() -> tuple[Path, ...]:
     """Projects that are installed in editable mode."""
-    return tuple(_read_editable_folders())
-
-
-def _read_editable_folders() -> Iterator[Path]:
-    for distribution in importlib.metadata.distributions():
-        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
-        if origin.get("dir_info", {}).get("editable"):
-            yield Path(unquote(urlsplit(origin["url"]).path)).resolve()
+    found = importlib.metadata.distributions()
+    origins = [json.loads(one.read_text("direct_url.json") or "{}") for one in found]
+    return tuple(
+        Path(unquote(urlsplit(origin["url"]).path)).resolve()
+        for origin in origins
+        if origin.get("dir_info", {}).get("editable")
+    )

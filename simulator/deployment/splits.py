@@ -110,11 +110,8 @@ def _caches(engine: EngineSpec, setup: Setup) -> Iterator[str]:
             yield f"{begin} for latent attention ('{name}')"
         sizes, heads = limits.head_sizes, mixer.kv_heads
         if heads is not None and sizes and heads.size not in sizes:
-            yield f"{begin} for heads of {heads.size} ('{name}'), only of {_join_numbers(sizes)}"
-
-
-def _join_numbers(numbers: tuple[int, ...]) -> str:
-    return ", ".join(map(str, numbers))
+            known = ", ".join(map(str, sizes))
+            yield f"{begin} for heads of {heads.size} ('{name}'), only of {known}"
 
 
 def _heads(engine: EngineSpec, setup: Setup) -> Iterator[str]:
