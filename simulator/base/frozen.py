@@ -8,9 +8,9 @@ import inspect
 import json
 import sys
 from functools import cache
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import ErrorDetails
 
@@ -49,6 +49,14 @@ class Frozen(BaseModel):
 Policy = dict[str, Any]
 """A ``{ kind = "...", ... }`` table, built into a policy by
 :func:`simulator.base.plugins.build`."""
+
+Entry = TypeVar("Entry")
+ListOf = Annotated[tuple[Entry, ...], Field(strict=False)]
+"""List of a file, which may be empty."""
+SomeOf = Annotated[tuple[Entry, ...], Field(strict=False, min_length=1)]
+"""List of at least one entry."""
+PairOf = Annotated[tuple[Entry, Entry], Field(strict=False)]
+"""List of two entries."""
 
 AnyFrozen = TypeVar("AnyFrozen", bound=BaseModel)
 

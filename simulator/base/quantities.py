@@ -8,7 +8,7 @@ of a unit or of the keyboard.
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from pydantic import Field
 from pydantic.fields import FieldInfo
@@ -66,16 +66,6 @@ def mistaken_unit(unit: str, *, is_high: bool) -> str:
     """
     return _MISTAKEN.get((unit, is_high), "")
 
-
-# Lists
-
-Entry = TypeVar("Entry")
-ListOf = Annotated[tuple[Entry, ...], Field(strict=False)]
-"""List of a file, which may be empty."""
-SomeOf = Annotated[tuple[Entry, ...], Field(strict=False, min_length=1)]
-"""List of at least one entry."""
-PairOf = Annotated[tuple[Entry, Entry], Field(strict=False)]
-"""List of two entries."""
 
 # Names, remarks and told errors
 

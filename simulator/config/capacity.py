@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import PrivateAttr, field_validator, model_validator
 
-from simulator.base.frozen import Frozen, Policy
+from simulator.base.frozen import Frozen, ListOf, Policy, SomeOf
 from simulator.base.kinds import PolicyOf
 from simulator.base.quantities import (
     Budget,
@@ -19,7 +19,6 @@ from simulator.base.quantities import (
     GpuCount,
     Gpus,
     Label,
-    ListOf,
     NodeCount,
     Nodes,
     Price,
@@ -29,7 +28,6 @@ from simulator.base.quantities import (
     Score,
     Sequences,
     Share,
-    SomeOf,
     Stages,
     TokenBudget,
     TokenRate,

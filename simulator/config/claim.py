@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from simulator.base.data import available_files, find_file
-from simulator.base.frozen import Frozen, Policy, validate
+from simulator.base.frozen import Frozen, ListOf, PairOf, Policy, validate
 from simulator.base.kinds import PolicyOf
-from simulator.base.quantities import Label, ListOf, PairOf, value_range
+from simulator.base.quantities import Label, value_range
 from simulator.base.reading import read_toml
 
 FOLDER = "workloads/claims"

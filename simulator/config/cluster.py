@@ -16,13 +16,12 @@ from pydantic import model_validator
 from simulator.base.data import available_files, load_once
 from simulator.base.errors import UserError, check_known, did_you_mean
 from simulator.base.findings import Finding
-from simulator.base.frozen import Frozen, Policy, validate
+from simulator.base.frozen import Frozen, ListOf, Policy, validate
 from simulator.base.kinds import PolicyOf
 from simulator.base.quantities import (
     BytesPerSecond,
     Gpus,
     Label,
-    ListOf,
     Price,
     ReplicaGpus,
     Seconds,

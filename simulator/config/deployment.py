@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from simulator.base.frozen import Frozen, Policy
+from simulator.base.frozen import Frozen, ListOf, Policy
 from simulator.base.kinds import PolicyOf
 from simulator.base.quantities import (
     MOST_RANKS,
@@ -16,7 +16,6 @@ from simulator.base.quantities import (
     Factor,
     GpuCount,
     Label,
-    ListOf,
     Price,
     Ranks,
     Replicas,

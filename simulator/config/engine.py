@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
-from simulator.base.frozen import Frozen, Policy, validate
+from simulator.base.frozen import Frozen, ListOf, PairOf, Policy, SomeOf, validate
 from simulator.base.kinds import PolicyOf
 from simulator.base.plugins import available
 from simulator.base.quantities import (
@@ -18,12 +18,9 @@ from simulator.base.quantities import (
     Bytes,
     Factor,
     Label,
-    ListOf,
-    PairOf,
     Seconds,
     Sequences,
     Share,
-    SomeOf,
     Sources,
     TokenBudget,
     TokenCount,

@@ -8,11 +8,10 @@ from typing import Annotated, Self
 
 from pydantic import model_validator
 
-from simulator.base.frozen import Frozen, Policy
+from simulator.base.frozen import Frozen, ListOf, Policy
 from simulator.base.kinds import KindByName
 from simulator.base.quantities import (
     Duration,
-    ListOf,
     MachineNumber,
     Rank,
     SequenceCount,

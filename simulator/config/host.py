@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from simulator.base.arrays import Floats
 from simulator.base.data import find_file, load_once
 from simulator.base.errors import UserError
-from simulator.base.frozen import Frozen, Policy, validate
+from simulator.base.frozen import Frozen, ListOf, Policy, SomeOf, validate
 from simulator.base.quantities import (
     IS_LABEL,
     Amount,
@@ -23,13 +23,11 @@ from simulator.base.quantities import (
     Cores,
     Factor,
     Label,
-    ListOf,
     MemoryBytes,
     Ranks,
     Ratio,
     Seconds,
     Size,
-    SomeOf,
 )
 from simulator.config.calibration import (
     CalibrationFile,

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from simulator.base.data import find_file, load_once
 from simulator.base.errors import UserError
-from simulator.base.frozen import Frozen, Policy, validate
+from simulator.base.frozen import Frozen, ListOf, PairOf, Policy, SomeOf, validate
 from simulator.base.home import fetch
 from simulator.base.kinds import OneOf, PolicyOf
 from simulator.base.quantities import (
@@ -20,11 +20,8 @@ from simulator.base.quantities import (
     MOST_LAYERS,
     Label,
     Layers,
-    ListOf,
-    PairOf,
     Parameters,
     PrintedParameters,
-    SomeOf,
     Sources,
     TokenCount,
     TokenExtent,

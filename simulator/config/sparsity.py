@@ -7,8 +7,8 @@ from typing import Annotated, Literal, NamedTuple, Self, get_args
 from pydantic import Field, model_validator
 
 from simulator.base.data import find_file
-from simulator.base.frozen import Frozen, validate
-from simulator.base.quantities import Experts, Extent, Factor, ListOf, Tokens, Width, value_range
+from simulator.base.frozen import Frozen, ListOf, validate
+from simulator.base.quantities import Experts, Extent, Factor, Tokens, Width, value_range
 from simulator.base.reading import read_toml
 
 SparseFormat = Literal["csr", "coo", "bitmask", "tiled_csl", "bitmap"]

@@ -7,14 +7,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from simulator.base.frozen import Frozen, Policy
+from simulator.base.frozen import Frozen, ListOf, Policy
 from simulator.base.kinds import PolicyOf
 from simulator.base.quantities import (
     MOST_RANKS,
     Factor,
     Gpus,
     Label,
-    ListOf,
     Price,
     Share,
     Stages,

@@ -7,9 +7,9 @@ from typing import Annotated, Self
 from pydantic import model_validator
 
 from simulator.base.errors import did_you_mean
-from simulator.base.frozen import Frozen, Policy
+from simulator.base.frozen import Frozen, Policy, SomeOf
 from simulator.base.kinds import PolicyOf
-from simulator.base.quantities import Gpus, Label, Price, Share, SomeOf, value_range
+from simulator.base.quantities import Gpus, Label, Price, Share, value_range
 from simulator.config.job import Job, check_names_differ
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model, model_text
 from simulator.config.training import OptimizerSpec, TrainingDType, TrainingSpec

@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 from pydantic import PrivateAttr, model_validator
 
 from simulator.base.errors import UserError, did_you_mean
-from simulator.base.quantities import SomeOf
+from simulator.base.frozen import SomeOf
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.execution import ExecutionSpec
 from simulator.config.job import Job, check_names_differ

@@ -9,16 +9,8 @@ from numpy.typing import ArrayLike
 from pydantic import Field, model_validator
 
 from simulator.base.arrays import Bools, Floats
-from simulator.base.frozen import Frozen
-from simulator.base.quantities import (
-    Amount,
-    Exponent,
-    Extent,
-    Factor,
-    MultiprocessorCount,
-    PairOf,
-    Seconds,
-)
+from simulator.base.frozen import Frozen, PairOf
+from simulator.base.quantities import Amount, Exponent, Extent, Factor, MultiprocessorCount, Seconds
 from simulator.config.calibration.fit import Fit
 
 Algorithm = Literal["ring", "in_switch", "one_shot"]

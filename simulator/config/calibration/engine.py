@@ -8,12 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from simulator.base.frozen import Frozen
+from simulator.base.frozen import Frozen, PairOf
 from simulator.base.quantities import (
     IS_LABEL,
     Amount,
     Factor,
-    PairOf,
     Replicas,
     Score,
     Seconds,

@@ -6,8 +6,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from simulator.base.frozen import Frozen
-from simulator.base.quantities import IS_LABEL, Amount, Extent, Factor, Label, PairOf, Score
+from simulator.base.frozen import Frozen, PairOf
+from simulator.base.quantities import IS_LABEL, Amount, Extent, Factor, Label, Score
 from simulator.config.sparsity import Pruning
 
 

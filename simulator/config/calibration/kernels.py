@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simulator.base.frozen import Frozen
+from simulator.base.frozen import Frozen, ListOf, SomeOf
 from simulator.base.quantities import (
     Amount,
     Bytes,
@@ -14,11 +14,9 @@ from simulator.base.quantities import (
     Exponent,
     Extent,
     Factor,
-    ListOf,
     MemoryBytes,
     Seconds,
     Size,
-    SomeOf,
 )
 from simulator.config.calibration.fit import Fit
 from simulator.config.dtypes import DType

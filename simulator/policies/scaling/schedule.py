@@ -9,8 +9,8 @@ from typing import Self
 from pydantic import model_validator
 
 from simulator.base.errors import UserError
-from simulator.base.frozen import Frozen
-from simulator.base.quantities import Replicas, Seconds, SomeOf
+from simulator.base.frozen import Frozen, SomeOf
+from simulator.base.quantities import Replicas, Seconds
 from simulator.policies.scaling import STARTUP_S, PoolLoad
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, model_validator
 
-from simulator.base.quantities import Duration, Factor, ListOf, RequestRate, SomeOf
+from simulator.base.frozen import ListOf, SomeOf
+from simulator.base.quantities import Duration, Factor, RequestRate
 from simulator.workload.arrivals import OpenLoop
 from simulator.workload.arrivals._rate import FEWEST_REQUESTS, Pauses, Swing, check_windows
 from simulator.workload.renewal import Cv, fill_window

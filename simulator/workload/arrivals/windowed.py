@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, model_validator
 
-from simulator.base.quantities import SomeOf
+from simulator.base.frozen import SomeOf
 from simulator.workload.arrivals import OpenLoop
 from simulator.workload.arrivals._rate import FEWEST_REQUESTS, Window, check_windows
 from simulator.workload.renewal import fill_window, weibull_shape
