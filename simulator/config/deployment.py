@@ -96,7 +96,7 @@ Overlap = Literal["none", "two_batch", "shared_experts"]
 
 
 class PrefillPoolSpec(Frozen):
-    """Replicas that compute prompts only, and hand their KV caches over the links to the
+    """Replicas that compute prompts only, and transfer their KV caches over the links to the
     deployment's own, which decode.
 
     Prefill and decode disaggregated as in DistServe (arXiv:2401.09670), Splitwise

@@ -238,8 +238,8 @@ class WithDrafts(Frozen):
     """Most requests that run at once on all data-parallel ranks together; absent = as without."""
 
 
-class HandOver(Frozen):
-    """Passage of a request from a prefill pool to a decode pool, beside queues, steps and links."""
+class KVTransfer(Frozen):
+    """KV transfer from a prefill pool to a decode pool, beside queues, steps and links."""
 
     handshake_s: Seconds = 0.0
     """Seconds from the end of the prompt until its cache leaves, once a request: a second way over
@@ -296,8 +296,8 @@ class EngineSpec(Frozen):
     """Changes that attention data parallelism brings."""
     drafts: WithDrafts = WithDrafts()
     """Changes that speculative decoding brings."""
-    hand_over: HandOver = HandOver()
-    """Passage of a request from a prefill pool to a decode pool."""
+    hand_over: KVTransfer = KVTransfer()
+    """KV transfer of a request from a prefill pool to a decode pool."""
     splits: Splits = Splits()
     """Splits and number formats that the engine refuses."""
     memory: MemoryRules | None = None
@@ -392,12 +392,12 @@ def find_sequences(
     return spec.sequences.count(cache_tokens, context_tokens)
 
 
-def find_hand_over(engine: str) -> HandOver:
-    """Find the passage between the pools of ``vllm`` or ``vllm@0.19.1``; nothing but queues, steps
-    and links where the engine has no file.
+def find_kv_transfer(engine: str) -> KVTransfer:
+    """Find the KV transfer between the pools of ``vllm`` or ``vllm@0.19.1``; nothing but queues,
+    steps and links where the engine has no file.
     """
     spec = find_engine(engine)
-    return HandOver() if spec is None else spec.hand_over
+    return KVTransfer() if spec is None else spec.hand_over
 
 
 def name_release(engine: str) -> str:

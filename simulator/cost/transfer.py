@@ -8,7 +8,7 @@ from simulator.base.arrays import Bools, Ints
 from simulator.base.jit import jit_inner
 from simulator.config.cluster import ClusterSpec, LinkSpec
 from simulator.config.deployment import PrefillPoolSpec
-from simulator.config.engine import HandOver
+from simulator.config.engine import KVTransfer
 from simulator.work.layout import Layout
 from simulator.work.memory import CacheSize
 
@@ -39,7 +39,7 @@ class Transfer:
     """Seconds from the end of a prompt until its cache leaves."""
     recomputes_last: bool
     """Whether the decode pool computes the last token of a prompt again
-    (:class:`~simulator.config.engine.HandOver`)."""
+    (:class:`~simulator.config.engine.KVTransfer`)."""
     reserves_first: bool
     """Whether a prompt is computed only once the decode pool has room for its cache."""
     num_layers: int
@@ -107,7 +107,7 @@ def make_transfer(
     cache: CacheSize,
     num_gpus: int,
     num_layers: int,
-    hand_over: HandOver,
+    hand_over: KVTransfer,
 ) -> Transfer:
     """Price transfers from a prefill pool to a decode pool.
 

@@ -21,7 +21,12 @@ from simulator.config.accelerator import Speeds
 from simulator.config.calibration import Calibration, CalibrationFile
 from simulator.config.cluster import ClusterSpec, load_cluster
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
-from simulator.config.engine import find_hand_over, find_sequences, name_release, resolve_scheduling
+from simulator.config.engine import (
+    find_kv_transfer,
+    find_sequences,
+    name_release,
+    resolve_scheduling,
+)
 from simulator.config.host import HostCalibration, HostRates, load_any_calibration
 from simulator.cost.stages import make_sends
 from simulator.cost.transfer import Transfer, make_transfer
@@ -306,7 +311,7 @@ def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> De
         "overlap": pool.overlap,
     }
     own = pool.scheduling or {}
-    if "kind" not in own and not find_hand_over(spec.engine).prefill_works_ahead:
+    if "kind" not in own and not find_kv_transfer(spec.engine).prefill_works_ahead:
         changes["scheduling"] = {"steps_ahead": 0, **own}
     changes |= {"prefill": None, "cluster": pool.cluster or spec.cluster, "idle_gpus": 0}
     changes["speculation"] = {"kind": "none"}  # nothing decodes there
@@ -337,7 +342,7 @@ def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> De
         _mean_cache(decode),
         prefill.num_gpus + decode.num_gpus,
         decode.placement.model.num_layers,
-        find_hand_over(spec.engine),
+        find_kv_transfer(spec.engine),
     )
     whole = decode.spec.model_copy(update={"kv_tiers": spec.kv_tiers})
     return replace(decode, spec=whole, prefill=prefill, transfer=transfer)

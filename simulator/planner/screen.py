@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.config.engine import find_hand_over
+from simulator.config.engine import find_kv_transfer
 from simulator.cost.engine_time import streams_s
 from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.closed_form import Curve, Floats
@@ -140,7 +140,7 @@ class Judge:
         rates = busy * plan.placement.layout.num_batches / prompt_s
         ttft_s = (
             plan.placement.calibration.engine.first_token_s
-            + find_hand_over(plan.spec.engine).handshake_s
+            + find_kv_transfer(plan.spec.engine).handshake_s
             + alone_s
             + prompt_s * busy / (2 * (1 - busy))
         )

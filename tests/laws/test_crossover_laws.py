@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.config.capacity import Crossover, Question
-from simulator.config.engine import find_hand_over
+from simulator.config.engine import find_kv_transfer
 from simulator.cost.kernels.attention import kernels_s
 from simulator.planner.closed_form import Curve
 from simulator.planner.crossover import (
@@ -139,7 +139,7 @@ def test_prompts_wait_as_in_a_queue_of_equal_services(tiny):
     plan, traffic = tiny.plan("moe"), make_fixed_traffic(512, 256)
     judge, curve = Judge(Space(question(), HERE), traffic), Curve(plan, traffic, BUDGET)
     served = judge.prefilling(plan, curve, BUDGET)
-    handshake_s = find_hand_over(plan.spec.engine).handshake_s
+    handshake_s = find_kv_transfer(plan.spec.engine).handshake_s
     at_once_s = (
         plan.placement.calibration.engine.first_token_s + handshake_s + judge.alone_s(curve, BUDGET)
     )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from simulator.config.cluster import LinkSpec, load_cluster
 from simulator.config.deployment import PrefillPoolSpec
-from simulator.config.engine import HandOver
+from simulator.config.engine import KVTransfer
 from simulator.cost.transfer import Transfer, make_transfer
 from simulator.work.layout import Layout
 from simulator.work.memory import CacheSize
@@ -42,7 +42,7 @@ def cluster(name, scale_out):
 def test_two_clusters_exchange_at_the_pace_of_the_slower_ones_wires(wires):
     clusters = tuple(map(cluster, ("h100-sxm-8", "h200-sxm-8"), wires))
     spec = PrefillPoolSpec(wire_fraction=0.5, handshake_s=1e-3)
-    found = make_transfer(spec, clusters, (ALONE, ALONE), CACHE, 2, 40, HandOver(handshake_s=0.5))
+    found = make_transfer(spec, clusters, (ALONE, ALONE), CACHE, 2, 40, KVTransfer(handshake_s=0.5))
     assert found.wire == "scale_out"
     assert found.bytes_per_s == pytest.approx(1e9)
     assert found.latency_s == pytest.approx(5e-6)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from simulator.config.deployment import PrefillPoolSpec
-from simulator.config.engine import HandOver
+from simulator.config.engine import KVTransfer
 from simulator.cost.transfer import make_transfer
 from simulator.engine import timeline as engine
 from simulator.lab.validation import OK
@@ -137,7 +137,7 @@ def test_pools_agree_with_the_engines_own():
         decode.plan.serving.capacity.cache,
         3,
         decode.plan.placement.model.num_layers,
-        HandOver(),
+        KVTransfer(),
     )
     plan = change_plan(decode.plan, prefill=prefill.plan, transfer=transfer, replicas=2)
     trace = trace_of(point)

@@ -12,7 +12,7 @@ from simulator.base.errors import UserError
 from simulator.base.plugins import build
 from simulator.config.calibration.engine import DisaggregationFit, parse_release
 from simulator.config.deployment import DeploymentSpec
-from simulator.config.engine import find_hand_over, resolve_scheduling
+from simulator.config.engine import find_kv_transfer, resolve_scheduling
 from simulator.deployment.fits import find_bands
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.table import StepTable, change_engine, make_table
@@ -196,7 +196,7 @@ def open_pools(point: Point, prefill: Pool, unsaid_workers: int) -> tuple[Pools,
     decodes, plan = _decodes(_alone(point, pool), load.num_input, load.num_output)
     workers = prefill.workers if point.says_workers else None
     may_draft = workers is None and point.drafted is None and has_drafts(model)
-    hand_over = find_hand_over(first_plan.spec.engine)
+    hand_over = find_kv_transfer(first_plan.spec.engine)
     own_s = first_plan.placement.calibration.engine.first_token_s + hand_over.handshake_s
     steps = 2.0 if hand_over.recomputes_last else 1.0
     decodes = decodes.on_workers(pool.workers)
