@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 Answer = TypeVar("Answer")
 
@@ -21,13 +21,20 @@ _PART_BYTES = 64 << 20
 """Bytes of a file that are fetched at once."""
 
 
+class AskFar(Protocol):
+    """Callback that calls a function on another machine."""
+
+    def __call__(self, function: Callable[[], Answer], /) -> Answer:
+        """Return what the function returns there."""
+        ...
+
+
 class Far(NamedTuple):
     """Another machine, whose files are fetched."""
 
     root: Path
     """Folder on this machine that stands for its root."""
-    ask: Callable[[Callable[[], Any]], Any]
-    """Calls a function there."""
+    ask: AskFar
     known: dict[tuple[Path, str | None], bool]
     """Whether there is something at a path there, of those that were asked for, each with the
     ending of the files that were fetched with it; ``None`` = none were."""
@@ -64,10 +71,7 @@ def find_home_data() -> Path | None:
 
 def ask_home(function: Callable[[], Answer]) -> Answer:
     """Call a function on the machine where the command was given."""
-    if _State.far is None:
-        return function()
-    answer: Answer = _State.far.ask(function)
-    return answer
+    return function() if _State.far is None else _State.far.ask(function)
 
 
 def fetch(path: Path) -> Path:

@@ -109,7 +109,7 @@ class ConfigKeys:
         self._read: set[str] = set()
         self.convention = _CONVENTIONS.get(str(self.find("model_type")), _UNKNOWN)
 
-    def find(self, *keys: str) -> Any:
+    def find(self, *keys: str) -> object:
         """The value under the first of the equivalent ``keys`` that is there and not null, or
         ``None``.
         """
@@ -141,10 +141,14 @@ class ConfigKeys:
 
     def size_or(self, default: int, *keys: str) -> int:
         """A whole number, or ``default`` where none of ``keys`` is there."""
-        values = {key: self.find(key) for key in keys if self.find(key) is not None}
-        for key, value in values.items():
+        values: dict[str, int] = {}
+        for key in keys:
+            value = self.find(key)
+            if value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise self.error(f"{key} must be a whole number, got {value!r}")
+            values[key] = value
         if len(set(values.values())) > 1:
             raise self.error(
                 "contradictory keys: "

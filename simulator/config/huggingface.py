@@ -267,6 +267,8 @@ def _read_dtypes(read: ConfigKeys) -> tuple[str, str]:
                 "and no quantization_config"
             )
         experts = weight
+    elif not isinstance(quantization, dict):
+        raise read.error(f"quantization_config must be a table, got {quantization!r}")
     else:
         experts = _read_quantized(read, quantization)
         kept = [
@@ -284,9 +286,7 @@ def _read_dtypes(read: ConfigKeys) -> tuple[str, str]:
     return weight, experts if named is None else _DTYPES[str(named)]
 
 
-def _read_quantized(read: ConfigKeys, quantization: Any) -> str:
-    if not isinstance(quantization, dict):
-        raise read.error(f"quantization_config must be a table, got {quantization!r}")
+def _read_quantized(read: ConfigKeys, quantization: Table) -> str:
     method, group = quantization.get("quant_method"), quantization
     if method == "compressed-tensors":
         groups: list[Table] = [*(quantization.get("config_groups") or {}).values()]
