@@ -427,10 +427,8 @@ class Question(Job):
     @model_validator(mode="after")
     def _maps_its_own(self) -> Self:
         asked = self.crossover
-        models, clusters = (
-            [model_text(one) for one in self.models],
-            [one.cluster for one in self.clusters],
-        )
+        models = [model_text(one) for one in self.models]
+        clusters = [one.cluster for one in self.clusters]
         for key, names, known in (
             ("models", asked.models or (), models),
             ("cluster", filter(None, [asked.cluster]), clusters),

@@ -198,10 +198,8 @@ def _find_sparse_layers(read: ConfigKeys, num_layers: int) -> list[bool]:
     frequency = read.find("moe_layer_freq")
     if isinstance(frequency, list):
         return [bool(value) for value in read.per_layer("moe_layer_freq", num_layers) or ()]
-    num_dense, frequency = (
-        read.size_or(0, "first_k_dense_replace"),
-        read.size_or(1, "moe_layer_freq"),
-    )
+    num_dense = read.size_or(0, "first_k_dense_replace")
+    frequency = read.size_or(1, "moe_layer_freq")
     step = read.size_or(1, "decoder_sparse_step", "interleave_moe_layer_step")
     dense_layers = read.find("mlp_only_layers") or []
     if frequency == 0 or step == 0 or not isinstance(dense_layers, list):

@@ -115,13 +115,8 @@ def measure_size(model: ModelSpec) -> ModelSize:
     if model.moe is None:
         return ModelSize(active, active, embedding)
     blocks = [model.ffns[ffn] for _, ffn in model.layer_names if model.has_experts(ffn)]
-    every, used = (
-        sum(count(model.hidden_size) for count in counts)
-        for counts in (
-            [block.num_parameters for block in blocks],
-            [block.num_active_parameters for block in blocks],
-        )
-    )
+    every = sum(block.num_parameters(model.hidden_size) for block in blocks)
+    used = sum(block.num_active_parameters(model.hidden_size) for block in blocks)
     return ModelSize(
         model.num_parameters - embedding,
         active,

@@ -71,10 +71,8 @@ def make_sends(layout: Layout, fabric: Fabric, calibration: Calibration) -> Send
     ranks = np.arange(layout.num_ranks)
     crossings = []
     for stage in range(layout.pp - 1):
-        senders, receivers = (
-            ranks + stage * layout.num_ranks,
-            ranks + (stage + 1) * layout.num_ranks,
-        )
+        senders = ranks + stage * layout.num_ranks
+        receivers = senders + layout.num_ranks
         sent = Messages(
             layout.num_gpus,
             senders.astype(np.int32),

@@ -264,11 +264,8 @@ def check_stages(
     """Refuse pipelines that are not simulated."""
     if layout.pp == 1:
         return
-    ranks, per_node, where = (
-        layout.num_ranks,
-        cluster.gpus_per_node,
-        f"{place} [parallel]: pp = {layout.pp}",
-    )
+    ranks, per_node = layout.num_ranks, cluster.gpus_per_node
+    where = f"{place} [parallel]: pp = {layout.pp}"
     if isinstance(calibration, HostCalibration):
         raise UserError(
             f"{where}: processes of one machine run no pipeline: "

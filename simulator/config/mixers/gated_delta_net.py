@@ -40,10 +40,8 @@ class GatedDeltaNet(Mixer):
         return self.num_value_heads * self.key_head_size * self.value_head_size
 
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:
-        key, value = (
-            self.num_key_heads * self.key_head_size,
-            self.num_value_heads * self.value_head_size,
-        )
+        key = self.num_key_heads * self.key_head_size
+        value = self.num_value_heads * self.value_head_size
         return (
             Linear("qkvz", hidden_size, 2 * key + 2 * value, "column"),
             Linear("decay and step", hidden_size, 2 * self.num_value_heads, "column"),

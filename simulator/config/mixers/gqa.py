@@ -106,10 +106,8 @@ class GroupedQueryAttention(Mixer):
             UserError: if a key is missing or is not understood.
         """
         convention, num_heads = read.convention, read.size("num_attention_heads")
-        num_kv_heads, head_size = (
-            read.size("num_key_value_heads"),
-            read.size_or(hidden_size // num_heads, "head_dim"),
-        )
+        num_kv_heads = read.size("num_key_value_heads")
+        head_size = read.size_or(hidden_size // num_heads, "head_dim")
         if read.find("head_dim") is None and hidden_size % num_heads:
             raise read.error(
                 f"missing key 'head_dim': num_attention_heads = {num_heads} does not divide "

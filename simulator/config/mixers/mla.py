@@ -89,18 +89,10 @@ class LatentAttention(Mixer):
         return self.model_copy(update={"num_heads": heads, "query_rank": rank})
 
     def context_terms(self) -> tuple[ContextTerm, ...]:
-        prefill = (
-            2.0
-            * self.num_heads
-            * (self.nope_head_size + self.rope_head_size + self.value_head_size)
-        )
+        widths = self.nope_head_size + self.rope_head_size + self.value_head_size
+        prefill = 2.0 * self.num_heads * widths
         decode = 2.0 * self.num_heads * (2 * self.kv_rank + self.rope_head_size)
         cached = float(self.kv_rank + self.rope_head_size)
-        expanded = (
-            2.0
-            * self.num_heads
-            * (self.nope_head_size + self.rope_head_size + self.value_head_size)
-        )
         absorbed = float(self.num_heads * (2 * self.kv_rank + self.rope_head_size))
         attended = ContextTerm(
             prefill,
@@ -108,7 +100,7 @@ class LatentAttention(Mixer):
             cached,
             1,
             num_heads=self.num_heads,
-            prefill_moved_elements=expanded,
+            prefill_moved_elements=prefill,
             decode_moved_elements=absorbed,
             appended_elements=cached,
             is_latent=True,

@@ -81,10 +81,8 @@ class AlphaBetaModel:
     ) -> list[Exchange]:
         if vectors.kernels == COLLECTIVE:
             return [self._price_gathered(operation, sent) for sent in sent_X]
-        fit, multiprocessors = (
-            self._exchange_fit(operation, vectors.kernels),
-            self.accelerator.num_multiprocessors,
-        )
+        fit = self._exchange_fit(operation, vectors.kernels)
+        multiprocessors = self.accelerator.num_multiprocessors
         # Kernels of the GPU's own post to its own card; changing rails before is what NCCL does.
         fabric = self.fabric.direct
         links_XL = np.stack([fabric.sum_by_link(sent) for sent in sent_X]) / self._achieved_L(

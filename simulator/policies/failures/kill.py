@@ -59,11 +59,9 @@ class Kill(Frozen):
         else:
             assert self.node is not None
             there = {name: one for name, one in machines.items() if one.cluster == own.cluster}
-            last, num_nodes = (
-                self.node + self.num_nodes - 1,
-                [one.num_nodes for one in there.values()],
-            )
-            _check("node" if self.num_nodes == 1 else "node + num_nodes - 1", last, max(num_nodes))
+            last = self.node + self.num_nodes - 1
+            there_are = max(one.num_nodes for one in there.values())
+            _check("node" if self.num_nodes == 1 else "node + num_nodes - 1", last, there_are)
             hit = {
                 name: tuple(g for node in range(self.node, last + 1) for g in one.list_gpus(node))
                 for name, one in there.items()
