@@ -15,6 +15,7 @@ import warnings
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.models import CommandInfo, TyperInfo
 
 from simulator import __version__
 from simulator.base.caches import tell_compiling
@@ -88,13 +89,13 @@ def main() -> None:
         sys.exit(1)
 
 
-def _run() -> Any:
+def _run() -> int | None:
     look_rarely()
     forget_current_folder()
     warnings.showwarning = console.show_warning
     tell_compiling(console.show_compiling)
     remove_dead_clusters()
-    status = app(standalone_mode=False)
+    status: int | None = app(standalone_mode=False)
     if status == INTERRUPTED:  # typer returns the status of a Ctrl-C instead of raising it
         raise KeyboardInterrupt
     return status
@@ -190,8 +191,8 @@ _ORDER = ("run", "plan", "execute", "claims", "calibrate", "report", "sparsity",
 """Commands that the help lists first, in this order."""
 
 
-def _place(command: Any) -> int:
-    name = command.name or command.callback.__name__
+def _place(command: CommandInfo | TyperInfo) -> int:
+    name = command.name or getattr(command.callback, "__name__", "")
     return _ORDER.index(name) if name in _ORDER else len(_ORDER)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,7 +34,7 @@ from simulator.cli.progress_lines import Lines, keep_saying, tell_time
 if TYPE_CHECKING:
     import pandas as pd
 
-    from simulator.results.results_folder import ResultsFolder
+    from simulator.results.results_folder import ResultsFolder, Verdict
 
 
 class Screen(Console):
@@ -151,12 +151,12 @@ AllowCode = Annotated[
 all, so that no command can take the option and forget it."""
 
 
-def emit(value: Any) -> None:
+def emit(value: object) -> None:
     """Print a result as JSON, in one line."""
     print(json.dumps(value))  # noqa: T201
 
 
-def rows_of(table: pd.DataFrame) -> Any:
+def rows_of(table: pd.DataFrame) -> object:
     """Rows of a table for JSON; what is not a number is null."""
     return json.loads(table.to_json(orient="records", double_precision=15))
 
@@ -169,7 +169,7 @@ def find_folder(out_folder: Path | None, where: str | Path, suffix: str = "") ->
 def finish(
     as_json: bool,
     folder: Path,
-    numbers: Callable[[], dict[str, Any]],
+    numbers: Mapping[str, object],
     show: Callable[[], None],
     notes: Iterable[str] = (),
     file: str = "report.html",
@@ -177,12 +177,12 @@ def finish(
     """Print what a command found, its notes, and where its folder is.
 
     Args:
-        numbers: makes what stands beside the folder in JSON.
+        numbers: results beside the folder in JSON.
         show: prints the findings for people.
         file: main file of the folder.
     """
     if as_json:
-        emit({"folder": str(folder), **numbers()})
+        emit({"folder": str(folder), **numbers})
     else:
         show()
     say_notes(notes)
@@ -222,17 +222,22 @@ def print_rows(rows: dict[str, str]) -> None:
             out.say(row.append(line, "not bold"))
 
 
-def print_verdict(headline: str, reasons: Iterable[str]) -> None:
-    """Print the finding in bold, and a line for each of its reasons."""
-    out.say(fill(headline), "bold")
-    for reason in reasons:
-        out.say(fill(reason, "- ", "  "))
+def print_points(sentences: Iterable[object]) -> None:
+    """Print sentences as a list."""
+    for sentence in sentences:
+        out.say(fill(str(sentence), "- ", "  "))
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """Print the headline in bold, and a line for each reason."""
+    out.say(fill(verdict["headline"]), "bold")
+    print_points(verdict["reasons"])
     out.print()
 
 
 def print_findings(found: ResultsFolder) -> None:
-    """Print the finding with its reasons, and the tables."""
-    print_verdict(found.verdict["headline"], found.verdict["reasons"])
+    """Print the verdict and the tables."""
+    print_verdict(found.verdict)
     for table in found.list_tables():
         print_table(table.rows)
         out.print()

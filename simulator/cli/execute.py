@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from simulator.cli import console
 
 if TYPE_CHECKING:
+    from simulator.base.findings import Finding
+    from simulator.results.executed import Executed
+    from simulator.results.training import Trained
     from simulator.scenario.scenario import Scenario, TrainingScenario
 
 
@@ -63,66 +66,63 @@ def _execute_serving(scenario: Scenario, folder: Path, as_json: bool, **options:
     with console.progress(unit="steps", waiting="checking models and clusters") as tick:
         executed = execute(scenario, folder=folder, progress=tick, **options)
 
-    def list_numbers() -> dict[str, Any]:
-        changes = {
-            name: {key: facts[key] for key in ("changes", "rebalances", "caches")}
-            for name, facts in executed.run["deployments"].items()
-        }
-        return {
-            "verdict": executed.verdict,
-            "summary": console.rows_of(executed.summary),
-            "faults": console.rows_of(executed.faults),
-            "deployments": changes,
-        }
+    changes = {
+        name: {key: facts[key] for key in ("changes", "rebalances", "caches")}
+        for name, facts in executed.run["deployments"].items()
+    }
+    numbers = {
+        "verdict": executed.verdict,
+        "summary": console.rows_of(executed.summary),
+        "faults": console.rows_of(executed.faults),
+        "deployments": changes,
+    }
 
     def show() -> None:
         print_executed(executed)
         console.say_notes(_list_notes(executed))
 
-    console.finish(as_json, folder, list_numbers, show)
+    console.finish(as_json, folder, numbers, show)
 
 
-def print_executed(executed: Any) -> None:
+def print_executed(executed: Executed) -> None:
     """The verdict with its reasons, then tokens a second and phases, measured beside predicted."""
-    from simulator.results.executed import KINDS
+    from simulator.results.executed import KINDS, kinds
 
-    console.print_verdict(**executed.verdict)
-    for kind in dict.fromkeys(executed.summary["kind"]):
+    console.print_verdict(executed.verdict)
+    for kind in kinds(executed):
         own = executed.summary[executed.summary["kind"] == kind]
         rows: list[tuple[str, ...]] = [
             ("", "tokens/s", "predicted", "step", "predicted", "error", "against one process")
         ]
         rows += [
             (
-                entry.deployment,
-                f"{entry.tokens_per_s:,.0f}",
-                f"{entry.predicted_tokens_per_s:,.0f}",
-                f"{entry.step_s * 1e3:.1f} ms",
-                f"{entry.predicted_step_s * 1e3:.1f} ms",
-                _band(entry.error, entry.idle_error),
-                f"{entry.largest_difference:.0e}",
+                entry["deployment"],
+                f"{entry['tokens_per_s']:,.0f}",
+                f"{entry['predicted_tokens_per_s']:,.0f}",
+                f"{entry['step_s'] * 1e3:.1f} ms",
+                f"{entry['predicted_step_s'] * 1e3:.1f} ms",
+                _band(entry["error"], entry["idle_error"]),
+                f"{entry['largest_difference']:.0e}",
             )
-            for entry in own.itertuples()
+            for entry in own.to_dict("records")
         ]
         console.out.print(f"{KINDS[kind]}:", style="bold")
         console.print_table(rows)
         console.out.print()
     console.out.print("Where a step's time goes, ms measured / predicted:", style="bold")
     console.print_table(_phase_rows(executed))
-    for fault in executed.faults.itertuples():
+    for fault in executed.faults.to_dict("records"):
         console.out.print(
-            f"step {fault.step} of {fault.deployment}: {fault.what}; "
-            f"ready again after {fault.recovery_s:.1f} s, which the step's time leaves out"
+            f"step {fault['step']} of {fault['deployment']}: {fault['what']}; ready again after "
+            f"{fault['recovery_s']:.1f} s, which the step's time leaves out"
         )
 
 
-def _list_notes(executed: Any) -> Iterator[str]:
+def _list_notes(executed: Executed) -> Iterator[str]:
     """Notes on what the prediction leaves out, or rests on."""
-    from simulator.results.executed import describe_load, describe_pace
+    from simulator.results.executed import find_load, find_pace
 
-    for said in (describe_load(executed), describe_pace(executed.run["deployments"])):
-        if said:
-            yield f"{said[0].lower()}{said[1:]}"
+    yield from (_begin_small(one) for one in (find_load(executed), find_pace(executed)) if one)
     transport = executed.run["scenario"]["execution"]["transport"]["kind"]
     if transport != "process_group":
         yield (
@@ -147,6 +147,12 @@ def _list_notes(executed: Any) -> Iterator[str]:
         yield f"the prediction rests on {whose} calibration{noise}: {known['source']}"
 
 
+def _begin_small(finding: Finding) -> str:
+    """Write a sentence as a note."""
+    text = str(finding)
+    return f"{text[0].lower()}{text[1:]}"
+
+
 def _band(error: float, idle_error: float) -> str:
     """The error of a prediction, and up to where it would be on an idle machine.
 
@@ -157,21 +163,22 @@ def _band(error: float, idle_error: float) -> str:
     return low if idle_error != idle_error or low == high else f"{low} to {high}"
 
 
-def _phase_rows(executed: Any) -> list[tuple[str, ...]]:
-    from simulator.results.executed import KINDS, SOURCES
+def _phase_rows(executed: Executed) -> list[tuple[str, ...]]:
+    from simulator.results.executed import KINDS, SOURCES, kinds, phase_medians_s
     from simulator.results.phases import STEP_PHASES
 
-    columns = [f"{phase}_s" for phase in STEP_PHASES]
-    median = executed.steps.groupby(["deployment", "kind", "source"], sort=False)[columns].median()
-    used = [column for column in columns if median[column].max() > 0]
-    rows: list[tuple[str, ...]] = [("", *(column.removesuffix("_s") for column in used))]
-    for deployment in executed.deployments:
-        for kind in dict.fromkeys(executed.steps["kind"]):
-            measured, predicted = (median.loc[(deployment, kind, source)] for source in SOURCES)
-            cells = (
-                f"{measured[column] * 1e3:.1f} / {predicted[column] * 1e3:.1f}" for column in used
-            )
-            rows.append((f"{deployment}, {KINDS[kind]}", *cells))
+    medians_s = {
+        f"{name}, {KINDS[kind]}": [phase_medians_s(executed, name, kind, one) for one in SOURCES]
+        for name in executed.deployments
+        for kind in kinds(executed)
+    }
+    every = [one for both in medians_s.values() for one in both]
+    used = [phase for phase in STEP_PHASES if any(one.get(phase) for one in every)]
+    rows = [("", *used)]
+    for title, (measured, predicted) in medians_s.items():
+        if measured and predicted:
+            cells = (f"{1e3 * measured[one]:.1f} / {1e3 * predicted[one]:.1f}" for one in used)
+            rows.append((title, *cells))
     return rows
 
 
@@ -184,19 +191,16 @@ def _execute_training(
     with console.progress("steps", "checking models, clusters and splits") as tick:
         trained = execute_training(scenario, folder=folder, progress=tick, **options)
 
-    def list_numbers() -> dict[str, Any]:
-        return {
-            "findings": trained.list_findings(),
-            "deployments": trained.run["deployments"],
-            "steps": console.rows_of(trained.steps),
-        }
-
-    notes = _list_training_notes(trained)
-    show = partial(_print_trained, trained)
-    console.finish(as_json, folder, list_numbers, show, notes, "steps.csv")
+    numbers = {
+        "findings": trained.list_findings(),
+        "deployments": trained.run["deployments"],
+        "steps": console.rows_of(trained.steps),
+    }
+    notes, show = _list_training_notes(trained), partial(_print_trained, trained)
+    console.finish(as_json, folder, numbers, show, notes, "steps.csv")
 
 
-def _print_trained(trained: Any) -> None:
+def _print_trained(trained: Trained) -> None:
     """Print the findings, and where a step's time goes, measured beside simulated."""
     from simulator.base.formats import seconds
     from simulator.results.training import STEP_PARTS
@@ -217,13 +221,12 @@ def _print_trained(trained: Any) -> None:
     console.print_table(rows)
 
 
-def _list_training_notes(trained: Any) -> list[str]:
+def _list_training_notes(trained: Trained) -> list[str]:
     """Notes on what the comparison rests on."""
-    from simulator.results.executed import BUSY, describe_pace
+    from simulator.results.executed import BUSY, find_pace
 
-    known, notes = trained.run["calibration"], []
-    if pace := describe_pace(trained.run["deployments"]):
-        notes.append(f"{pace[0].lower()}{pace[1:]}")
+    known, pace = trained.run["calibration"], find_pace(trained)
+    notes = [] if pace is None else [_begin_small(pace)]
     if known["machine"] != trained.run["machine"]:
         notes.append(
             f"the simulated step rests on {known['title']}, not on times of this machine "

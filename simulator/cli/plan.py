@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -14,6 +14,7 @@ from simulator.base.text import one_line
 from simulator.cli import console
 
 if TYPE_CHECKING:
+    from simulator.base.progress import Progress
     from simulator.config.training_question import TrainingQuestion
     from simulator.planner.store import Store
     from simulator.results.answer import Answer
@@ -107,7 +108,7 @@ def plan(
 class _Counted:
     """A progress bar that remembers how many simulations are done."""
 
-    def __init__(self, bars: Any) -> None:
+    def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._simulations: dict[str, tuple[int, int]] = {}
 
@@ -146,8 +147,7 @@ def print_plan(answer: Answer) -> None:
     ruled out.
     """
     console.out.say(console.fill(answer.headline), "bold")
-    for reason in answer.reasons:
-        console.out.say(console.fill(reason, "- ", "  "))
+    console.print_points(answer.reasons)
     for line in _candidates(answer):
         console.out.say(line)
     ruled = sorted((row for row in answer.ruled_out if row.count), key=lambda row: -row.count)
@@ -231,14 +231,9 @@ def _answer_training(question: TrainingQuestion, folder: Path, as_json: bool) ->
         tick("writing the report", 0, None)
         write_results(answer, folder)
 
-    def list_numbers() -> dict[str, Any]:
-        own = {key: answer.run[key] for key in ("verdict", "ruled_out")}
-        return {**own, "candidates": console.rows_of(answer.candidates)}
-
-    def show() -> None:
-        _print_training_answer(answer)
-
-    console.finish(as_json, folder, list_numbers, show)
+    numbers = {key: answer.run[key] for key in ("verdict", "ruled_out")}
+    numbers["candidates"] = console.rows_of(answer.candidates)
+    console.finish(as_json, folder, numbers, lambda: _print_training_answer(answer))
     if answer.recommended is None:
         raise typer.Exit(NOTHING_MEETS)
     console.err.say(f"recommended: moesim run {folder / RECOMMENDED}")

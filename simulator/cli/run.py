@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from rich.text import Text
 
@@ -16,6 +16,8 @@ from simulator.base.errors import UserError
 from simulator.cli import console
 
 if TYPE_CHECKING:
+    from simulator.results.folder import Results
+    from simulator.results.sweep import Sweep
     from simulator.scenario.scenario import Scenario, TrainingScenario
 
 _SETTING_METRICS = ("ttft_p50_s", "tpot_p50_s", "output_tokens_per_s", "slo_attainment")
@@ -77,18 +79,24 @@ def run(
     if sweep or seeds > 1 or len(scenario) > 1:
         if explain:
             raise UserError("--explain explains one run: leave it out, or run one scenario alone")
-        _run_sweep(
-            scenario,
-            sweep or [],
-            out_folder,
-            as_json,
-            overrides=overrides or [],
-            seed=seed,
-            num_seeds=seeds,
-            fidelity=fidelity,
-            workers=workers,
-            address=address,
-        )
+        from simulator.commands.run import check_fidelity
+        from simulator.commands.sweep import sweep as run_points
+
+        folder = console.find_folder(out_folder, scenario[0], "_sweep")
+        with console.progress("points") as tick:
+            points = run_points(
+                scenario,
+                folder,
+                sweep or [],
+                overrides=overrides or [],
+                seed=seed,
+                num_seeds=seeds,
+                fidelity=check_fidelity(fidelity),
+                workers=workers,
+                address=address,
+                progress=tick,
+            )
+        _finish_sweep(points, folder, as_json)
         return
     from simulator.scenario.jobs import SCENARIOS, load_job
     from simulator.scenario.scenario import Scenario
@@ -139,54 +147,27 @@ def _run_serving(
         write_results(results, folder)
     notes = [*results.run["workload"]["notes"], *results.run["notes"]]
 
-    def list_numbers() -> dict[str, Any]:
-        tables = {
-            name: console.rows_of(getattr(results, name)) for name in ("summary", *LISTED_TABLES)
-        }
-        return {
-            "verdict": results.run["verdict"],
-            "notes": notes,
-            **{name: rows for name, rows in tables.items() if rows},
-            "bands": results.run["bands"],
-            **({"explanation": results.run["explanation"]} if explain else {}),
-        }
+    tables = {name: getattr(results, name) for name in ("summary", *LISTED_TABLES)}
+    numbers = {
+        "verdict": results.verdict,
+        "notes": notes,
+        **{name: console.rows_of(table) for name, table in tables.items() if len(table)},
+        "bands": results.run["bands"],
+        **({"explanation": results.run["explanation"]} if explain else {}),
+    }
 
     def show() -> None:
         print_run(results)
         if explain:
             print_explanation(results)
 
-    console.finish(as_json, folder, list_numbers, show, notes)
+    console.finish(as_json, folder, numbers, show, notes)
 
 
-def _run_sweep(
-    scenarios: list[str], keys: list[str], out_folder: Path | None, as_json: bool, **options: Any
-) -> None:
-    """Run a sweep.
-
-    Args:
-        options: of :func:`~simulator.commands.sweep.sweep`.
+def _finish_sweep(sweep: Sweep, folder: Path, as_json: bool) -> None:
+    """Print the verdict, and the medians of each setting and deployment, with their spread over
+    seeds.
     """
-    from simulator.commands.sweep import sweep
-
-    folder = console.find_folder(out_folder, scenarios[0], "_sweep")
-    with console.progress("points") as tick:
-        found = sweep(scenarios, folder, keys, progress=tick, **options)
-
-    def list_numbers() -> dict[str, Any]:
-        refused = [point for point in found.run["points"] if "refusal" in point]
-        rows = console.rows_of(found.table)
-        return {"verdict": found.verdict, "refused": refused, "rows": rows}
-
-    def show() -> None:
-        console.print_verdict(**found.verdict)
-        _print_settings(found)
-
-    console.finish(as_json, folder, list_numbers, show)
-
-
-def _print_settings(sweep: Any) -> None:
-    """The medians of each setting and deployment, with their spread over seeds."""
     from simulator.results.availability import list_told
     from simulator.results.formats import metric
     from simulator.results.metrics import METRICS
@@ -203,7 +184,14 @@ def _print_settings(sweep: Any) -> None:
                     texts.append(f"{METRICS[name].label} {metric(name, mean, '')}{behind}")
             at = setting_text(setting)
             rows[f"{at}: {deployment}" if at else str(deployment)] = ", ".join(texts)
-    console.print_rows(rows)
+
+    def show() -> None:
+        console.print_verdict(sweep.verdict)
+        console.print_rows(rows)
+
+    refused = [point for point in sweep.run["points"] if "refusal" in point]
+    numbers = {"verdict": sweep.verdict, "refused": refused, "rows": console.rows_of(sweep.table)}
+    console.finish(as_json, folder, numbers, show)
 
 
 def _run_training(scenario: TrainingScenario, folder: Path, as_json: bool) -> None:
@@ -217,13 +205,10 @@ def _run_training(scenario: TrainingScenario, folder: Path, as_json: bool) -> No
         results = train(scenario, progress=tick)
         tick("writing the report", 0, None)
         write_results(results, folder)
-    verdict, notes = results.verdict, results.run["notes"]
-
-    def list_numbers() -> dict[str, Any]:
-        summary = console.rows_of(results.summary)
-        return {"verdict": verdict, "notes": notes, "summary": summary}
-
-    console.finish(as_json, folder, list_numbers, lambda: console.print_findings(results), notes)
+    notes = results.run["notes"]
+    summary = console.rows_of(results.summary)
+    numbers = {"verdict": results.verdict, "notes": notes, "summary": summary}
+    console.finish(as_json, folder, numbers, lambda: console.print_findings(results), notes)
 
 
 def report(
@@ -251,12 +236,11 @@ def report(
     console.err.say(f"report: {made.file}")
 
 
-def print_run(results: Any) -> None:
+def print_run(results: Results) -> None:
     """Print the verdict with its reasons, then the table of key metrics."""
     from simulator.results.run_bands_text import NEAR_SATURATION
 
-    verdict = results.run["verdict"]
-    console.print_verdict(verdict["headline"], verdict["reasons"])
+    console.print_verdict(results.verdict)
     lines = list(_comparison(results, console.out.width if console.out.is_terminal else 10_000))
     for line in lines:
         console.out.say(line)
@@ -267,7 +251,7 @@ def print_run(results: Any) -> None:
         console.print_table(table.rows)
 
 
-def print_explanation(results: Any) -> None:
+def print_explanation(results: Results) -> None:
     """Print where the time of each deployment's tokens goes."""
     from simulator.results.explanation_text import (
         describe_limits,
@@ -287,16 +271,14 @@ def print_explanation(results: Any) -> None:
             console.print_table(list_pieces(waterfall))
             console.out.print()
             console.print_table(list_limits(explained, waterfall))
-            for sentence in map(str, describe_limits(explained, waterfall)):
-                console.out.say(console.fill(sentence, "- ", "  "))
+            console.print_points(describe_limits(explained, waterfall))
         console.out.print()
-        headline, *sentences = map(str, find_help(explained.changes))
-        console.out.say(console.fill(headline), "bold")
-        for sentence in sentences:
-            console.out.say(console.fill(sentence, "- ", "  "))
+        headline, *sentences = find_help(explained.changes)
+        console.out.say(console.fill(str(headline)), "bold")
+        console.print_points(sentences)
 
 
-def _comparison(results: Any, width: int) -> Iterator[Text]:
+def _comparison(results: Results, width: int) -> Iterator[Text]:
     """Lay out the key metrics, a column for each deployment, the best in bold; as many columns side
     by side as fit in ``width``.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -72,10 +71,10 @@ def sparsity(
         with console.progress("products", "pruning matrices") as tick:
             measured = measure_here(REAL_SHAPE, REAL_TOKENS, tick)
     found = compare_sparsity(shape, dtype, machine or MACHINES, tokens or _TOKENS, values, measured)
-    made_folder = SparsityFolder.make(found, made)
-    write_results(made_folder, out_folder)
+    results = SparsityFolder.make(found, made)
+    write_results(results, out_folder)
     if as_json:
-        console.emit(asdict(found))
+        console.emit(results.run["sparsity"])
     else:
-        console.print_findings(made_folder)
+        console.print_findings(results)
     console.err.say(f"report: {out_folder / 'report.html'}")

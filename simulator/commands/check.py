@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
@@ -75,6 +75,10 @@ _WIRED_NODES = 16
 square."""
 
 
+Given: TypeAlias = Path | Mapping[str, object]
+"""File, or table that stands for one."""
+
+
 class Checked(NamedTuple):
     """A file or table that is right."""
 
@@ -93,7 +97,7 @@ class _Found(NamedTuple):
 
 
 def check(
-    source: Scenario | Question | str | Path | Mapping[str, Any], overrides: Overrides = ()
+    source: Scenario | Question | str | Path | Mapping[str, object], overrides: Overrides = ()
 ) -> Checked:
     """Check a file of any kind, down to every name in it and whether models fit their GPUs, without
     running anything.
@@ -149,12 +153,12 @@ def _read_kind(path: Path) -> str:
     return _tell_kind(read_calibration(path) if path.with_suffix("").is_dir() else read_toml(path))
 
 
-def _tell_kind(table: Mapping[str, Any]) -> str:
+def _tell_kind(table: Mapping[str, object]) -> str:
     kind = next((kind for key, kind in _TELLING_KEYS.items() if key in table), "")
     return "training plan" if kind == "training" and "deployments" not in table else kind
 
 
-def _check_scenario(source: Any, overrides: Overrides) -> _Found:
+def _check_scenario(source: Scenario | Given, overrides: Overrides) -> _Found:
     scenario = load_scenario(source, overrides)
     plans, trace = prepare_run(scenario)
     fits = "; ".join(
@@ -168,7 +172,7 @@ def _check_scenario(source: Any, overrides: Overrides) -> _Found:
     return _Found(details, (*trace.notes, *tell(list_notes(scenario, plans, trace))))
 
 
-def _check_plan(source: Any, overrides: Overrides) -> _Found:
+def _check_plan(source: Question | Given, overrides: Overrides) -> _Found:
     question = load_question(source, overrides)
     trace = load_open_requests(question, question.folder, f"{question.where} [workload]")
     check_variants(Space(question, question.folder), trace, question.where)
@@ -186,7 +190,7 @@ def _check_plan(source: Any, overrides: Overrides) -> _Found:
     return _Found(details, tuple(map(str, list_routing_notes(question))))
 
 
-def _check_training(source: Any, overrides: Overrides) -> _Found:
+def _check_training(source: Given, overrides: Overrides) -> _Found:
     scenario = load_job(source, (TrainingScenario,), overrides)
     details = []
     for spec in scenario.deployments:
@@ -206,7 +210,7 @@ def _check_training(source: Any, overrides: Overrides) -> _Found:
     return _Found(", " + "; ".join(details))
 
 
-def _check_training_plan(source: Any, overrides: Overrides) -> _Found:
+def _check_training_plan(source: Given, overrides: Overrides) -> _Found:
     question = load_job(source, (TrainingQuestion,), overrides)
     models = [choose_model(one, question.where, question.folder) for one in question.models]
     names = ", ".join(one.title for one in question.models)

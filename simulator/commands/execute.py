@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from simulator.base.progress import Progress, show_nothing
 from simulator.base.recent import Thinned
 from simulator.commands.report import write_results
 from simulator.config.execution import ExecutionSpec
+from simulator.config.host import HostRates
 from simulator.config.linear import Linear
 from simulator.config.sparsity import Pruning, choose_dense, choose_experts
 from simulator.deployment.facts import facts_of
@@ -37,6 +38,7 @@ from simulator.results.executed import (
     SUMMARY_COLUMNS,
     Executed,
     ExecutedCache,
+    Loss,
     ShownTimeline,
 )
 from simulator.results.phases import STEP_PHASES
@@ -52,6 +54,7 @@ if TYPE_CHECKING:  # they import torch and Ray
     from simulator.runtime.backend import Backend, Site
     from simulator.runtime.job import Job, Step
     from simulator.runtime.layers.cached_experts import CacheReads
+    from simulator.runtime.live import LiveStep
 
 
 _AGAIN = "nothing was written; run the same command again"
@@ -132,12 +135,12 @@ def execute(
                 runner.close()
     except LostError as error:
         raise LostError(f"{str(error).replace(':', f'{running}:', 1)}; {_AGAIN}") from error
-    run: dict[str, Any] = {
+    run = {
         "name": scenario.name,
         "seed": scenario.seed,
         **made.describe("torch", *(["ray"] if backend == "ray" else [])),
-        "machine": runner.machine,
-        "calibration": _describe_calibration(plans),
+        "machine": name_machine(),
+        "calibration": _describe_calibration(plans[0]),
         "nodes": site.description,
         "deployments": {plan.name: facts_of(plan) | runner.facts[plan.name] for plan in plans},
         "scenario": scenario.model_dump(mode="json"),
@@ -153,31 +156,25 @@ def execute(
     return executed
 
 
-def _describe_calibration(plans: list[DeploymentPlan]) -> dict[str, Any]:
+def _describe_calibration(plan: DeploymentPlan) -> dict[str, object]:
     """Describe the calibration that predictions rest on."""
-    from simulator.config.host import HostRates
-
-    found = plans[0].placement.calibration
-    if isinstance(found, HostRates):
-        return {
-            "title": found.host.title,
-            "machine": found.host.machine,
-            "source": found.tables.matrix.source,
-            "spread": found.tables.matrix.spread,
-            "is_shipped": is_shipped(
-                "cluster_configs/calibration",
-                plans[0].spec.calibration or plans[0].placement.accelerator.calibration,
-            ),
-        }
-    return {"title": found.title, "machine": None, "source": ""}
+    found = plan.placement.calibration
+    if not isinstance(found, HostRates):
+        return {"title": found.title, "machine": None, "source": ""}
+    name = plan.spec.calibration or plan.placement.accelerator.calibration
+    return {
+        "title": found.host.title,
+        "machine": found.host.machine,
+        "source": found.tables.matrix.source,
+        "spread": found.tables.matrix.spread,
+        "is_shipped": is_shipped("cluster_configs/calibration", name),
+    }
 
 
 def _find_calibrated_share(plan: DeploymentPlan) -> float:
     """Share of the cores that other programs took while the machine was calibrated; 0 where the
     calibration does not say.
     """
-    from simulator.config.host import HostRates
-
     found = plan.placement.calibration
     return (found.host.others_share or 0.0) if isinstance(found, HostRates) else 0.0
 
@@ -187,10 +184,8 @@ class _Runner:
 
     def __init__(self, site: Site, execution: ExecutionSpec, tick: Progress) -> None:
         self.site, self.execution, self.tick = site, execution, tick
-        self.machine = name_machine()
-        self.facts: dict[str, dict[str, Any]] = {}
-        """By deployment that has run, what ``run.json`` has of its run: steps whose timelines are
-        shown, and what changed."""
+        self.facts: dict[str, dict[str, object]] = {}
+        """Facts for ``run.json`` by deployment that has run: sampled steps, and changes."""
         self._backend: Backend | None = None
 
     def close(self) -> None:
@@ -211,18 +206,17 @@ class _Runner:
         from simulator.runtime.live import LiveDeployment
         from simulator.runtime.load import LoadMeter
         from simulator.runtime.reference import Reference
+        from simulator.runtime.timeline import combine
 
-        execution = self.execution
         backend = self._prepare_backend(plan)
-        total = (execution.steps + execution.warm_up) * (
-            bool(execution.prompts) + bool(execution.sequences)
-        )
-        self.tick(plan.name, 0, total)
+        steps = list_steps(self.execution, goes_on=plan.placement.offload is not None)
+        last = {kind: step for kind, step, _ in steps}
+        self.tick(plan.name, 0, len(steps))
         backend.load(job)
         paces = [measure_pace(backend, plan.placement.calibration)]
         known_faults = len(backend.faults)
-        rows: list[dict[str, Any]] = []
-        ranks: list[dict[str, Any]] = []
+        rows: list[dict[str, object]] = []
+        ranks: list[dict[str, object]] = []
         differences: dict[str, float] = {}
         timed: dict[str, Thinned[Timed]] = {}
         meters: dict[str, LoadMeter] = {}
@@ -230,81 +224,69 @@ class _Runner:
         counted: list[_Counted] = []
         reads: dict[str, list[CacheReads]] = {}
         reference, live = Reference(job), LiveDeployment(plan, job, backend)
-        steps = list_steps(execution, goes_on=plan.placement.offload is not None)
-        last = {kind: step.number for kind, step, _ in steps}
         for done, (kind, step, counts) in enumerate(steps):
             if counts and kind not in meters:
                 meters[kind] = LoadMeter(backend)
             ran = live.run(step, counts=counts)
             if ran.step.keeps_output:
                 reference.use_placement(ran.job)
-                wanted_TH = reference.hidden_vectors(step)
-                found = largest_difference(ran.plan, ran.shards, wanted_TH)
+                found = largest_difference(ran, reference.hidden_vectors(step))
                 differences[kind] = max(found, differences.get(kind, 0.0))
             if counts:
-                measured = combine_moments(ran.plan, ran.shards)
+                measured = combine([shard.moments for shard in ran.shards])
                 measured.phases["overhead"] += max(0.0, ran.seconds - measured.duration_s)
                 duration_s = max(ran.seconds, measured.duration_s)
                 rows.append(
-                    make_step_row(plan.name, kind, "measured", step, duration_s, measured.phases)
+                    _make_row(plan.name, kind, "measured", step, duration_s, measured.phases)
                 )
                 kept = timed.setdefault(kind, Thinned(_MOST_TIMELINES))
                 kept.add(Timed(step.number, duration_s, measured.spans))
-                ranks += make_rank_rows(plan.name, kind, step, ran.shards, ran.members)
+                ranks += list_rank_rows(plan.name, kind, ran)
                 counted.append(_Counted(kind, step, ran.plan))
                 reads.setdefault(kind, []).extend(ran.shards[0].reads_L)
-                if step.number == last[kind]:
+                if step is last[kind]:
                     others[kind] = meters[kind].others_share()
                     paces.append(measure_pace(backend, plan.placement.calibration))
-            self.tick(plan.name, done + 1, total)
+            self.tick(plan.name, done + 1, len(steps))
         medians = {kind: choose_median(kept.items) for kind, kept in timed.items()}
         spans = [
-            make_span_rows(plan.name, f"{kind}, measured", step.spans)
+            _make_spans(plan.name, f"{kind}, measured", step.spans)
             for kind, step in medians.items()
         ]
         pace = statistics.geometric_mean(paces)
-        for one, times in _predict(counted, pace):
+        sampled = {}
+        for (kind, step, own), times in _predict(counted, pace):
             rows.append(
-                make_step_row(
-                    plan.name, one.kind, "predicted", one.step, times.duration_s, times.phases
-                )
+                _make_row(plan.name, kind, "predicted", step, times.duration_s, times.phases)
             )
-            if one.step.number == medians[one.kind].number:
-                spans.append(make_predicted_span_rows(plan.name, f"{one.kind}, predicted", times))
+            if step.number == medians[kind].number:
+                found_spans = [
+                    (s.rank, s.phase, s.layer, s.start_s, s.duration_s) for s in times.spans or []
+                ]
+                spans.append(_make_spans(plan.name, f"{kind}, predicted", found_spans))
+                chance = uniform_imbalance(own, step.num_tokens)
+                sampled[kind] = asdict(ShownTimeline(step.number, chance))
+        tokens = {kind: step.num_tokens for kind, step in last.items()}
         self.facts[plan.name] = {
-            SHOWN: {
-                one.kind: asdict(
-                    ShownTimeline(one.step.number, uniform_imbalance(one.plan, one.step.num_tokens))
-                )
-                for one in counted
-                if one.step.number == medians[one.kind].number
-            },
+            SHOWN: sampled,
             "changes": [asdict(change) for change in live.ranks.changed],
             "rebalances": [asdict(moved) for moved in live.experts.moves],
-            "caches": [
-                asdict(cache)
-                for cache in sum_reads(
-                    plan, reads, {kind: step.num_tokens for kind, step, _ in steps}
-                )
-            ],
+            "caches": [asdict(cache) for cache in sum_reads(plan, reads, tokens)],
             "clock_s": live.clock_s,
             "pace": pace,
         }
-        faults = backend.faults[known_faults:]
+        faults = [
+            {**fault._asdict(), "ranks": " ".join(map(str, fault.ranks))}
+            for fault in backend.faults[known_faults:]
+        ]
         table = pd.DataFrame(rows, columns=list(STEP_COLUMNS))
         return {
             "steps": table,
             "ranks": pd.DataFrame(ranks, columns=list(RANK_COLUMNS)),
             "spans": pd.concat(spans, ignore_index=True),
-            "faults": pd.DataFrame(
-                [{**fault._asdict(), "ranks": " ".join(map(str, fault.ranks))} for fault in faults],
-                columns=list(_FAULTS),
-            ),
+            "faults": pd.DataFrame(faults, columns=list(Loss._fields)),
             "summary": summarise(plan, table, differences, others, _find_calibrated_share(plan)),
         }
-
-
-_FAULTS = ("deployment", "step", "ranks", "what", "recovery_s")
 
 
 class _Counted(NamedTuple):
@@ -328,8 +310,6 @@ def _predict(counted: Sequence[_Counted], pace: float) -> Iterator[tuple[_Counte
 
 def check_measured(plan: DeploymentPlan) -> None:
     """Refuse a number of ranks whose collectives were not measured before it has run, not after."""
-    from simulator.config.host import HostRates
-
     placement = plan.placement
     if isinstance(placement.calibration, HostRates) and placement.layout.num_ranks > 1:
         _ = placement.calibration.collectives
@@ -396,29 +376,17 @@ def list_steps(execution: ExecutionSpec, *, goes_on: bool = False) -> list[tuple
     """
     from simulator.runtime.job import Step
 
-    kinds = []
-    if execution.prompts:
-        kinds.append(("prompt", execution.prompts, execution.prompt_tokens, 0))
-    if execution.sequences:
-        kinds.append(("decode", execution.sequences, 1, execution.context_tokens))
+    kinds = (
+        ("prompt", execution.prompts, execution.prompt_tokens, 0),
+        ("decode", execution.sequences, 1, execution.context_tokens),
+    )
     found: list[tuple[str, Step, bool]] = []
     for kind, sequences, new, context in kinds:
-        for i in range(execution.warm_up + execution.steps):
+        for i in range(execution.warm_up + execution.steps if sequences else 0):
             number = len(found)
-            found.append(
-                (
-                    kind,
-                    Step(
-                        number,
-                        sequences,
-                        new,
-                        context,
-                        (1 if goes_on else _STRIDE) * number,
-                        i == 0,
-                    ),
-                    i >= execution.warm_up,
-                )
-            )
+            offset = number if goes_on else _STRIDE * number
+            step = Step(number, sequences, new, context, offset, i == 0)
+            found.append((kind, step, i >= execution.warm_up))
     return found
 
 
@@ -469,65 +437,39 @@ _LEAST_LEFT = 0.01
 """Share of the cores that ranks have at least, since they did go on."""
 
 
-def combine_moments(plan: DeploymentPlan, shards: list[Any]) -> Any:
-    """A step's time and its phases, from what every rank measured of it."""
-    from simulator.runtime.timeline import combine
-
-    layout = plan.placement.layout
-    groups = (tuple(range(layout.num_ranks)),)
-    return combine([shard.moments for shard in shards], groups)
-
-
-def make_step_row(
-    deployment: str, kind: str, source: str, step: Any, duration_s: float, phases: dict[str, float]
-) -> dict[str, Any]:
-    """A row of ``STEP_COLUMNS``."""
-    found = {
+def _make_row(
+    deployment: str, kind: str, source: str, step: Step, duration_s: float, phases: dict[str, float]
+) -> dict[str, object]:
+    """Make a row of ``STEP_COLUMNS``."""
+    return {
         "deployment": deployment,
         "kind": kind,
         "source": source,
         "number": step.number,
         "tokens": step.num_tokens,
+        "duration_s": duration_s,
+        **{f"{phase}_s": phases[phase] for phase in STEP_PHASES},
     }
-    return (
-        found | {"duration_s": duration_s} | {f"{phase}_s": phases[phase] for phase in STEP_PHASES}
-    )
 
 
-def make_rank_rows(
-    deployment: str, kind: str, step: Any, shards: list[Any], members: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Rows of ``RANK_COLUMNS``, one a rank and MoE layer.
-
-    Args:
-        members: number of each rank when all are there.
-    """
-    found = []
-    for shard in shards:
+def list_rank_rows(deployment: str, kind: str, ran: LiveStep) -> Iterator[dict[str, object]]:
+    """List rows of ``RANK_COLUMNS``, one a rank and MoE layer."""
+    for shard in ran.shards:
         for layer, pairs in enumerate(shard.pairs_L):
             rows_R = shard.rows_LR[layer] if shard.rows_LR else []
             sent = sum(rows_R) - (rows_R[shard.rank] if rows_R else 0)
-            values = (deployment, kind, step.number, members[shard.rank], layer, pairs, sent)
-            found.append(dict(zip(RANK_COLUMNS, values, strict=True)))
-    return found
+            rank = ran.members[shard.rank]
+            values = (deployment, kind, ran.step.number, rank, layer, pairs, sent)
+            yield dict(zip(RANK_COLUMNS, values, strict=True))
 
 
-def make_span_rows(
+def _make_spans(
     deployment: str, phase: str, spans: list[tuple[int, str, int, float, float]]
 ) -> pd.DataFrame:
-    """``SPAN_COLUMNS`` of one step."""
+    """Make ``SPAN_COLUMNS`` of one step."""
     columns = ("rank", "name", "layer", "start_s", "duration_s")
     table = pd.DataFrame(spans, columns=list(columns))
     return table.assign(deployment=deployment, phase=phase)[list(SPAN_COLUMNS)]
-
-
-def make_predicted_span_rows(deployment: str, phase: str, times: StepTimes) -> pd.DataFrame:
-    """``SPAN_COLUMNS`` of one step as it was predicted."""
-    return make_span_rows(
-        deployment,
-        phase,
-        [(s.rank, s.phase, s.layer, s.start_s, s.duration_s) for s in times.spans or []],
-    )
 
 
 class Timed(NamedTuple):
@@ -546,11 +488,14 @@ def choose_median(steps: Sequence[Timed]) -> Timed:
     return ordered[(len(ordered) - 1) // 2]
 
 
-def largest_difference(
-    plan: DeploymentPlan, shards: list[Any], wanted_TH: NDArray[np.float32]
-) -> float:
+def largest_difference(ran: LiveStep, wanted_TH: NDArray[np.float32]) -> float:
     """Largest difference of a hidden value between the distributed run and the reference."""
-    own = [shard.hidden_TH for shard in shards if shard.rank % plan.placement.layout.tp == 0]
+    tp = ran.plan.placement.layout.tp
+    own = [
+        shard.hidden_TH
+        for shard in ran.shards
+        if shard.rank % tp == 0 and shard.hidden_TH is not None
+    ]
     return float(np.abs(np.concatenate(own) - wanted_TH).max(initial=0.0))
 
 

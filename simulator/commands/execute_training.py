@@ -7,7 +7,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -76,13 +76,13 @@ def execute_training(
         for spec in choose_deployments(scenario.deployments, names, scenario.where)
     ]
     jobs = [make_training_job(plan) for plan in plans]
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     facts = {}
     progress("starting Ray" if backend == "ray" else "starting threads", 0, None)
     with open_site(backend, simulated_nodes, address) as site:
         for plan, job in zip(plans, jobs, strict=True):
-            own, facts[plan.name] = _train(site, plan, job, progress)
-            rows += [_simulate(plan, facts[plan.name]["pace"]), *own]
+            pace, own, facts[plan.name] = _train(site, plan, job, progress)
+            rows += [_simulate(plan, pace), *own]
     run = {
         "name": scenario.name,
         "seed": scenario.seed,
@@ -100,14 +100,14 @@ def execute_training(
     return trained
 
 
-def _describe_calibration(plan: TrainingPlan) -> dict[str, Any]:
+def _describe_calibration(plan: TrainingPlan) -> dict[str, object]:
     found = plan.placement.calibration
     if isinstance(found, HostRates):
         return {"title": found.host.title, "machine": found.host.machine}
     return {"title": found.title, "machine": None}
 
 
-def _simulate(plan: TrainingPlan, pace: float) -> dict[str, Any]:
+def _simulate(plan: TrainingPlan, pace: float) -> dict[str, object]:
     """Make the row of the simulated step, on a machine that takes ``pace`` times as long as when it
     was calibrated.
     """
@@ -124,8 +124,10 @@ def _simulate(plan: TrainingPlan, pace: float) -> dict[str, Any]:
 
 def _train(
     site: Site, plan: TrainingPlan, job: TrainingJob, progress: Progress
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Train a deployment. Returns the rows of its measured steps, and its facts."""
+) -> tuple[float, list[dict[str, object]], dict[str, object]]:
+    """Train a deployment. Returns the machine's pace, the rows of its measured steps, and its
+    facts.
+    """
     from simulator.calibration.host.measure import measure_pace
     from simulator.runtime.load import LoadMeter
     from simulator.runtime.training.rank import begin_training, train_step
@@ -139,7 +141,7 @@ def _train(
         paces = [measure_pace(backend, plan.placement.calibration)]
         sizes = backend.apply(begin_training, job)
         reference, errors, losses = ReferenceTraining(job), [], []
-        rows: list[dict[str, Any]] = []
+        rows: list[dict[str, object]] = []
         for number in range(total):
             is_checked = number < CHECKED_STEPS
             ranks: list[RankStep] = backend.apply(train_step, number, is_checked)
@@ -151,6 +153,7 @@ def _train(
                 rows.append(_make_row(plan.name, number, ranks))
             progress(plan.name, number + 1, total)
         paces.append(measure_pace(backend, plan.placement.calibration))
+        pace = statistics.geometric_mean(paces)
         facts = {
             "num_ranks": job.num_ranks,
             "layout": plan.text(),
@@ -160,18 +163,18 @@ def _train(
             "gradient_error": max(errors),
             "exchanges": _count_exchanges(plan, ranks[0]),
             "others_share": meter.others_share(),
-            "pace": statistics.geometric_mean(paces),
+            "pace": pace,
         }
     finally:
         backend.close()
-    return rows, facts
+    return pace, rows, facts
 
 
-def _make_row(name: str, number: int, ranks: Sequence[RankStep]) -> dict[str, Any]:
-    """Make the row of a measured step; all ranks meet in every exchange."""
+def _make_row(name: str, number: int, ranks: Sequence[RankStep]) -> dict[str, object]:
+    """Make the row of a measured step."""
     from simulator.runtime.timeline import combine
 
-    measured = combine([rank.moments for rank in ranks], (tuple(range(len(ranks))),))
+    measured = combine([rank.moments for rank in ranks])
     parts = {part: measured.phases.get(part, 0.0) for part in STEP_PARTS}
     parts["wait"] += measured.phases["overhead"]  # ranks that begin later than the first one
     return {

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress, count_part
@@ -88,7 +88,7 @@ def explain_run(
     workers: int | None,
     address: str | None,
     progress: Progress,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Explain a run: the fields of an :class:`~simulator.results.explained.Explained` by
     deployment, as ``run.json`` holds them.
 

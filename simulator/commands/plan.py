@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from simulator.base.caches import findings_folder
 from simulator.base.errors import UserError
@@ -70,7 +69,7 @@ def plan(
     return answer
 
 
-def describe_run(question: Question, made: Provenance) -> dict[str, Any]:
+def describe_run(question: Question, made: Provenance) -> dict[str, object]:
     """Describe a plan for ``run.json``: its question, and how it was made."""
     own = {"name": question.name, "seed": question.seed}
     return own | made.describe() | {"question": question.model_dump(mode="json")}

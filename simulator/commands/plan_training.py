@@ -12,6 +12,7 @@ from simulator.base.writing import toml_text
 from simulator.config.training_question import TrainingQuestion
 from simulator.planner.training.search import Trained, search_training
 from simulator.results.provenance import Provenance
+from simulator.results.results_folder import make_verdict
 from simulator.results.training_answer import COLUMNS, TrainingAnswer, find_training_answer
 from simulator.scenario.jobs import Source, load_job
 from simulator.work.flops import trained_flops
@@ -41,7 +42,7 @@ def plan_training(
     rows = [_describe(question, one) for one in found.trained]
     candidates = pd.DataFrame(rows, columns=list(COLUMNS))
     currency = found.trained[0].plan.cluster.currency
-    run: dict[str, Any] = {
+    run = {
         "name": question.name,
         "seed": question.seed,
         "training_question": question.model_dump(mode="json", exclude_unset=True),
@@ -49,14 +50,13 @@ def plan_training(
         "ruled_out": {reason: count for reason, count in found.ruled_out.items() if count},
     }
     answer = TrainingAnswer(run, candidates, _write_scenario(question, found.trained))
-    told = find_training_answer(candidates, answer, question.targets.days, currency)
-    headline, *reasons = map(str, told)
-    reasons += [f"{name} {why}." for name, why in found.absent.items()]
-    verdict = {"verdict": {"headline": headline, "reasons": reasons}}
-    return replace(answer, run=run | verdict | made.describe())
+    findings = find_training_answer(candidates, answer, question.targets.days, currency)
+    absent = [f"{name} {why}." for name, why in found.absent.items()]
+    verdict = make_verdict([*findings, *absent])
+    return replace(answer, run=run | {"verdict": verdict} | made.describe())
 
 
-def _describe(question: TrainingQuestion, one: Trained) -> dict[str, Any]:
+def _describe(question: TrainingQuestion, one: Trained) -> dict[str, object]:
     plan, training = one.plan, question.training
     tokens = training.sequence_tokens * training.global_batch
     flops = trained_flops(plan.model, training.sequence_tokens) * training.global_batch
@@ -112,7 +112,7 @@ def _write_scenario(question: TrainingQuestion, trained: list[Trained]) -> str |
     return toml_text(table, head, _EXACT)
 
 
-def _list_keys(question: TrainingQuestion, one: Trained) -> dict[str, Any]:
+def _list_keys(question: TrainingQuestion, one: Trained) -> dict[str, object]:
     """List the keys of a deployment, its model's path whole: the file lies in another folder."""
     keys: dict[str, Any] = one.deployment.model_dump(mode="json", exclude_defaults=True)
     for holder in (keys, keys.get("dense_of"), keys.get("moe_of")):

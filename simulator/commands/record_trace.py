@@ -5,7 +5,6 @@ the ``transformers`` library, or of running shards.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from simulator import __version__
 from simulator.base.errors import UserError
@@ -107,7 +106,7 @@ def record_runtime(
             backend.close()
 
 
-def describe(recording: Recording) -> dict[str, Any]:
+def describe(recording: Recording) -> dict[str, object]:
     """Describe a recording in numbers."""
     num_layers, num_tokens, top_k = recording.topk_ids_LTK.shape
     return {

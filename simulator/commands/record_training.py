@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -81,7 +81,7 @@ class TrainedRecording:
 
         return [*list_findings(self.outcomes), describe_search(self.trials)]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Numbers that ``--json`` prints."""
         return {
             "headline": self.headline,

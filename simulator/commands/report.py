@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from simulator.base.errors import UserError
 from simulator.base.partial import whole_file
 from simulator.base.plugins import available, load_kind
-from simulator.results.results_folder import ResultsFolder, find_writer
+from simulator.results.results_folder import ResultsFolder, Verdict, find_writer
 
 if TYPE_CHECKING:
     from simulator.results.folder import Results
@@ -23,8 +23,7 @@ class Report(NamedTuple):
 
     file: Path
     """HTML file."""
-    verdict: dict[str, Any]
-    """Findings: at least ``headline`` and ``reasons``."""
+    verdict: Verdict
 
 
 def build_report(
@@ -82,7 +81,7 @@ def load_results(folder: str | Path) -> Results:
     return Results.read(Path(folder))
 
 
-def _build_page(folders: list[Path]) -> tuple[str, dict[str, Any]]:
+def _build_page(folders: list[Path]) -> tuple[str, Verdict]:
     """Page and verdict of the kind that the folders hold."""
     writers = [find_writer(folder) for folder in folders]
     command = next((one for one in writers if one != "moesim run"), "moesim run")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from pydantic import BaseModel
 
@@ -50,7 +50,11 @@ _SAID_BY_THE_NAME = ("name", "num_gpus")
 """Keys that a file may leave to its name, and a cluster to the name of its size."""
 
 
-def make_schema(kind: str) -> dict[str, Any]:
+_Node: TypeAlias = dict[str, Any]
+"""Node of a JSON Schema."""
+
+
+def make_schema(kind: str) -> _Node:
     """JSON Schema of one kind of file, with the unit of numbers under the keyword ``unit`` and the
     family of policies under ``family``.
 
@@ -65,7 +69,7 @@ def make_schema(kind: str) -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def describe_whole(kind: str) -> dict[str, Any]:
+def describe_whole(kind: str) -> _Node:
     """JSON Schema of a whole file of a kind: one with all that its folder and the file that it is
     based on may hold for it.
 
@@ -79,20 +83,19 @@ def describe_whole(kind: str) -> dict[str, Any]:
     return schema | {"required": required}
 
 
-def _require(schema: dict[str, Any], required: list[str]) -> dict[str, Any]:
+def _require(schema: _Node, required: list[str]) -> _Node:
     """Keywords that ask for the required keys, unless the file is based on another one that may
     have them.
     """
     if "based_on" not in schema["properties"]:
         return {"required": required}
-    whole: dict[str, Any] = {"required": required}
+    whole: _Node = {"required": required}
     if "MemoryRules" in schema["$defs"]:  # an engine's tables are completed key by key
         memory = schema["$defs"]["MemoryRules"]
         whole["properties"] = {"memory": {"required": memory.pop("required")}}
     return {"if": {"required": ["based_on"]}, "else": whole}
 
 
-_Node = dict[str, Any]
 _TYPES = {
     "integer": "whole number",
     "number": "number",

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -30,7 +29,7 @@ from simulator.results.sweep import Sweep, order_columns, value_text, write_poin
 from simulator.runtime import require
 from simulator.scenario.jobs import Overrides, load_scenario, override_texts
 
-SweptKeys = Sequence[str] | Mapping[str, Sequence[Any]]
+SweptKeys = Sequence[str] | Mapping[str, Sequence[object]]
 """Keys with the values that each takes: lists by dotted path, or ``path=value,value`` texts."""
 _SCENARIO = "scenario"
 """Key that stands for the file, where there are several."""
@@ -49,7 +48,7 @@ class Point:
     scenario: str
     overrides: tuple[str, ...]
     seed: int
-    setting: tuple[tuple[str, Any], ...]
+    setting: tuple[tuple[str, object], ...]
     """The swept keys with their values."""
 
 
@@ -59,7 +58,7 @@ def list_points(
     keys: SweptKeys,
     seed: int | None,
     num_seeds: int,
-) -> tuple[list[Point], dict[str, list[Any]]]:
+) -> tuple[list[Point], dict[str, list[object]]]:
     """List every combination of scenarios, swept values and seeds, and the values of each swept
     key.
 
@@ -86,10 +85,11 @@ def list_points(
         raise UserError(
             f"--sweep: {num_points:,} points, must be at most {_MOST_POINTS:,}; sweep fewer values"
         )
-    values: dict[str, list[Any]] = {_SCENARIO: list(scenarios)} if len(scenarios) > 1 else {}
+    values: dict[str, list[object]] = {_SCENARIO: list(scenarios)} if len(scenarios) > 1 else {}
     values |= swept
     points: list[Point] = []
-    for scenario, *chosen in itertools.product(scenarios, *swept.values()):
+    every = itertools.product(*swept.values())
+    for scenario, chosen in itertools.product(scenarios, every):
         setting = dict(zip(swept, chosen, strict=True))
         texts = (*overrides, *(f"{key}={inline_toml(value)}" for key, value in setting.items()))
         loaded = load_scenario(scenario, texts, seed)
@@ -110,7 +110,7 @@ def list_points(
     return points, values
 
 
-def _read_keys(keys: SweptKeys) -> dict[str, list[Any]]:
+def _read_keys(keys: SweptKeys) -> dict[str, list[object]]:
     if isinstance(keys, Mapping):
         return {key: _check_values(key, list(values), key) for key, values in keys.items()}
     swept = dict(map(_read_key, keys))
@@ -119,7 +119,7 @@ def _read_keys(keys: SweptKeys) -> dict[str, list[Any]]:
     return swept
 
 
-def _read_key(text: str) -> tuple[str, list[Any]]:
+def _read_key(text: str) -> tuple[str, list[object]]:
     """The key and its values in ``path=value,value``.
 
     >>> _read_key("workload.rate_scale=1,2.5")
@@ -139,13 +139,13 @@ def _read_key(text: str) -> tuple[str, list[Any]]:
     return key.strip(), _check_values(key.strip(), found, text)
 
 
-def _check_values(key: str, values: Sequence[Any], text: str) -> list[Any]:
+def _check_values(key: str, values: Sequence[object], text: str) -> list[object]:
     """Values as JSON has them, dates as texts.
 
     Raises:
         UserError: if they cannot be swept.
     """
-    found: list[Any] = json.loads(json.dumps(list(map(make_plain, values)), default=str))
+    found: list[object] = json.loads(json.dumps(list(map(make_plain, values)), default=str))
     if None in found:
         raise UserError(f"--sweep {text}: None is no value that a file can hold")
     if key == "seed":
@@ -158,7 +158,7 @@ def _check_values(key: str, values: Sequence[Any], text: str) -> list[Any]:
     return found
 
 
-def _read_value(text: str) -> Any:
+def _read_value(text: str) -> object:
     """A TOML value, or a text without quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -166,7 +166,7 @@ def _read_value(text: str) -> Any:
         return text
 
 
-def _name_point(number: int, stem: str, setting: Mapping[str, Any], seed: int | None) -> str:
+def _name_point(number: int, stem: str, setting: Mapping[str, object], seed: int | None) -> str:
     """Name of a point's folder: its number, so that names differ, and its setting in letters that
     any file system takes.
     """
@@ -184,9 +184,10 @@ class _Done:
 
     name: str
     """Name of the point's folder."""
-    facts: dict[str, Any]
-    """``name`` and ``deployments`` of the scenario, and either ``winner`` and ``headline`` or
-    ``refusal``."""
+    facts: dict[str, object]
+    """``name`` of the scenario, and either ``winner`` and ``headline`` or ``refusal``."""
+    deployments: dict[str, dict[str, object]]
+    """Facts of the scenario's deployments."""
     summary: pd.DataFrame | None
     files: dict[str, bytes]
 
@@ -238,7 +239,7 @@ def sweep(
 
 def run_sweep(
     points: Sequence[Point],
-    keys: Mapping[str, list[Any]],
+    keys: Mapping[str, list[object]],
     folder: Path,
     fidelity: Fidelity = "step",
     workers: int | None = None,
@@ -276,7 +277,7 @@ def run_sweep(
 
 def _run_points(
     points: Sequence[Point],
-    keys: Mapping[str, list[Any]],
+    keys: Mapping[str, list[object]],
     folder: Path,
     fidelity: Fidelity,
     workers: int | None,
@@ -299,11 +300,11 @@ def _run_points(
     tables = []
     for point, one in zip(points, done, strict=True):
         if one.summary is not None:
-            own = {"point": point.name, **_show_setting(dict(point.setting)), "seed": point.seed}
-            tables.append(one.summary.assign(**own))
-    deployments: dict[str, Any] = {}
+            setting = _show_setting(dict(point.setting))
+            tables.append(one.summary.assign(point=point.name, **setting, seed=point.seed))
+    deployments: dict[str, dict[str, object]] = {}
     for one in done:
-        for name, facts in one.facts.pop("deployments", {}).items():
+        for name, facts in one.deployments.items():
             deployments.setdefault(name, facts)
     run = {
         "name": next(one.facts["name"] for one in done if one.summary is not None),
@@ -324,25 +325,22 @@ def _run_point(point: Point, fidelity: Fidelity) -> _Done:
         scenario = load_scenario(point.scenario, point.overrides, point.seed)
         results = run(scenario, fidelity=fidelity)
     except UserError as error:
-        return _Done(point.name, {"refusal": one_line(str(error))}, None, {})
+        return _Done(point.name, {"refusal": one_line(str(error))}, {}, None, {})
     results.run["command"] = _make_command(point, fidelity)
     with tempfile.TemporaryDirectory(prefix="moesim-point-") as place:
         write_results(results, Path(place) / "point")
         files = {path.name: path.read_bytes() for path in (Path(place) / "point").iterdir()}
-    verdict = results.run["verdict"]
-    facts = {
+    verdict = results.verdict
+    deployments = {
+        name: {key: results.facts(name)[key] for key in ("currency", "is_rumour", "model_title")}
+        for name in results.deployments
+    }
+    facts: dict[str, object] = {
         "name": scenario.name,
         "winner": verdict["winner"],
         "headline": verdict["headline"],
-        "deployments": {
-            name: {
-                key: results.run["deployments"][name][key]
-                for key in ("currency", "is_rumour", "model_title")
-            }
-            for name in results.deployments
-        },
     }
-    return _Done(point.name, facts, results.summary, files)
+    return _Done(point.name, facts, deployments, results.summary, files)
 
 
 def _make_command(point: Point, fidelity: Fidelity) -> str:
@@ -353,7 +351,7 @@ def _make_command(point: Point, fidelity: Fidelity) -> str:
     return shlex.join(words + (["--fidelity", fidelity] if fidelity != "step" else []))
 
 
-def _show_setting(setting: Mapping[str, Any]) -> dict[str, Any]:
+def _show_setting(setting: Mapping[str, object]) -> dict[str, str | float]:
     """Values as a cell of a table holds them: numbers and texts as they are, the rest as TOML."""
     return {
         key: value if isinstance(value, int | float | str) else inline_toml(value)

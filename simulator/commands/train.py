@@ -5,7 +5,8 @@ for the whole training.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from simulator.deployment.training.plan import TrainingPlan, list_training_notes
 from simulator.deployment.training.quality import TokensToLoss, find_tokens_to_loss
 from simulator.engine.training import TrainingStep, find_band, run_training_step
 from simulator.results.provenance import Provenance
+from simulator.results.results_folder import make_verdict
 from simulator.results.training import METRICS, TrainingResults, find_training
 from simulator.scenario.jobs import Source, load_job
 from simulator.scenario.scenario import TrainingScenario
@@ -95,17 +97,17 @@ def train(
         notes += map(str, list_training_notes(plan, target))
     progress("training steps", len(plans), len(plans))
     summary = pd.DataFrame(rows, columns=["deployment", *METRICS])
-    headline, reasons = find_training(summary, facts)
     run = {
         "name": scenario.name,
         "seed": scenario.seed,
         "training": scenario.training.model_dump(mode="json"),
         "deployments": facts,
         "notes": list(dict.fromkeys(notes)),
-        "verdict": {"headline": str(headline), "reasons": list(map(str, reasons))},
         "scenario": scenario.model_dump(mode="json"),
     }
-    return TrainingResults(run | made.describe(), summary, pd.concat(spans, ignore_index=True))
+    results = TrainingResults(run, summary, pd.concat(spans, ignore_index=True))
+    verdict = make_verdict(find_training(results))
+    return replace(results, run=run | {"verdict": verdict} | made.describe())
 
 
 def _make_plan(
@@ -149,7 +151,7 @@ def _run_part(plan: TrainingPlan, after_tokens: float) -> _Part:
 
 def _measure(
     scenario: TrainingScenario, parts: list[_Part], memory: TrainingMemory, tokens: float | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Measure a deployment: a step as the training begins, and days and cost over all parts.
 
     Args:
@@ -209,7 +211,7 @@ def _count_days(parts: list[_Part], total_tokens: float, step_tokens: int) -> fl
     return seconds / _DAY_S
 
 
-def _describe(plan: TrainingPlan, parts: list[_Part], memory: TrainingMemory) -> dict[str, Any]:
+def _describe(plan: TrainingPlan, parts: list[_Part], memory: TrainingMemory) -> dict[str, object]:
     """Describe a deployment for ``run.json``."""
     model, spec = plan.model, plan.spec
     return {
@@ -247,7 +249,7 @@ def _describe(plan: TrainingPlan, parts: list[_Part], memory: TrainingMemory) ->
     }
 
 
-def _describe_target(target: TokensToLoss | None) -> dict[str, Any]:
+def _describe_target(target: TokensToLoss | None) -> dict[str, object]:
     """Describe the loss that a deployment trains to."""
     if target is None:
         return {}

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from simulator.base.formats import number
 from simulator.report import style
-from simulator.report.style import Shown
 from simulator.results.folder import Results
 from simulator.results.formats import metric, winners
+from simulator.results.results_folder import ResultsFolder
 from simulator.results.run_bands_text import band_text, note_on
 
 KINDS = ("assumed", "fitted", "interpolated", "published", "measured")
@@ -53,20 +53,20 @@ class Assumption(NamedTuple):
         return KINDS.index(self.kind) if self.kind in KINDS else -1
 
 
-def name_deployments(shown: Shown) -> dict[str, Name]:
+def name_deployments(shown: ResultsFolder) -> dict[str, Name]:
     """Names of the deployments in tables."""
     return {
-        name: Name(name, swatch, bool(style.facts(shown, name).get("is_rumour")))
+        name: Name(name, swatch, bool(shown.facts(name).get("is_rumour")))
         for name, swatch in style.swatches(shown).items()
     }
 
 
-def split_at_rumours(sentence: str, shown: Shown) -> list[tuple[str, bool]]:
+def split_at_rumours(sentence: str, shown: ResultsFolder) -> list[tuple[str, bool]]:
     """Pieces of a sentence, and whether each is the name of a rumoured deployment or model."""
     rumoured = {
         str(word)
         for name in shown.deployments
-        if (facts := style.facts(shown, name)).get("is_rumour")
+        if (facts := shown.facts(name)).get("is_rumour")
         for word in (name, facts.get("model_title"))
         if word
     }
@@ -87,7 +87,7 @@ def _compare(results: Results, key: str) -> dict[str, Value]:
     best = winners(key, values, is_open=results.is_open)
     shown = {}
     for place, (name, raw) in enumerate(zip(results.deployments, values, strict=True)):
-        currency = str(style.facts(results, name).get("currency") or "")
+        currency = str(results.facts(name).get("currency") or "")
         band = band_text(results, name, key, raw, currency)
         note = note_on(results, name, key)
         shown[name] = Value(raw, metric(key, raw, currency), place in best, band, note)
@@ -95,7 +95,7 @@ def _compare(results: Results, key: str) -> dict[str, Value]:
 
 
 def list_assumptions(
-    shown: Shown, kinds: Collection[str] = KINDS
+    shown: ResultsFolder, kinds: Collection[str] = KINDS
 ) -> list[tuple[Assumption, list[str]]]:
     """Numbers that are not the run's own with the deployments that share them, the least certain
     first.
@@ -105,23 +105,23 @@ def list_assumptions(
     """
     users: dict[Assumption, list[str]] = {}
     for name in shown.deployments:
-        for row in style.facts(shown, name).get("assumptions") or []:
+        for row in shown.facts(name).get("assumptions") or []:
             stated = Assumption(*(str(row[key]) for key in Assumption._fields))
             if KINDS[max(stated.certainty, 0)] in kinds:
                 users.setdefault(stated, []).append(name)
     return sorted(users.items(), key=lambda item: item[0].certainty)
 
 
-def list_warnings(shown: Shown) -> dict[str, list[str]]:
+def list_warnings(shown: ResultsFolder) -> dict[str, list[str]]:
     """Warnings with the deployments that share them."""
     users: dict[str, list[str]] = {}
     for name in shown.deployments:
-        for warning in style.facts(shown, name).get("warnings") or []:
+        for warning in shown.facts(name).get("warnings") or []:
             users.setdefault(str(warning), []).append(name)
     return users
 
 
-def describe_making(run: Mapping[str, Any]) -> dict[str, Any]:
+def describe_making(run: Mapping[str, Any]) -> dict[str, object]:
     """Facts on when a run was made, how long it took, and of which versions."""
     took_s, versions = run.get("wall_s"), run.get("versions") or {}
     return {
@@ -132,11 +132,11 @@ def describe_making(run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def list_pairings(shown: Shown) -> dict[str, list[str]]:
+def list_pairings(shown: ResultsFolder) -> dict[str, list[str]]:
     """Deployments to show for each measure in which counterparts are equal: those of it, and those
     whose models are not made; ``all measures`` last. Empty where there are fewer than two measures.
     """
-    made = {name: style.facts(shown, name).get("pairing") for name in shown.deployments}
+    made = {name: shown.facts(name).get("pairing") for name in shown.deployments}
     measures = dict.fromkeys(str(one["equal"]).replace("_", " ") for one in made.values() if one)
     if len(measures) < 2:
         return {}
@@ -151,12 +151,12 @@ def list_pairings(shown: Shown) -> dict[str, list[str]]:
     return chosen | {"all measures": list(shown.deployments)}
 
 
-def describe_deployments(shown: Shown) -> dict[str, Any]:
+def describe_deployments(shown: ResultsFolder) -> dict[str, object]:
     """Variables of templates that name deployments and say what they are and rest on."""
     return {
         "names": name_deployments(shown),
         "pairings": list_pairings(shown),
-        "facts": [style.facts(shown, name) for name in shown.deployments],
+        "facts": [shown.facts(name) for name in shown.deployments],
         "warnings": list_warnings(shown),
         "assumptions": list_assumptions(shown),
     }

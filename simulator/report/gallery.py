@@ -148,7 +148,8 @@ class FigureCards:
     """The figures of one page: the cards that its template shows and the payload of its script."""
 
     def __init__(self) -> None:
-        self.payload: dict[str, Any] = {"colours": style.DEPLOYMENT_COLOURS, "plots": []}
+        self.plots: list[dict[str, object]] = []
+        """Plots as the page's script takes them."""
         self.missing: list[Figure[Any]] = []
         """Figures that this subject has nothing to draw for."""
         self.failed: dict[str, str] = {}
@@ -187,12 +188,12 @@ class FigureCards:
         """
         by_section: dict[str, list[tuple[Figure[Any], Card]]] = {}
         for figure in figures:
-            num_plots = len(self.payload["plots"])
+            num_plots = len(self.plots)
             try:
                 drawn = plots(figure, subject)
                 card = self.card(figure.title, figure.definition, drawn, figure.width)
             except Exception as error:  # a figure of the user's own must not lose the results
-                del self.payload["plots"][num_plots:]
+                del self.plots[num_plots:]
                 self.failed[figure.title] = f"{type(error).__name__}: {first_line(error)}"
                 said = f"figure '{figure.title}' is not drawn: {self.failed[figure.title]}"
                 warnings.warn(said, RuntimeWarning, stacklevel=2)
@@ -204,14 +205,12 @@ class FigureCards:
         return {title: _in_rows(made) for title, made in by_section.items()}
 
     def _add(self, plot: go.Figure) -> str:
-        anchor = f"plot-{len(self.payload['plots'])}"
+        anchor = f"plot-{len(self.plots)}"
         drawn = json.loads(
             pio.to_json(plot, validate=False), parse_float=_round, object_hook=_unpack
         )
         drawn["layout"].pop("template", None)
-        self.payload["plots"].append(
-            {"id": anchor, "data": drawn["data"], "layout": drawn["layout"]}
-        )
+        self.plots.append({"id": anchor, "data": drawn["data"], "layout": drawn["layout"]})
         return anchor
 
 
@@ -262,7 +261,7 @@ def _list_keys(drawn: Iterable[go.Figure]) -> list[Key]:
     return list(keys.values())
 
 
-def _unpack(found: dict[str, Any]) -> Any:
+def _unpack(found: dict[str, Any]) -> object:
     """Numbers of a typed array as a list: digits that a plot shows take fewer bytes than all
     bits.
     """

@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from simulator.base.formats import TIMES, log_ticks, seconds, time_axis
 from simulator.report import style
-from simulator.report.style import Shown
 from simulator.results.folder import Results
+from simulator.results.results_folder import ResultsFolder
 from simulator.results.shown_steps import shown_step, step_text
 
 DOTTED = {"color": style.MUTED, "width": 1, "dash": "dot"}
@@ -23,8 +23,8 @@ _STRIP = "rgba(128,139,153,0.16)"
 
 
 def log_axis(
-    low: float, high: float, ticks: Callable[[float, float], dict[str, Any]] = log_ticks
-) -> dict[str, Any]:
+    low: float, high: float, ticks: Callable[[float, float], Mapping[str, object]] = log_ticks
+) -> dict[str, object]:
     """A logarithmic axis from ``low`` to ``high``."""
     return {
         "type": "log",
@@ -33,7 +33,9 @@ def log_axis(
     }
 
 
-def whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike, **look: Any) -> dict[str, Any]:
+def whiskers(
+    value: ArrayLike, low: ArrayLike, high: ArrayLike, **look: object
+) -> dict[str, object]:
     """Error bars from ``low`` to ``high``; none to a side on which an end does not lie."""
     up, down = (
         np.maximum(np.atleast_1d(np.subtract(*ends)), 0.0).tolist()
@@ -50,13 +52,13 @@ def add_name(drawn: go.Figure, y: float, name: str, length: int = 44) -> None:
 
 def add_curve(
     drawn: go.Figure,
-    shown: style.Shown,
+    shown: ResultsFolder,
     name: str,
     hover: str,
     *,
     is_beside: bool = False,
-    line: Mapping[str, Any] | None = None,
-    **trace: Any,
+    line: Mapping[str, object] | None = None,
+    **trace: object,
 ) -> None:
     """Add a curve of a deployment in its look.
 
@@ -79,7 +81,7 @@ def add_curve(
 
 def add_moves(
     drawn: go.Figure,
-    shown: style.Shown,
+    shown: ResultsFolder,
     moves: Mapping[str, Sequence[tuple[float, str]]],
     levels: tuple[float, float],
 ) -> None:
@@ -122,7 +124,7 @@ BAR_PIXELS = 54
 
 
 def draw_stacked(
-    results: style.Shown,
+    results: ResultsFolder,
     lengths: pd.DataFrame,
     colours: Mapping[str, str],
     x: str,
@@ -175,15 +177,15 @@ WHICH = (
 
 def heading(results: Results, name: str, phase: str) -> str:
     """The heading of a deployment's plot."""
-    return f"{style.labels(results)[name]}: {step_text(results.run, name, phase)}"
+    return f"{style.labels(results)[name]}: {step_text(results, name, phase)}"
 
 
 def shared_heading(results: Results, names: list[str], phase: str) -> str:
     """The heading of a plot with the steps of several deployments."""
     if len(names) == 1:
-        said = step_text(results.run, names[0], phase)
+        said = step_text(results, names[0], phase)
     else:
-        sources = {shown_step(results.run, name, phase)["source"] for name in names}
+        sources = {shown_step(results, name, phase)["source"] for name in names}
         steps = {
             frozenset({"run"}): f"{phase} steps of the run",
             frozenset({"representative"}): f"representative {phase} steps",
@@ -244,7 +246,7 @@ def add_bars(
     *,
     colours: Mapping[str, str] = style.PHASE_COLOURS,
     part: str = "layer",
-    **look: Any,
+    **look: object,
 ) -> None:
     """Add a bar a span, a trace a phase.
 
@@ -308,7 +310,7 @@ def load_map(load: NDArray[np.float64], column: str, hover: str, height: int = 3
     """
     drawn = style.figure(f"{column} (index)", "MoE layer (index)", height)
     powers = [-3, -2, -1, 0, 1, 2, 3]
-    bar: dict[str, Any] = {
+    bar = {
         "tickvals": powers,
         "ticktext": [f"{factor}{TIMES}" for factor in ("≤ ⅛", "¼", "½", "1", "2", "4", "≥ 8")],
     }
@@ -358,7 +360,7 @@ _HALF_WIDTH = 0.3
 """Half the width of the mark of a single layer, in layers."""
 
 
-def draw_imbalance(shown: Shown, step: str, ratios: Mapping[str, pd.Series]) -> go.Figure:
+def draw_imbalance(shown: ResultsFolder, step: str, ratios: Mapping[str, pd.Series]) -> go.Figure:
     """Curves of deployments over layers with their skew.
 
     Args:
@@ -368,7 +370,7 @@ def draw_imbalance(shown: Shown, step: str, ratios: Mapping[str, pd.Series]) -> 
     label, line = style.labels(shown), style.lines(shown)
     drawn = style.figure("MoE layer (index)", "Busiest over mean rank (ratio)", height=240)
     for name, ratio in ratios.items():
-        uniform = shown_step(shown.run, name, step)["uniform_imbalance"]
+        uniform = shown_step(shown, name, step)["uniform_imbalance"]
         add_imbalance(drawn, ratio, uniform, label[name], line[name])
     drawn.update_yaxes(rangemode="tozero", nticks=6)
     return drawn.update_xaxes(nticks=9)

@@ -101,7 +101,9 @@ def band_text(found: Band | None, text: Callable[[float], str]) -> str:
     )
 
 
-def whiskers(values: Sequence[float], bands: Sequence[Band | None], colour: str) -> dict[str, Any]:
+def whiskers(
+    values: Sequence[float], bands: Sequence[Band | None], colour: str
+) -> dict[str, object]:
     """Error bars of a trace: ``error_x`` or ``error_y``; empty where no point has a band.
 
     Args:

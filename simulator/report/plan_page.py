@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from simulator.base.formats import TIMES, amount, chance, number, percent
 from simulator.report import style
@@ -27,13 +27,8 @@ from simulator.results.answer.folder import PlanResults
 from simulator.results.answer.handover import Handover, ServingCommand
 from simulator.results.answer.parts import Band, has_bands, make_band
 from simulator.results.plan_sentences import explain_traffic, share_of_time, warn_of_short_traffic
-from simulator.results.plan_text import (
-    kind_of,
-    share,
-    target_short,
-    target_text,
-    value_text,
-)
+from simulator.results.plan_text import kind_of, share, target_short, target_text, value_text
+from simulator.results.results_folder import ResultsFolder
 
 
 def list_figures(answer: Answer) -> list[list[str]]:
@@ -281,13 +276,6 @@ FIGURES = load_figures("report.plan_figures")
 """Figures in the order of the page; a file without one is refused before anything is run."""
 
 
-class _Stated(NamedTuple):
-    """Facts that the numbers rest on, as tables of deployments read them."""
-
-    run: dict[str, Any]
-    deployments: list[str]
-
-
 def render(plan: PlanResults) -> str:
     """The page as one HTML document; what the answer lacks is left out."""
     answer, run = plan.answer, plan.run
@@ -325,16 +313,16 @@ def render(plan: PlanResults) -> str:
     )
 
 
-def _list_facts(answer: Answer) -> _Stated:
+def _list_facts(answer: Answer) -> ResultsFolder:
     """The facts of each deployment under its model's own colour; a deployment is called by its
     model where it is the only one of it.
     """
     models = {name: model_of(answer, name) for name in answer.basis}
     short = [model.model if model else name for name, model in models.items()]
-    named: dict[str, dict[str, Any]] = {}
+    named = {}
     for (name, facts), label in zip(answer.basis.items(), short, strict=True):
         shown = facts.model_dump()
         if (model := models[name]) is not None:
             shown |= {"colour": colour_of(answer, model), "is_striped": is_striped(model)}
         named[label if short.count(label) == 1 else name] = shown
-    return _Stated({"deployments": named}, list(named))
+    return ResultsFolder({"deployments": named})

@@ -11,7 +11,7 @@ import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
@@ -26,10 +26,11 @@ from simulator.base.formats import (
     percent,
     seconds,
 )
+from simulator.report import style
 from simulator.report.deployment_tables import name_deployments, split_at_rumours
 from simulator.report.gallery import Card, FigureCards
-from simulator.report.style import Shown, shorten
-from simulator.results.results_folder import TextTable
+from simulator.report.style import shorten
+from simulator.results.results_folder import ResultsFolder, TextTable, Verdict
 
 _HOMES = ("simulator.report", "simulator.lab.report")
 """Packages that hold templates."""
@@ -83,7 +84,7 @@ class Contents:
         return iter(self._anchors.items())
 
 
-def render_page(template: str | Template, name: str, cards: FigureCards, **shown: Any) -> str:
+def render_page(template: str | Template, name: str, cards: FigureCards, **shown: object) -> str:
     """Render a page as one HTML document.
 
     Args:
@@ -92,7 +93,8 @@ def render_page(template: str | Template, name: str, cards: FigureCards, **shown
         cards: figures that the page's script draws.
         shown: variables of the template.
     """
-    payload = json.dumps(cards.payload, allow_nan=False, separators=(",", ":"))
+    shown_plots = {"colours": style.DEPLOYMENT_COLOURS, "plots": cards.plots}
+    payload = json.dumps(shown_plots, allow_nan=False, separators=(",", ":"))
     return (
         environment()
         .get_template(template)
@@ -111,7 +113,7 @@ class Block(NamedTuple):
 
     cards: Sequence[Card] = ()
     table: TextTable | None = None
-    facts: Mapping[str, Any] | None = None
+    facts: Mapping[str, object] | None = None
     sentences: Sequence[str] = ()
     folded: str = ""
     links: Sequence[tuple[str, str]] = ()
@@ -143,12 +145,12 @@ def show_tables(tables: Iterable[TextTable]) -> list[Section]:
 def render_blocks(
     name: str,
     cards: FigureCards,
-    verdict: Mapping[str, Any],
+    verdict: Verdict,
     sections: Sequence[Section],
     *,
     eyebrow: str = "",
-    setting: Mapping[str, Any] | None = None,
-    shown: Shown | None = None,
+    setting: Mapping[str, object] | None = None,
+    shown: ResultsFolder | None = None,
 ) -> str:
     """Render a page that is a list of sections.
 

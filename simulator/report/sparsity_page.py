@@ -8,11 +8,14 @@ from collections.abc import Iterator, Sequence
 
 import plotly.graph_objects as go
 
+from simulator.base.formats import TIMES, UNDEFINED, num_bytes
 from simulator.report import style
 from simulator.report.gallery import Card, FigureCards
-from simulator.report.rendering import render_page
+from simulator.report.rendering import Block, Section, render_blocks
+from simulator.results.results_folder import Cell, TextTable
 from simulator.results.sparsity import (
     PublishedPoint,
+    SparseData,
     SparsityFolder,
     SparsityResults,
     SpeedCurve,
@@ -40,9 +43,21 @@ _MEASURED_TEXT = (
 )
 
 
+_QUALITY = (
+    "Perplexity on WikiText2 of models pruned at one go, without training, and mean accuracy of "
+    "zero-shot tasks with fewer experts. They say nothing of other models, texts or methods: give "
+    "models of a plan a score of your own."
+)
+_USES = {
+    "compared": "compared, not fitted",
+    "fitted": "a calibration rests on it",
+    "shown": "shown only",
+}
+
+
 def render(folder: SparsityFolder) -> str:
     """The page as one HTML document that opens offline."""
-    cards, results = FigureCards(), folder.results
+    cards, results, data = FigureCards(), folder.results, folder.results.data
     shape = f"{results.out_features:,} x {results.in_features:,}"
     storage = cards.card(
         f"Bytes of a {shape} matrix in {results.dtype}", _STORAGE_TEXT, {"": _draw_storage(results)}
@@ -52,18 +67,68 @@ def render(folder: SparsityFolder) -> str:
         for machine, own in _group_machines(results.speeds)
     }
     speeds = cards.card(f"Speed with a {shape} matrix", _SPEED_TEXT, by_machine, "half")
-    return render_page(
-        "sparsity.html",
-        "Sparse matrices",
-        cards,
-        headline=folder.verdict["headline"],
-        findings=folder.verdict["reasons"],
-        storage=[storage],
-        speeds=[speeds],
-        measured=_draw_measured(results, cards),
-        tables=folder.list_tables(),
-        results=results,
+    measured = _draw_measured(results, cards)
+    by_format, by_machines = map(_show_table, folder.list_tables())
+    values = (
+        f"{data.rows:,} x {data.columns:,} values in {data.dtype}, of which "
+        f"{100 * data.density:.1f} % are not zero: {num_bytes(data.whole_bytes)} whole."
     )
+    sections = [
+        Section("Storage", [Block(cards=[storage]), by_format]),
+        Section("Speed", [Block(cards=[speeds]), by_machines]),
+        Section("Measured on this machine", [Block(cards=measured)] if measured else []),
+        Section("Sparse data", [_show_table(_list_formats(data))], values),
+        Section("Published speeds", [_show_table(_list_published(results.published))]),
+        Section(
+            "What pruning costs in quality, as published",
+            [_show_table(_list_losses(results)), _show_table(_list_reductions(results))],
+            _QUALITY,
+        ),
+    ]
+    return render_blocks("Sparse matrices", cards, folder.verdict, sections)
+
+
+def _show_table(table: TextTable) -> Block:
+    return Block(table=table, look="metrics")
+
+
+def _list_formats(data: SparseData) -> TextTable:
+    rows = [["Format", "Bytes", "Saved", "Fewer bytes below"]]
+    for name, size, density in data.formats:
+        saved = f"{100 * (1 - size / data.whole_bytes):.1f} %"
+        below = f"{100 * density:.1f} % not zero" if density else "never"
+        rows.append([name, num_bytes(size), saved, below])
+    return TextTable("Bytes of data by format", rows)
+
+
+def _list_published(points: Sequence[PublishedPoint]) -> TextTable:
+    titles = ["Kernels and machine", "Gone", "Published", "Predicted", "Conditions", "Use"]
+    rows: list[list[str | Cell]] = [[*titles]]
+    for point in points:
+        predicted = Cell(UNDEFINED)
+        if point.predicted is not None:
+            band = f"{point.low:.2f} to {point.high:.2f}"
+            predicted = Cell(f"{point.predicted:.2f}{TIMES}", band)
+        gone, published = f"{100 * point.sparsity:.0f} %", f"{point.speed_up:.2f}{TIMES}"
+        use = _USES[point.rests]
+        rows.append([point.title, gone, published, predicted, point.conditions, use])
+    return TextTable("Published speeds", rows)
+
+
+def _list_losses(results: SparsityResults) -> TextTable:
+    rows = [["Model", "Method", "Gone", "Whole", "Pruned", "Source"]]
+    for one in results.losses:
+        perplexities = f"{one.whole:.2f}", f"{one.pruned:.2f}"
+        rows.append([one.model, one.method, one.pattern, *perplexities, one.source])
+    return TextTable("Published perplexities", rows)
+
+
+def _list_reductions(results: SparsityResults) -> TextTable:
+    rows = [["Model", "Method", "Experts left", "Points lost", "Source"]]
+    for one in results.reductions:
+        left = f"{one.experts_left} of {one.experts}"
+        rows.append([one.model, one.method, left, f"{one.points:.1f}", one.source])
+    return TextTable("Published accuracies with fewer experts", rows)
 
 
 def _group_machines(speeds: Sequence[SpeedCurve]) -> Iterator[tuple[str, list[SpeedCurve]]]:

@@ -5,11 +5,12 @@ phases; fonts, margins and the two themes are those of the page's script.
 from __future__ import annotations
 
 import html
-from typing import Any, Protocol
+from typing import Any
 
 import plotly.graph_objects as go
 
 from simulator.results.phases import STEP_PHASES
+from simulator.results.results_folder import ResultsFolder
 
 DEPLOYMENT_COLOURS = (
     "#0077BB",
@@ -63,32 +64,13 @@ def shorten(text: str, length: int = 44) -> str:
     return f"{text[: length - 1 - end].rstrip()}…{text[-end:].lstrip()}"
 
 
-class Shown(Protocol):
-    """Results of any kind, simulated or executed, that name their deployments."""
-
-    @property
-    def run(self) -> dict[str, Any]:
-        """``run.json``."""
-        ...
-
-    @property
-    def deployments(self) -> list[str]:
-        """Names of the deployments, in the scenario's order."""
-        ...
-
-
-def facts(results: Shown, name: str) -> dict[str, Any]:
-    """Facts of ``run.json`` about a deployment; empty where it has none."""
-    return dict(results.run.get("deployments", {}).get(name) or {})
-
-
-def labels(results: Shown) -> dict[str, str]:
+def labels(results: ResultsFolder) -> dict[str, str]:
     """The text that stands for each deployment in a figure: escaped for Plotly's markup, with the
     mark of a rumoured model.
     """
     return {
         name: html.escape(name, quote=False)
-        + (" (rumoured)" if facts(results, name).get("is_rumour") else "")
+        + (" (rumoured)" if results.facts(name).get("is_rumour") else "")
         for name in results.deployments
     }
 
@@ -109,24 +91,24 @@ def line_at(place: int) -> dict[str, Any]:
     return {"color": colour_at(place), "dash": DASHES[rounds % len(DASHES)], "width": 2}
 
 
-def colours(results: Shown) -> dict[str, str]:
+def colours(results: ResultsFolder) -> dict[str, str]:
     """The colour of each deployment: the one that its facts name, if they do."""
-    given = {name: facts(results, name).get("colour") for name in results.deployments}
+    given = {name: results.facts(name).get("colour") for name in results.deployments}
     return {name: given[name] or colour_at(i) for i, name in enumerate(results.deployments)}
 
 
-def _rounds(results: Shown) -> dict[str, int]:
+def _rounds(results: ResultsFolder) -> dict[str, int]:
     """Number of times that the colours had run out before each deployment."""
     return {name: i // len(DEPLOYMENT_COLOURS) for i, name in enumerate(results.deployments)}
 
 
-def lines(results: Shown) -> dict[str, dict[str, Any]]:
+def lines(results: ResultsFolder) -> dict[str, dict[str, Any]]:
     """The line of each deployment: its colour, and a dash beyond the eighth."""
     colour = colours(results)
     return {name: line_at(i) | {"color": colour[name]} for i, name in enumerate(colour)}
 
 
-def markers(results: Shown) -> dict[str, dict[str, Any]]:
+def markers(results: ResultsFolder) -> dict[str, dict[str, Any]]:
     """The bar of each deployment: its colour, and stripes beyond the eighth."""
     colour = colours(results)
     return {
@@ -156,11 +138,11 @@ def swatch(colour: str, is_striped: bool) -> str:
     return f"background:repeating-linear-gradient(-45deg,{colour} 0 3px,transparent 3px 5px)"
 
 
-def swatches(results: Shown) -> dict[str, str]:
+def swatches(results: ResultsFolder) -> dict[str, str]:
     """CSS for the patch of colour of each deployment."""
     colour = colours(results)
     return {
-        name: swatch(colour[name], is_striped=facts(results, name).get("is_striped", i > 0))
+        name: swatch(colour[name], is_striped=results.facts(name).get("is_striped", i > 0))
         for name, i in _rounds(results).items()
     }
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -137,7 +136,7 @@ def _axis(sweep: Sweep, name: str) -> tuple[float, str]:
     if described.unit == "ratio":
         return 0.01, "%"
     if described.unit == "currency":
-        currencies = {str(style.facts(sweep, d).get("currency")) for d in sweep.deployments}
+        currencies = {str(sweep.facts(d).get("currency")) for d in sweep.deployments}
         return 1.0, " or ".join(sorted(currencies))
     return 1.0, {"x": TIMES}.get(described.unit, described.unit)
 
@@ -157,9 +156,9 @@ def _scale_y(drawn: go.Figure, sweep: Sweep, name: str) -> None:
         drawn.update_yaxes(rangemode="tozero", nticks=6)
 
 
-def _others(sweep: Sweep, along: str) -> list[dict[str, Any]]:
+def _others(sweep: Sweep, along: str) -> list[dict[str, object]]:
     """Combinations of the keys besides ``along``."""
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, object]] = []
     for setting in sweep.settings:
         other = {key: value for key, value in setting.items() if key != along}
         found += [] if other in found else [other]
@@ -167,8 +166,8 @@ def _others(sweep: Sweep, along: str) -> list[dict[str, Any]]:
 
 
 def _points(
-    sweep: Sweep, deployment: str, name: str, along: str, other: Mapping[str, Any]
-) -> Iterator[tuple[Any, float, float, float]]:
+    sweep: Sweep, deployment: str, name: str, along: str, other: Mapping[str, object]
+) -> Iterator[tuple[object, float, float, float]]:
     """Points of a line: the value swept, and mean, lowest and highest over seeds."""
     for value in sweep.keys[along]:
         rows = sweep.rows_at({along: value, **other})

@@ -163,7 +163,7 @@ def render_training_plan(answer: TrainingAnswer) -> str:
     return render_blocks(name, cards, answer.verdict, sections, eyebrow=eyebrow, setting=setting)
 
 
-def _describe_training(training: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_training(training: Mapping[str, Any]) -> dict[str, object]:
     total = training.get("total_tokens")
     return {
         "Sequence": f"{training['sequence_tokens']:,} tokens",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from simulator.base.findings import Finding
 from simulator.results.answer.crossover import (
@@ -17,6 +17,7 @@ from simulator.results.answer.crossover import (
 )
 
 Point = TypeVar("Point", bound=MapPoint)
+_Key = TypeVar("_Key")
 
 
 def describe_flips(found: CrossoverMap) -> Iterator[Finding]:
@@ -104,9 +105,9 @@ def _choose_best_ep(cells: list[LoadPoint]) -> list[LoadPoint]:
     ]
 
 
-def _group(points: Iterable[Point], key: Any) -> list[tuple[Any, list[Point]]]:
+def _group(points: Iterable[Point], key: Callable[[Point], _Key]) -> list[tuple[_Key, list[Point]]]:
     """Points with the same key, in the order in which they stand."""
-    found: dict[Any, list[Point]] = {}
+    found: dict[_Key, list[Point]] = {}
     for point in points:
         found.setdefault(key(point), []).append(point)
     return list(found.items())

@@ -21,26 +21,18 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from simulator.base.formats import (
-    TIMES,
-    count,
-    num_bytes,
-    number,
-    parameters,
-    percent,
-    seconds,
-    seconds_text,
-)
+from simulator.base.findings import Finding
+from simulator.base.formats import count, parameters
 from simulator.results.phases import STEP_PHASES
-from simulator.results.results_folder import Content, ResultsFolder
+from simulator.results.results_folder import Content, ResultsFolder, Verdict, make_verdict
 from simulator.results.run_sentences import find_rebalances
 from simulator.results.shown_steps import chrome_trace, shown_step
 from simulator.results.tables import ExpertsMoved, ReplicasChanged
@@ -167,11 +159,11 @@ class ExecutedCache:
 
 @dataclass(frozen=True)
 class Executed(ResultsFolder):
-    """A finished execution: measured steps beside predicted ones, and how they were made."""
+    """A finished execution: measured steps beside predicted ones.
 
-    run: dict[str, Any]
-    """Facts of the execution as ``run.json`` has them, among them the machine, ``deployments`` by
-    name, the resolved ``scenario``, and how it was made."""
+    ``run`` has the machine, ``deployments`` by name, the resolved ``scenario``, and provenance.
+    """
+
     summary: pd.DataFrame
     """Metrics of each deployment and kind of step, measured and predicted."""
     steps: pd.DataFrame
@@ -193,115 +185,42 @@ class Executed(ResultsFolder):
     }
 
     @property
-    def verdict(self) -> dict[str, Any]:
+    def verdict(self) -> Verdict:
         """Headline, and reasons, whichever way the measurement came out."""
-        headline, reasons = tell_executed(self)
-        return {"headline": headline, "reasons": reasons}
+        return make_verdict(find_executed(self))
 
     def list_others(self) -> dict[str, Content]:
         """The timeline."""
-        return {
-            "timeline.json": json.dumps(chrome_trace(self.spans, partial(_title_spans, self.run)))
-        }
+        return {"timeline.json": json.dumps(chrome_trace(self.spans, partial(_title_spans, self)))}
 
 
-def describe_load(executed: Executed) -> str | None:
-    """Warn where other programs took more of the cores than while the machine was calibrated;
-    ``None`` where they did not.
-    """
+def find_load(executed: Executed) -> Finding | None:
+    """Find whether other programs took more of the cores than while the machine was calibrated."""
     more = executed.summary["others_share"] - executed.summary["calibrated_others_share"]
     if not (more >= BUSY).any():
         return None
     worst = executed.summary.iloc[int(more.fillna(0.0).to_numpy().argmax())]
-    return (
-        f"Other programs took up to {worst['others_share']:.0%} of the cores while steps were "
-        f"measured ({worst['calibrated_others_share']:.0%} while the machine was calibrated), so "
-        "steps took longer than on an idle machine; each error is given up to what it would be "
-        "with those cores. Run it again when the machine is idle."
-    )
+    calibrated = worst["calibrated_others_share"]
+    return Finding("executed.load", share=worst["others_share"], calibrated=calibrated)
 
 
-def describe_pace(deployments: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Warn where the machine is faster or slower than when it was calibrated; ``None`` where it is
-    not.
+def find_pace(shown: ResultsFolder) -> Finding | None:
+    """Find whether the machine is faster or slower than when it was calibrated.
 
-    Args:
-        deployments: facts of each, as ``run.json`` has them; of earlier versions without a pace.
-
-    >>> describe_pace({"a": {"pace": 1.04}, "of an earlier version": {}})
-    >>> describe_pace({"a": {"pace": 1.04}, "b": {"pace": 0.8}})[:33]
+    >>> paces = {"a": {"pace": 1.04}, "of an earlier version": {}}
+    >>> find_pace(ResultsFolder({"deployments": paces}))
+    >>> str(find_pace(ResultsFolder({"deployments": paces | {"b": {"pace": 0.8}}})))[:33]
     'Matrix products took 0.80 times a'
     """
-    paces = [facts.get("pace", 1.0) for facts in deployments.values()]
+    paces = [shown.facts(name).get("pace", 1.0) for name in shown.deployments]
     worst = max(paces, key=lambda pace: abs(math.log(pace)), default=1.0)
-    if abs(math.log(worst)) < math.log1p(OFF_PACE):
-        return None
-    return (
-        f"Matrix products took {worst:.2f} times as long as when the calibration was made, and "
-        "predictions are stretched by as much. Calibrate again if that lasts."
-    )
+    is_off = abs(math.log(worst)) >= math.log1p(OFF_PACE)
+    return Finding("executed.pace", pace=worst) if is_off else None
 
 
-def _title_spans(run: dict[str, Any], deployment: str, phase: str) -> str:
+def _title_spans(executed: Executed, deployment: str, phase: str) -> str:
     kind, source = phase.split(", ")
-    return f"{KINDS[kind]}, step {shown_step(run, deployment, kind)['number']}, {source}"
-
-
-def tell_all_changes(executed: Executed) -> Iterator[str]:
-    """Tell what changed while each deployment ran, measured beside predicted."""
-    for name in executed.deployments:
-        facts = executed.facts(name)
-        yield from map(str, find_rebalances(facts, name))
-        for cache in facts.get("caches") or []:
-            yield _tell_cache(name, cache)
-        changes = [told for change in facts.get("changes") or [] if (told := _tell_change(change))]
-        if changes:
-            yield f"Of {name}, {'; '.join(changes)}. Every step in flight was run again."
-        elif facts.get("failures") and "clock_s" in facts:
-            yield (
-                f"No GPU of {name} has failed: its measured steps, with what came between them, "
-                f"took {seconds_text(facts['clock_s'])}."
-            )
-
-
-def _tell_cache(name: str, cache: dict[str, Any]) -> str:
-    """Tell what steps of one kind found in memory and read from the disk."""
-    return (
-        f"In {KINDS[cache['kind']]} {name} found {percent(cache['hit_rate'])} of its experts in "
-        f"memory (predicted: {percent(cache['predicted_hit_rate'])}), and read "
-        f"{num_bytes(cache['read_bytes'])} of the others from the disk in "
-        f"{seconds_text(cache['read_s'])} (predicted: {seconds_text(cache['predicted_read_s'])})."
-    )
-
-
-def _tell_change(change: dict[str, Any]) -> str:
-    """Tell one change; empty for one that the next one tells."""
-    ranks, at = _name_ranks(change["ranks"]), seconds_text(change["at_s"])
-    one = len(change["ranks"]) == 1
-    took = f"{seconds_text(change['seconds'])} (predicted: {seconds_text(change['predicted_s'])})"
-    if change["kind"] == "hangs":
-        are = "is" if one else "are"
-        return f"{ranks} {are} lost at {at} in step {change['step']}, which is noticed after {took}"
-    if change["kind"] == "shrinks":
-        left = change["num_gpus"]
-        goes = "the one that is left goes" if left == 1 else f"the {left} that are left go"
-        size = change["loaded_bytes"]
-        loads = f" and {num_bytes(size)} of experts loaded on one" if size else " and none loaded"
-        return f"{goes} on {took} later, with the experts that they have copies of{loads}"
-    if change["kind"] == "grows":
-        joins = "joins" if one else "join"
-        return f"{ranks} {joins} again at {at}, for which steps wait {took}"
-    return f"all start anew in {took}" if change["kind"] == "starts" else ""
-
-
-def _name_ranks(ranks: list[int]) -> str:
-    """Name some ranks.
-
-    >>> _name_ranks([1]), _name_ranks([0, 2, 3])
-    ('rank 1', 'ranks 0, 2 and 3')
-    """
-    *firsts, last = map(str, ranks)
-    return f"ranks {', '.join(firsts)} and {last}" if firsts else f"rank {last}"
+    return f"{KINDS[kind]}, step {shown_step(executed, deployment, kind)['number']}, {source}"
 
 
 TITLES = {kind: words.capitalize() for kind, words in KINDS.items()}
@@ -336,7 +255,7 @@ def spread_s(executed: Executed, deployment: str, kind: str) -> tuple[float, flo
 
     Steps in which shards were lost are left out: new shards run their first one then.
     """
-    broken = [one["step"] for one in list_losses(executed) if one["deployment"] == deployment]
+    broken = [one.step for one in list_losses(executed) if one.deployment == deployment]
     own = steps(executed, deployment, kind)
     duration_s = own.loc[~own["number"].isin(broken), "duration_s"].to_numpy(float)
     if len(duration_s) == 0:
@@ -345,28 +264,34 @@ def spread_s(executed: Executed, deployment: str, kind: str) -> tuple[float, flo
     return float(low), float(high)
 
 
-def list_losses(executed: Executed) -> list[dict[str, Any]]:
-    """List the shards that were lost, as rows of ``FAULT_COLUMNS``: those that were replaced, and
-    those that a deployment's failures took, with the seconds until the others went on.
+class Loss(NamedTuple):
+    """Shards that were lost: a row of ``faults.csv``."""
+
+    deployment: str
+    step: int
+    """Number of the step that was running."""
+    ranks: str
+    what: str
+    recovery_s: float
+    """Seconds until the others went on."""
+
+
+def list_losses(executed: Executed) -> list[Loss]:
+    """List the shards that were lost: those that were replaced, and those that a deployment's
+    failures took.
     """
-    found = executed.faults.astype({"step": int, "recovery_s": float}).to_dict("records")
-    losses = [{str(key): value for key, value in row.items()} for row in found]
+    faults = executed.faults.astype({"step": int, "recovery_s": float})
+    losses = [Loss(*row) for row in faults[list(Loss._fields)].itertuples(index=False)]
     for name in executed.deployments:
-        hang: dict[str, Any] | None = None
-        for change in executed.facts(name).get("changes") or []:
-            if change["kind"] == "hangs":
+        hang = None
+        for change in (ExecutedChange(**one) for one in executed.facts(name).get("changes") or []):
+            if change.kind == "hangs":
                 hang = change
-            elif change["kind"] in ("shrinks", "starts") and hang is not None:
-                goes_on = f"{change['num_gpus']:,} ranks went on"
-                losses.append(
-                    {
-                        "deployment": name,
-                        "step": int(hang["step"]),
-                        "ranks": " ".join(map(str, hang["ranks"])),
-                        "what": goes_on if change["kind"] == "shrinks" else "all started anew",
-                        "recovery_s": hang["seconds"] + change["seconds"],
-                    }
-                )
+            elif change.kind in ("shrinks", "starts") and hang is not None:
+                goes_on = f"{change.num_gpus:,} ranks went on"
+                what = goes_on if change.kind == "shrinks" else "all started anew"
+                ranks, took_s = " ".join(map(str, hang.ranks)), hang.seconds + change.seconds
+                losses.append(Loss(name, hang.step, ranks, what, took_s))
     return losses
 
 
@@ -410,79 +335,84 @@ _SPREAD = 1.2
 """Least factor between the 10th and 90th percentile of steps that is worth a sentence."""
 _EXACT = 1e-3
 """Hidden values are of order one, and fp32 sums in another order differ by less than this."""
-_VERBS = {"prompt": "computes prompts", "decode": "decodes"}
 
 
-def tell_executed(executed: Executed) -> tuple[str, list[str]]:
-    """Tell what the measurement says, whichever way it came out."""
-    moes, dense, pruned = _roles(executed)
-    machine = str(executed.run.get("machine") or "machine not recorded")
-    first, *others = kinds(executed) or ["prompt"]
-    said, *reasons = _against_dense(executed, moes, dense) or [
-        _ranking(executed, first),
-        *(f"{KINDS[kind].capitalize()}: {_ranking(executed, kind)}." for kind in others),
-    ]
-    reasons += [
-        *_against_whole(executed, dense, pruned),
-        *_prediction(executed),
-        _reference(executed),
-        *tell_all_changes(executed),
-        *_faults(executed),
-        *_noise(executed),
-    ]
-    return f"On this machine ({machine}) {said}.", reasons
+def find_executed(executed: Executed) -> Iterator[Finding]:
+    """Find what the measurement says, whichever way it came out: a headline, and reasons."""
+    moes, dense, pruned = _find_roles(executed)
+    compared = list(_compare_with_dense(executed, moes, dense))
+    ranked = (_rank(executed, kind) for kind in kinds(executed) or ["prompt"])
+    first, *others = compared or ranked
+    machine = executed.run.get("machine") or "machine not recorded"
+    yield Finding("executed.headline", machine=machine, first=first)
+    for other in others:
+        yield Finding("executed.further", found=other)
+    if compared:
+        yield from _find_predicted_ratios(executed, moes, dense)
+    yield from _compare_with_whole(executed, dense, pruned)
+    yield from _find_errors(executed)
+    yield _compare_with_reference(executed)
+    for name in executed.deployments:
+        yield from _find_changes(executed, name)
+    if num_faults := len(executed.faults):
+        slowest_s = float(executed.faults["recovery_s"].max())
+        yield Finding("executed.faults", faults=num_faults, slowest_s=slowest_s)
+    yield from _find_noise(executed)
 
 
-def _roles(executed: Executed) -> tuple[list[str], list[str], list[str]]:
-    """The mixtures of experts, the dense models, and the pruned ones of either kind."""
+def _find_roles(executed: Executed) -> tuple[list[str], list[str], list[str]]:
+    """Find the mixtures of experts, the dense models, and the pruned ones of either kind."""
     facts = {name: executed.facts(name) for name in executed.deployments}
     pruned = [name for name, known in facts.items() if known.get("pruning")]
     moes = [name for name, known in facts.items() if known.get("is_moe") and name not in pruned]
     return moes, [name for name in facts if name not in moes and name not in pruned], pruned
 
 
-def _against_dense(executed: Executed, moes: list[str], dense: list[str]) -> list[str]:
-    """The first mixture of experts against every dense model, and what is left in sentences; none
-    where there are no two to compare.
-    """
+def _compare_with_dense(executed: Executed, moes: list[str], dense: list[str]) -> Iterator[Finding]:
+    """Compare each mixture of experts with every dense model that ran the same kind of steps."""
     ranks = {executed.facts(name).get("num_gpus") for name in (*moes, *dense)}
-    on = {name: f" (on {_ranks(executed, name)})" if len(ranks) > 1 else "" for name in moes}
-    sentences = [
-        f"{'the MoE' if len(moes) == 1 else moe}{on[moe]} {_VERBS[kind]} {compared}"
-        for kind in kinds(executed)
-        for moe in moes
-        if (compared := _compare_with_dense(executed, moe, dense, kind))
-    ]
-    said = [f"{text[0].upper()}{text[1:]}." for text in sentences[1:]]
-    return [*sentences[:1], *said, *(_predicted_ratios(executed, moes, dense) if sentences else [])]
+    for kind, moe in itertools.product(kinds(executed), moes):
+        ran = [name for name in dense if row(executed, name, kind) is not None]
+        if ran and row(executed, moe, kind) is not None:
+            described = _describe_dense(executed, moe, ran)
+            yield Finding(
+                "executed.compared",
+                moe="the MoE" if len(moes) == 1 else moe,
+                ranks=_count_ranks(executed, moe) if len(ranks) > 1 else "",
+                kind=kind,
+                others=[
+                    _compare_speed(_find_ratio(executed, moe, name, kind)[0], text)
+                    for name, text in described.items()
+                ],
+            )
 
 
-def _compare_with_dense(executed: Executed, moe: str, dense: list[str], kind: str) -> str:
-    """Compare a mixture of experts with each dense model; empty where they ran no such steps."""
-    if row(executed, moe, kind) is None:
-        return ""
-    ran = [name for name in dense if row(executed, name, kind) is not None]
-    return _join_parts(
-        [
-            _as_fast(_ratio(executed, moe, name, kind)[0], described)
-            for name, described in _descriptions(executed, moe, ran).items()
-        ]
-    )
+def _compare_speed(ratio: float, other: str) -> Finding:
+    """Describe a ratio of speeds.
+
+    >>> from simulator.base.formats import TIMES
+    >>> [str(_compare_speed(ratio, "B")).replace(TIMES, "x") for ratio in (2.38, 0.512, 1.02)]
+    ['2.38x as fast as B', 'at 0.512x the speed of B', 'about as fast as B']
+    """
+    is_known, is_equal = math.isfinite(ratio), abs(ratio - 1) < _EQUAL
+    return Finding("executed.speed", ratio=ratio, other=other, is_known=is_known, is_equal=is_equal)
 
 
-def _predicted_ratios(executed: Executed, moes: list[str], dense: list[str]) -> Iterator[str]:
-    """The ratios of the first mixture of experts as they were predicted, in the same order."""
-    said = []
+def _find_predicted_ratios(
+    executed: Executed, moes: list[str], dense: list[str]
+) -> Iterator[Finding]:
+    """Find the predicted ratios of the first mixture of experts, in the order of the measured."""
+    ratios = {}
     for kind in kinds(executed):
-        ratios = [_ratio(executed, moes[0], name, kind)[1] for name in dense]
-        if numbers := [f"{number(ratio)}{TIMES}" for ratio in ratios if np.isfinite(ratio)]:
-            said.append(f"{' and '.join(numbers)} for {KINDS[kind]}")
-    of = f" of {moes[0]}" if len(moes) > 1 else ""
-    if said:
-        yield f"The prediction of these ratios{of} was {', and '.join(said)}."
+        found = [_find_ratio(executed, moes[0], name, kind)[1] for name in dense]
+        if known := [ratio for ratio in found if math.isfinite(ratio)]:
+            ratios[KINDS[kind]] = known
+    if ratios:
+        moe = moes[0] if len(moes) > 1 else ""
+        yield Finding("executed.predicted_ratios", moe=moe, ratios=ratios)
 
 
-def _descriptions(executed: Executed, moe: str, dense: list[str]) -> dict[str, str]:
+def _describe_dense(executed: Executed, moe: str, dense: list[str]) -> dict[str, str]:
     """Describe each dense model beside a mixture of experts: its twin in all parameters, in active
     ones, or just itself.
     """
@@ -493,137 +423,111 @@ def _descriptions(executed: Executed, moe: str, dense: list[str]) -> dict[str, s
     }
     found: dict[str, str] = {}
     for name in dense:
-        count = float(executed.facts(name).get("total_parameters") or 0)
+        size = float(executed.facts(name).get("total_parameters") or 0)
         twin = next(
-            (what for what, of_moe in twins.items() if of_moe and abs(count / of_moe - 1) < _SAME),
+            (what for what, of_moe in twins.items() if of_moe and abs(size / of_moe - 1) < _SAME),
             None,
         )
         described = f"the dense model with as many {twin}" if twin else name
         if described in found.values() or not twin:
-            described = f"{name} ({parameters(count)} parameters)" if count else name
+            described = f"{name} ({parameters(size)} parameters)" if size else name
         elif "the dense model with as many parameters" in found.values():
             described = "the one with as many active ones"
         if executed.facts(name).get("num_gpus") != own.get("num_gpus"):
-            described += f" on {_ranks(executed, name)}"
+            described += f" on {_count_ranks(executed, name)}"
         found[name] = described
     return found
 
 
-def _ranks(executed: Executed, name: str) -> str:
-    count = executed.facts(name).get("num_gpus")
-    return "1 rank" if count == 1 else f"{count or 'unknown'} ranks"
+def _count_ranks(executed: Executed, name: str) -> str:
+    known = executed.facts(name).get("num_gpus")
+    return count(known, "rank") if known else "unknown ranks"
 
 
-def _ratio(executed: Executed, one: str, other: str, kind: str) -> tuple[float, float]:
-    """Speed of one deployment over another, measured and predicted; NaN where that is undefined."""
+def _find_ratio(executed: Executed, one: str, other: str, kind: str) -> tuple[float, float]:
+    """Find the speed of one deployment over another's, measured and predicted; NaN where that is
+    undefined.
+    """
     speeds = executed.summary[executed.summary["kind"] == kind].set_index("deployment")
     speeds = speeds[["tokens_per_s", "predicted_tokens_per_s"]].astype(float)
     measured, predicted = (
-        mine / its if its > 0 else float("nan")
+        mine / its if its > 0 else math.nan
         for mine, its in speeds.reindex([one, other]).to_numpy().T.tolist()
     )
     return measured, predicted
 
 
-def _as_fast(ratio: float, other: str) -> str:
-    """A ratio of speeds in words.
-
-    >>> [_as_fast(ratio, "B").replace(TIMES, "x") for ratio in (2.38, 0.512, 1.02)]
-    ['2.38x as fast as B', 'at 0.512x the speed of B', 'about as fast as B']
-    """
-    if not np.isfinite(ratio):
-        return f"at a speed that cannot be compared with {other}"
-    if abs(ratio - 1) < _EQUAL:
-        return f"about as fast as {other}"
-    return (
-        f"{number(ratio)}{TIMES} as fast as {other}"
-        if ratio > 1
-        else f"at {number(ratio)}{TIMES} the speed of {other}"
-    )
-
-
-def _join_parts(parts: list[str]) -> str:
-    """Parts of a sentence, put together.
-
-    >>> [_join_parts(["a", "b", "c"][:number]) for number in (3, 2, 1)]
-    ['a, b, and c', 'a, and b', 'a']
-    """
-    return ", and ".join(filter(None, (", ".join(parts[:-1]), parts[-1]))) if parts else ""
-
-
-def _ranking(executed: Executed, kind: str) -> str:
-    """The fastest deployment and the next, where there is no mixture of experts to compare with a
-    dense model.
+def _rank(executed: Executed, kind: str) -> Finding:
+    """Find the fastest deployment and the next, where there is no mixture of experts to compare
+    with a dense model.
     """
     speeds = {
         name: float(found["tokens_per_s"])
         for name in executed.deployments
         if (found := row(executed, name, kind)) is not None
     }
-    ranked = sorted(speeds, key=lambda name: -speeds[name])
-    if not ranked:
-        return "nothing was measured"
-    best, at = f"{ranked[0]} {_VERBS[kind]}", f"at {number(speeds[ranked[0]])} tokens per second"
-    if len(ranked) == 1:
-        return f"{best} {at}"
-    ratio = speeds[ranked[0]] / speeds[ranked[1]] if speeds[ranked[1]] else float("nan")
-    return f"{best} fastest of {len(ranked)} deployments, {at}: {_as_fast(ratio, ranked[1])}"
+    best, *others = sorted(speeds, key=lambda name: -speeds[name]) or [""]
+    than = None
+    if others:
+        ratio = speeds[best] / speeds[others[0]] if speeds[others[0]] else math.nan
+        than = _compare_speed(ratio, others[0])
+    return Finding(
+        "executed.ranking",
+        best=best,
+        kind=kind,
+        tokens_per_s=speeds.get(best),
+        deployments=len(speeds),
+        than=than,
+    )
 
 
-def _against_whole(executed: Executed, dense: list[str], pruned: list[str]) -> Iterator[str]:
-    """Each pruned model against the one it was pruned from."""
+def _compare_with_whole(
+    executed: Executed, dense: list[str], pruned: list[str]
+) -> Iterator[Finding]:
+    """Compare each pruned model with the one that it was pruned from."""
     model = {name: executed.facts(name).get("model") for name in (*dense, *pruned)}
-    sentences = []
+    ratios = {}
     for name in pruned:
-        whole = next((other for other in dense if model[other] == model[name]), None)
-        ratios = {kind: _ratio(executed, name, whole or "", kind)[0] for kind in kinds(executed)}
-        said = [
-            f"{KINDS[kind]} {number(ratio)}{TIMES}"
-            for kind, ratio in ratios.items()
-            if np.isfinite(ratio)
-        ]
-        if said:
-            sentences.append(f"{name}: {' and '.join(said)}")
-    if sentences:
-        yield (
-            "Pruned models against the speed of the one that they were pruned "
-            f"from: {'; '.join(sentences)}."
-        )
+        whole = next((other for other in dense if model[other] == model[name]), "")
+        found = {
+            KINDS[kind]: _find_ratio(executed, name, whole, kind)[0] for kind in kinds(executed)
+        }
+        if known := {kind: ratio for kind, ratio in found.items() if math.isfinite(ratio)}:
+            ratios[name] = known
+    if ratios:
+        yield Finding("executed.pruned", ratios=ratios)
 
 
-def _prediction(executed: Executed) -> Iterator[str]:
-    """Tell the errors of the prediction, and whether it puts deployments in the right order."""
+def _find_errors(executed: Executed) -> Iterator[Finding]:
+    """Find the errors of the prediction, and whether it puts deployments in the right order."""
     rows = executed.summary.astype({"error": float})
     rows = rows[np.isfinite(rows["error"])].reset_index(drop=True)
     if rows.empty:
         return
     errors = rows["error"].abs()
-    name, kind, error = rows.loc[errors.idxmax(), ["deployment", "kind", "error"]]
-    worst = _error_text(error)
-    if len(errors) == 1:
-        yield f"The predicted duration of a step is {worst}."
-        return
-    several, num_kinds = len(executed.deployments), len(kinds(executed))
-    of = f"{several} deployments" if several > 1 else "one deployment"
-    of_kinds = f"{num_kinds} kinds of step" if num_kinds > 1 else "one kind of step"
-    right, total = _order(executed)
-    order = (
-        f" Of {count(total, 'pair')} whose measured speeds differ by more than "
-        f"{100 * _EQUAL:.0f} %, it puts {right} in the right order."
-    )
-    yield (
-        f"The predicted duration of a step is off by {100 * errors.median():.0f} % (median "
-        f"of the absolute errors over {of} and {of_kinds}); furthest for {KINDS[kind]} of {name}, "
-        f"which is {worst}.{order if total else ''}"
+    name, kind, worst = rows.loc[errors.idxmax(), ["deployment", "kind", "error"]]
+    right, pairs = _count_ordered(executed)
+    yield Finding(
+        "executed.errors",
+        errors=len(errors),
+        median=errors.median(),
+        deployments=len(executed.deployments),
+        kinds=len(kinds(executed)),
+        name=name,
+        kind=KINDS[kind],
+        worst=worst,
+        right=right,
+        pairs=pairs,
+        equal=_EQUAL,
     )
 
 
-def _order(executed: Executed) -> tuple[int, int]:
-    """Pairs of deployments that the prediction orders as the measurement does, and all that are not
-    equally fast.
+def _count_ordered(executed: Executed) -> tuple[int, int]:
+    """Count the pairs of deployments that the prediction orders as the measurement does, and all
+    that are not equally fast.
     """
     ratios = [
-        _ratio(executed, *pair, kind)
+        _find_ratio(executed, *pair, kind)
         for kind in kinds(executed)
         for pair in itertools.combinations(executed.deployments, 2)
     ]
@@ -631,49 +535,39 @@ def _order(executed: Executed) -> tuple[int, int]:
     return sum((measured > 1) == (predicted > 1) for measured, predicted in far), len(far)
 
 
-def _error_text(error: float) -> str:
-    """A signed error of a duration in words.
-
-    >>> _error_text(-0.231), _error_text(0.5), _error_text(0.001)
-    ('23 % too short', '50 % too long', 'right within 1 %')
-    """
-    if abs(error) < 0.01:
-        return "right within 1 %"
-    return f"{100 * abs(error):.0f} % too {'long' if error > 0 else 'short'}"
-
-
-def _reference(executed: Executed) -> str:
-    """Tell whether the distributed runs compute what one process does."""
+def _compare_with_reference(executed: Executed) -> Finding:
+    """Find whether the distributed runs compute what one process does."""
     found = executed.summary["largest_difference"].astype(float)
     known = found[np.isfinite(found)]
-    if known.empty:
-        return (
-            "The distributed runs were not compared with a one-process reference (they need a "
-            "step of warm-up for that)."
-        )
-    part = "" if len(known) == len(found) else f" ({len(known)} of {len(found)} were compared)"
-    verb, differs = (
-        ("equal", "no hidden value differs by more than")
-        if known.max() < _EXACT
-        else ("do not equal", "hidden values differ by up to")
-    )
-    return (
-        f"The distributed runs {verb} the one-process reference: {differs} {known.max():.1e}{part}."
+    most = float(known.max()) if len(known) else math.nan
+    return Finding(
+        "executed.reference",
+        most=most,
+        is_equal=most < _EXACT,
+        compared=len(known),
+        rows=len(found),
     )
 
 
-def _faults(executed: Executed) -> Iterator[str]:
-    if num_faults := len(executed.faults):
-        slowest = seconds(float(executed.faults["recovery_s"].max()))
-        often = "once" if num_faults == 1 else f"{num_faults} times"
-        yield (
-            f"Shards were lost {often}; every step was finished, after at most {slowest} of "
-            "recovery."
-        )
+def _find_changes(executed: Executed, name: str) -> Iterator[Finding]:
+    """Find what changed while a deployment ran, measured beside predicted."""
+    facts = executed.facts(name)
+    yield from find_rebalances(facts, name)
+    for cache in facts.get("caches") or []:
+        yield Finding("executed.cache", **{**cache, "kind": KINDS[cache["kind"]]}, name=name)
+    changes = [
+        Finding("executed.change", **change)
+        for change in facts.get("changes") or []
+        if change["kind"] in ("hangs", "shrinks", "grows", "starts")
+    ]
+    if changes:
+        yield Finding("executed.changes", name=name, changes=changes)
+    elif facts.get("failures") and "clock_s" in facts:
+        yield Finding("executed.no_failure", name=name, clock_s=facts["clock_s"])
 
 
-def _noise(executed: Executed) -> Iterator[str]:
-    """Tell the spread of the steps of one kind where that limits what the numbers can tell."""
+def _find_noise(executed: Executed) -> Iterator[Finding]:
+    """Find the spread of the steps of one kind where that limits what the numbers can tell."""
     factors = {
         key: high_s / low_s
         for key in itertools.product(executed.deployments, kinds(executed))
@@ -683,7 +577,4 @@ def _noise(executed: Executed) -> Iterator[str]:
     if factors and max(factors.values()) >= _SPREAD:
         (name, kind), worst = max(factors.items(), key=lambda item: item[1])
         middle = statistics.median(factors.values())
-        yield (
-            f"Steps vary: the 90th percentile is {number(middle)}{TIMES} the 10th in the median, "
-            f"and {number(worst)}{TIMES} for {KINDS[kind]} of {name}; small differences say little."
-        )
+        yield Finding("executed.noise", middle=middle, worst=worst, name=name, kind=KINDS[kind])

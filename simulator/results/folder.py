@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import pandas as pd
 
@@ -39,12 +39,12 @@ LISTED_TABLES = ("classes", "kv_tiers")
 
 @dataclass(frozen=True)
 class Results(ResultsFolder):
-    """A finished run: its facts and its verdict, and tables of all deployments."""
+    """A finished run: its facts and its verdict, and tables of all deployments.
 
-    run: dict[str, Any]
-    """Facts of the run as ``run.json`` has them, among them ``verdict`` (``headline`` and
-    ``reasons``), ``notes``, ``deployments`` by name, the resolved ``scenario``, and how it was
-    made."""
+    ``run`` has ``verdict``, ``notes``, ``deployments`` by name, the resolved ``scenario``, and
+    provenance.
+    """
+
     summary: pd.DataFrame
     """Metrics, a row for each deployment, in the scenario's order; NaN where one is undefined."""
     requests: Mapping[str, Columns]
@@ -77,7 +77,7 @@ class Results(ResultsFolder):
     def list_others(self) -> dict[str, Content]:
         """``token_time.csv``, tables of a few rows, and the timeline."""
         listed = {name: getattr(self, name) for name in LISTED_TABLES}
-        timeline = chrome_trace(self.spans, partial(step_text, self.run))
+        timeline = chrome_trace(self.spans, partial(step_text, self))
         return {
             "token_time.csv": self.token_time,
             **{f"{name}.csv": table for name, table in listed.items() if len(table)},
@@ -85,15 +85,15 @@ class Results(ResultsFolder):
         }
 
     @classmethod
-    def read_fields(cls, folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    def read_files(cls, folder: Path, run: dict[str, Any]) -> Self:
         """Read the tables, long ones by deployment."""
         names = list(run["deployments"])
-        long = {name: read_long(folder / cls.files[name], names) for name in LONG_TABLES}
-        short = ("summary", *SHORT_TABLES)
-        found = {name: read_table(folder / cls.files[name]) for name in short}
-        if names != list(found["summary"]["deployment"]):
+        summary = read_table(folder / cls.files["summary"])
+        if names != list(summary["deployment"]):
             raise ValueError("run.json and summary.csv name other deployments")
-        return found | long
+        requests, steps = (read_long(folder / cls.files[name], names) for name in LONG_TABLES)
+        short = (read_table(folder / cls.files[name]) for name in SHORT_TABLES)
+        return cls(run, summary, requests, steps, *short)
 
     @cached_property
     def token_time(self) -> pd.DataFrame:
@@ -159,11 +159,7 @@ def gather(run: dict[str, Any], summary: pd.DataFrame, records: list[DeploymentR
     """Combine the deployments' tables."""
     requests = {record.name: record.requests for record in records}
     steps = {record.name: record.steps for record in records}
-    short = {
-        name: pd.concat([getattr(r, name) for r in records], ignore_index=True)
-        for name in SHORT_TABLES
-    }
-    return Results(run=run, summary=summary, requests=requests, steps=steps, **short)
+    return Results(run, summary, requests, steps, *_concatenate(records))
 
 
 def merge(runs: list[tuple[Path, Results]]) -> Results:
@@ -194,69 +190,75 @@ def merge(runs: list[tuple[Path, Results]]) -> Results:
                 "run it again with the same [workload.slo]"
             )
     names = [name for _, results in runs for name in results.deployments]
-    labels = _labels(folders)
-    renamed: list[Results] = []
-    for label, (_, results) in zip(labels, runs, strict=True):
-        new_name = {
-            name: f"{name} ({label})" if names.count(name) > 1 else name
-            for name in results.deployments
-        }
-        tables = {
-            table: _rename(getattr(results, table), new_name)
-            for table in ("summary", *SHORT_TABLES)
-        }
-        requests, steps = (
-            {new_name[name]: columns for name, columns in long.items()}
-            for long in (results.requests, results.steps)
+    renamed = [
+        _rename(
+            results,
+            {
+                name: f"{name} ({label})" if names.count(name) > 1 else name
+                for name in results.deployments
+            },
         )
-        facts = {new_name[name]: entry for name, entry in results.run["deployments"].items()}
-        explained = results.run.get("explanation") or {}
-        own = {
-            "deployments": facts,
-            "bands": _rename_bands(results.run.get("bands"), new_name),
-            "explanation": {new_name[name]: entry for name, entry in explained.items()},
-        }
-        renamed.append(
-            Results(run={**results.run, **own}, requests=requests, steps=steps, **tables)
-        )
+        for label, (_, results) in zip(_labels(folders), runs, strict=True)
+    ]
     run = {key: value for key, value in first.run.items() if key != "verdict"}
     run["name"] = " and ".join(dict.fromkeys(str(results.run["name"]) for _, results in runs))
-    run["deployments"] = {
-        name: entry for r in renamed for name, entry in r.run["deployments"].items()
-    }
-    run["explanation"] = {
-        name: entry for r in renamed for name, entry in r.run["explanation"].items()
-    }
-    run["bands"] = {
-        part: {name: entry for r in renamed for name, entry in r.run["bands"][part].items()}
-        for part in _BANDS
-    } | {"notes": [note for r in renamed for note in r.run["bands"]["notes"]]}
-    together = {
-        table: pd.concat([getattr(r, table) for r in renamed], ignore_index=True)
-        for table in ("summary", *SHORT_TABLES)
-    }
-    requests = {name: columns for r in renamed for name, columns in r.requests.items()}
-    steps = {name: columns for r in renamed for name, columns in r.steps.items()}
-    return Results(run=run, requests=requests, steps=steps, **together)
+    for key in ("deployments", "explanation"):
+        run[key] = _join(one.run[key] for one in renamed)
+    bands = [one.run["bands"] for one in renamed]
+    run["bands"] = {part: _join(one[part] for one in bands) for part in _BANDS}
+    run["bands"]["notes"] = [note for one in bands for note in one["notes"]]
+    return Results(
+        run,
+        pd.concat([one.summary for one in renamed], ignore_index=True),
+        _join(one.requests for one in renamed),
+        _join(one.steps for one in renamed),
+        *_concatenate(renamed),
+    )
+
+
+_T = TypeVar("_T")
+
+
+def _join(parts: Iterable[Mapping[str, _T]]) -> dict[str, _T]:
+    return {name: entry for part in parts for name, entry in part.items()}
+
+
+def _concatenate(parts: Sequence[Results | DeploymentRecord]) -> list[pd.DataFrame]:
+    """Concatenate each of the short tables."""
+    return [
+        pd.concat([getattr(one, name) for one in parts], ignore_index=True) for name in SHORT_TABLES
+    ]
 
 
 _BANDS = ("sources", "requests", "deployments", "knees", "better")
 """Parts of a run's bands that are by deployment; only those of one run were drawn together."""
 
 
-def _rename_bands(bands: dict[str, Any] | None, new_name: dict[str, str]) -> dict[str, Any]:
-    bands = bands or {}
-    found: dict[str, Any] = {
-        part: {new_name[name]: one for name, one in bands.get(part, {}).items()} for part in _BANDS
+def _rename(results: Results, new_name: dict[str, str]) -> Results:
+    """Rename the deployments of a run."""
+
+    def rename(entries: Mapping[str, _T]) -> dict[str, _T]:
+        return {new_name[name]: entry for name, entry in entries.items()}
+
+    bands = results.run.get("bands") or {}
+    own = {
+        "deployments": rename(results.run["deployments"]),
+        "explanation": rename(results.run.get("explanation") or {}),
+        "bands": {part: rename(bands.get(part, {})) for part in _BANDS}
+        | {
+            "better": rename({name: rename(one) for name, one in bands.get("better", {}).items()}),
+            "notes": [
+                note | {"deployment": new_name[note["deployment"]]}
+                for note in bands.get("notes", [])
+            ],
+        },
     }
-    found["notes"] = [
-        note | {"deployment": new_name[note["deployment"]]} for note in bands.get("notes", [])
-    ]
-    found["better"] = {
-        name: {new_name[other]: chances for other, chances in by_other.items()}
-        for name, by_other in found["better"].items()
-    }
-    return found
+    summary, *short = (
+        table.assign(deployment=table["deployment"].map(new_name))
+        for table in (results.summary, *_concatenate([results]))
+    )
+    requests, steps = rename(results.requests), rename(results.steps)
+    return Results(results.run | own, summary, requests, steps, *short)
 
 
 def _labels(folders: list[Path]) -> list[str]:
@@ -266,10 +268,6 @@ def _labels(folders: list[Path]) -> list[str]:
         if len(set(labels)) == len(labels):
             return labels
     return [str(folder) for folder in folders]
-
-
-def _rename(table: pd.DataFrame, new_name: dict[str, str]) -> pd.DataFrame:
-    return table.assign(deployment=table["deployment"].map(new_name))
 
 
 def _list_classes(table: pd.DataFrame) -> TextTable:

@@ -29,7 +29,7 @@ class Metric(NamedTuple):
     unit: str
     definition: str
     """Definition in one line, for captions and the report's glossary."""
-    better: str
+    better: str = ""
     """Direction that is better: ``higher``, ``lower``, or empty where neither is."""
     is_given: bool = False
     """Whether the arrivals of an open loop decide it, as long as the deployment keeps up."""
@@ -59,7 +59,7 @@ _WINDOW = (
 )
 """Time over which tokens and requests are counted (:func:`measure_throughput`)."""
 METRICS: dict[str, Metric] = {
-    "num_requests": Metric("Requests", "", "judged requests that finished", ""),
+    "num_requests": Metric("Requests", "", "judged requests that finished"),
     "num_lost": Metric(
         "Lost requests", "", "judged requests that were lost, since no replica was left", "lower"
     ),
@@ -69,13 +69,12 @@ METRICS: dict[str, Metric] = {
         "judged requests whose prompt is longer than the engine takes",
         "lower",
     ),
-    "num_gpus": Metric("GPUs", "", "accelerators of the deployment, all replicas", ""),
+    "num_gpus": Metric("GPUs", "", "accelerators of the deployment, all replicas"),
     "gpus_held": Metric(
         "GPUs held",
         "",
         "accelerators that are paid for, mean over the duration: those of a replica from its "
         "launch until it has drained, all of them without scaling, and idle ones",
-        "",
     ),
     "duration_s": Metric(
         "Duration",
@@ -168,7 +167,6 @@ METRICS: dict[str, Metric] = {
         "x",
         "what the expert load imbalance would be by chance alone, were every expert equally "
         "likely: the same batches, ranks and placement",
-        "",
     ),
     "dropped_share": Metric(
         "Dropped choices",
@@ -185,25 +183,23 @@ METRICS: dict[str, Metric] = {
         "higher",
     ),
     **{
-        f"{phase}_share": Metric(f"Time in {phase}", "ratio", f"share of step time: {phase}", "")
+        f"{phase}_share": Metric(f"Time in {phase}", "ratio", f"share of step time: {phase}")
         for phase in STEP_PHASES
     },
     "mfu": Metric(
         "MFU",
         "ratio",
         "model FLOPs of the tokens served over peak dense FLOPs in busy time",
-        "",
     ),
     "mbu": Metric(
         "MBU",
         "ratio",
         "bytes of weights and KV cache that had to be read over peak memory traffic in busy time",
-        "",
     ),
     "kv_used_mean": Metric(
         "KV cache used", "ratio", "share of KV blocks in use, mean over time", ""
     ),
-    "kv_used_max": Metric("KV cache peak", "ratio", "share of KV blocks in use, highest", ""),
+    "kv_used_max": Metric("KV cache peak", "ratio", "share of KV blocks in use, highest"),
     "prefix_hit_ratio": Metric(
         "Prefix cache hits", "ratio", "share of prompt tokens found in the prefix cache", "higher"
     ),
@@ -211,7 +207,6 @@ METRICS: dict[str, Metric] = {
         "Tokens per decode",
         "",
         "output tokens that a sequence gets in a decode step, 1 without drafts",
-        "",
     ),
     "num_preemptions": Metric(
         "Preemptions", "", "times a request lost its KV blocks and was computed again", "lower"

@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from simulator import __version__
 
@@ -33,7 +32,7 @@ class Provenance:
         """Begin a result now."""
         return cls(datetime.datetime.now(datetime.UTC), time.perf_counter())
 
-    def describe(self, *packages: str) -> dict[str, Any]:
+    def describe(self, *packages: str) -> dict[str, object]:
         """Describe the provenance for ``run.json``: ``command``, ``started``, ``wall_s`` (seconds
         until now), ``versions`` and ``revision``.
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
+from typing import Any, ClassVar, NamedTuple, NotRequired, Self, TypeAlias, TypedDict
 
 import pandas as pd
 
@@ -128,6 +128,21 @@ def _describe_other(written: object, run: dict[str, Any]) -> str:
     )
 
 
+class Verdict(TypedDict):
+    """Findings in sentences, as ``run.json`` has them."""
+
+    headline: str
+    reasons: list[str]
+    winner: NotRequired[str | None]
+    """Better deployment of a run; ``None`` for a tie, a trade-off or a single one."""
+
+
+def make_verdict(findings: Iterable[object]) -> Verdict:
+    """Write findings as sentences, the first as the headline."""
+    headline, *reasons = map(str, findings)
+    return {"headline": headline, "reasons": reasons}
+
+
 Content: TypeAlias = str | pd.DataFrame | Mapping[str, Columns]
 """Content of a file of results: a text, a table, or long tables by deployment."""
 
@@ -173,23 +188,23 @@ class ResultsFolder:
     writer: ClassVar[str] = "moesim run"
     """Command that writes such folders, of those that :func:`find_writer` tells apart."""
     files: ClassVar[Mapping[str, str]] = {}
-    """Files of tables by field, the table that names all deployments first."""
+    """Files of tables by field."""
     own_files: ClassVar[frozenset[str]] = frozenset()
     """Names of further files that an earlier folder of the same command may hold."""
 
     @property
     def deployments(self) -> list[str]:
         """Names of the deployments, in the scenario's order."""
-        return list(dict.fromkeys(map(str, getattr(self, next(iter(self.files)))["deployment"])))
+        return list(self.run.get("deployments", {}))
 
     def facts(self, name: str) -> dict[str, Any]:
         """Facts of ``run.json`` about a deployment; empty where it has none."""
         return dict(self.run.get("deployments", {}).get(name) or {})
 
     @property
-    def verdict(self) -> dict[str, Any]:
-        """Findings: at least ``headline`` and ``reasons``."""
-        found: dict[str, Any] = self.run["verdict"]
+    def verdict(self) -> Verdict:
+        """Findings in sentences."""
+        found: Verdict = self.run["verdict"]
         return found
 
     def list_tables(self) -> list[TextTable]:
@@ -235,7 +250,7 @@ class ResultsFolder:
             return
         raise UserError(f"--out {folder}: {holds}; name another folder, or remove what is in it")
 
-    def write(self, folder: Path, render: Callable[[Any], str] | None = None) -> None:
+    def write(self, folder: Path, render: Callable[[Self], str] | None = None) -> None:
         """Write the folder under a temporary name and rename it when it is whole; an earlier one is
         replaced.
 
@@ -272,17 +287,16 @@ class ResultsFolder:
             how = _HOW_TO_OPEN.get(writer, "build_report or moesim report shows it")
             raise UserError(f"{folder}: is a folder of {writer}, not of {cls.writer}; {how}")
         with refuse_damaged(folder, cls.writer):
-            run = read_run(folder)
-            return cls(run, **cls.read_fields(folder, run))
+            return cls.read_files(folder, read_run(folder))
 
     @classmethod
-    def read_fields(cls, folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-        """Read what the folder holds besides ``run.json``, by field.
+    def read_files(cls, folder: Path, run: dict[str, Any]) -> Self:
+        """Read what the folder holds besides ``run.json``, whose facts are given.
 
         Raises:
             OSError, ValueError, KeyError, TypeError, UserError: if a file is missing or damaged.
         """
-        return {name: read_table(folder / file) for name, file in cls.files.items()}
+        return cls(run, **{name: read_table(folder / file) for name, file in cls.files.items()})
 
 
 def _write_file(content: Content, path: Path) -> None:

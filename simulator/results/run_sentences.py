@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from statistics import mean
 from typing import Any
 
@@ -13,12 +15,13 @@ from simulator.base.columns import Columns, Picked
 from simulator.base.findings import Finding
 from simulator.base.formats import count, number
 from simulator.results.folder import Results
+from simulator.results.tables import ReplicasChanged
 
 _MUCH = 1.05
 """Ratio of the largest share of a layer to the mean layer's from which that layer is named."""
 
 
-def find_drops(row: pd.Series, facts: dict[str, Any], name: str) -> Iterator[Finding]:
+def find_drops(row: pd.Series, facts: Mapping[str, Any], name: str) -> Iterator[Finding]:
     """Find the shares of choices that were dropped or rerouted, where any can be.
 
     Args:
@@ -58,16 +61,15 @@ def find_rebalances(facts: Mapping[str, Any], name: str) -> Iterator[Finding]:
         facts: the deployment's entry in ``run.json``.
         name: of the deployment in sentences.
     """
-    moves: Sequence[dict[str, Any]] = facts.get("rebalances") or []
+    moves = facts.get("rebalances")
     if not moves:
         return
 
-    def average(key: str, moves: Sequence[dict[str, Any]] = moves) -> float | None:
+    def average(key: str) -> float | None:
         known = [moved[key] for moved in moves if moved.get(key) is not None]
         return mean(known) if known else None
 
-    judged = [moved for moved in moves if moved["imbalance_next"] is not None]
-    next_, unmoved = (average(f"imbalance_{key}", judged) for key in ("next", "unmoved"))
+    next_, unmoved = average("imbalance_next"), average("imbalance_unmoved")
     yield Finding(
         "run.rebalances",
         name=name,
@@ -96,17 +98,17 @@ _NUM_NAMED = 3
 """Number of changes that are described one by one."""
 
 
-def is_scaled(facts: dict[str, Any]) -> bool:
-    """Whether a deployment ever held fewer replicas than there could be.
+def list_changes(facts: Mapping[str, Any]) -> list[ReplicasChanged]:
+    """List the changes of a deployment's replicas, by its entry in ``run.json``."""
+    return [ReplicasChanged(**change) for change in facts.get("changes") or []]
 
-    Args:
-        facts: its entry in ``run.json``.
+
+def is_scaled(facts: Mapping[str, Any]) -> bool:
+    """Whether a deployment ever held fewer replicas than there could be, by its entry in
+    ``run.json``.
     """
-    has_fewer = facts.get("first_replicas", 0) < facts.get("replicas", 0)
-    changes = facts.get("changes") or []
-    return ("first_replicas" in facts and has_fewer) or any(
-        change.get("kind") in SCALES for change in changes
-    )
+    has_fewer = facts.get("first_replicas", math.inf) < facts.get("replicas", 0)
+    return has_fewer or any(change.kind in SCALES for change in list_changes(facts))
 
 
 def tell_gpus(row: pd.Series) -> str:
@@ -120,44 +122,44 @@ def tell_gpus(row: pd.Series) -> str:
     return count(most, "GPU") if not held < most else f"{number(held)} of {count(most, 'GPU')}"
 
 
-def list_held(facts: dict[str, Any]) -> list[tuple[float, int, int]]:
+def list_held(facts: Mapping[str, Any]) -> list[tuple[float, int, int]]:
     """List the times at which the number of replicas changes, seconds, with how many are held and
     how many of these serve from then on.
 
     Args:
         facts: the deployment's entry in ``run.json``.
     """
-    changes = facts.get("changes") or []
+    changes = list_changes(facts)
     num_gpus = facts["num_gpus"] // facts["replicas"]
     first = facts.get("first_replicas", facts["replicas"])
     numbers = facts.get("first_numbers", range(first))
     held, serving = set(numbers), dict.fromkeys(numbers, num_gpus)
     found = [(0.0, first, first)]
-    events = [(change["at_s"], change, change["num_gpus"]) for change in changes]
+    events = [(change.at_s, change, change.num_gpus) for change in changes]
     # A launched replica serves later, unless it has left or failed until then.
     for number_of, (at_s, change, gpus) in enumerate(events):
-        if change["serves_s"] > at_s:
+        if change.serves_s > at_s:
             events[number_of] = (at_s, change, 0)
-            events.append((change["serves_s"], {**change, "kind": "serves"}, gpus))
+            events.append((change.serves_s, replace(change, kind="serves"), gpus))
     for at_s, change, gpus in sorted(events, key=lambda event: event[0]):
-        for replica in change["replicas"]:
-            if change["kind"] == "serves" and _has_changed(changes, change, replica):
+        for replica in change.replicas:
+            if change.kind == "serves" and _has_changed(changes, change, replica):
                 continue
-            if change["kind"] == "launches":
+            if change.kind == "launches":
                 held.add(replica)
-            elif change["kind"] == "leaves":
+            elif change.kind == "leaves":
                 held.discard(replica)
             serving[replica] = gpus
         found.append((at_s, len(held), sum(map(bool, serving.values()))))
     return found
 
 
-def _has_changed(changes: list[dict[str, Any]], change: dict[str, Any], replica: int) -> bool:
+def _has_changed(changes: list[ReplicasChanged], change: ReplicasChanged, replica: int) -> bool:
     """Whether a replica changed again before it served."""
     return any(
-        replica in other["replicas"]
-        and change["at_s"] < other["at_s"] <= change["serves_s"]
-        and other["kind"] != "drains"
+        replica in other.replicas
+        and change.at_s < other.at_s <= change.serves_s
+        and other.kind != "drains"
         for other in changes
     )
 
@@ -170,10 +172,10 @@ def find_scaling(results: Results, name: str, row: pd.Series, short: str) -> Ite
         row: the deployment's row of ``summary.csv``.
         short: name of the deployment in sentences.
     """
-    facts = results.run["deployments"][name]
+    facts = results.facts(name)
     if not is_scaled(facts):
         return
-    changes = [one for one in facts.get("changes") or [] if one["kind"] in SCALES]
+    changes = [one for one in list_changes(facts) if one.kind in SCALES]
     counts = [held for _, held, _ in list_held(facts)]
     duration_s = float(row["duration_s"])
     told = list(_find_scalings(changes, duration_s))
@@ -186,25 +188,24 @@ def find_scaling(results: Results, name: str, row: pd.Series, short: str) -> Ite
         gpu_hours=float(row["gpus_held"]) * duration_s / 3600,
         changes=told[:_NUM_NAMED],
         more=len(told[_NUM_NAMED:]),
-        last_s=changes[-1]["at_s"] if changes else 0.0,
+        last_s=changes[-1].at_s if changes else 0.0,
     )
 
 
-def _find_scalings(changes: list[dict[str, Any]], end_s: float) -> Iterator[Finding]:
+def _find_scalings(changes: list[ReplicasChanged], end_s: float) -> Iterator[Finding]:
     """Find each launch and each end of a replica, in a run that ends at some time."""
     for place, change in enumerate(changes):
-        (replica,), at_s = change["replicas"], change["at_s"]
-        later = (one for one in changes[place + 1 :] if replica in one["replicas"])
-        before = [one for one in changes[:place] if replica in one["replicas"]]
-        if change["kind"] == "launches":
-            serves_s = change["serves_s"]
+        (replica,), at_s, serves_s = change.replicas, change.at_s, change.serves_s
+        later = (one for one in changes[place + 1 :] if replica in one.replicas)
+        before = [one for one in changes[:place] if replica in one.replicas]
+        if change.kind == "launches":
             yield Finding(
                 "run.launches", replica=replica, at_s=at_s, serves_s=serves_s, end_s=end_s
             )
-        elif change["kind"] == "drains":
-            left_s = next((one["at_s"] for one in later if one["kind"] == "leaves"), None)
+        elif change.kind == "drains":
+            left_s = next((one.at_s for one in later if one.kind == "leaves"), None)
             yield Finding("run.drains", replica=replica, at_s=at_s, left_s=left_s)
-        elif not before or before[-1]["kind"] != "drains":
+        elif not before or before[-1].kind != "drains":
             yield Finding("run.leaves", replica=replica, at_s=at_s)
 
 
@@ -276,8 +277,8 @@ def find_changes(results: Results, name: str, row: pd.Series, short: str) -> Ite
         row: the deployment's row of ``summary.csv``.
         short: name of the deployment in sentences.
     """
-    facts = results.run["deployments"][name]
-    changes = [one for one in facts.get("changes") or [] if one.get("kind") not in SCALES]
+    facts = results.facts(name)
+    changes = [one for one in list_changes(facts) if one.kind not in SCALES]
     if not changes:
         return
     told = _join_hangs(changes)
@@ -286,9 +287,9 @@ def find_changes(results: Results, name: str, row: pd.Series, short: str) -> Ite
         name=short,
         changes=[describe_change(change, since_s) for change, since_s in told[:_NUM_NAMED]],
         more=len(told[_NUM_NAMED:]),
-        last_s=changes[-1]["at_s"],
+        last_s=changes[-1].at_s,
         retries=int(row["num_retries"]),
-        shrinks=any(change.get("kind") == "shrinks" for change in changes),
+        shrinks=any(change.kind == "shrinks" for change in changes),
         lost=int(row["num_lost"]),
         requests=int(row["num_lost"] + row["num_requests"]),
         gives_up="lose" in (facts.get("recovery") or ""),
@@ -296,29 +297,29 @@ def find_changes(results: Results, name: str, row: pd.Series, short: str) -> Ite
     )
 
 
-def _join_hangs(changes: list[dict[str, Any]]) -> list[tuple[dict[str, Any], float | None]]:
+def _join_hangs(changes: list[ReplicasChanged]) -> list[tuple[ReplicasChanged, float | None]]:
     """List the changes but for those that others follow which say what became of them: each with
     the time since which its replicas hang.
     """
-    found: list[tuple[dict[str, Any], float | None]] = []
-    hanging: dict[tuple[int, ...], dict[str, Any]] = {}
+    found: list[tuple[ReplicasChanged, float | None]] = []
+    hanging: dict[tuple[int, ...], ReplicasChanged] = {}
     for change in changes:
-        replicas = tuple(change["replicas"])
-        if change.get("kind") == "hangs":
+        replicas = tuple(change.replicas)
+        if change.kind == "hangs":
             hanging.setdefault(replicas, change)
             continue
         hang = hanging.pop(replicas, None)
-        found.append((change, float(hang["at_s"]) if hang else None))
+        found.append((change, hang.at_s if hang else None))
     return [*found, *((change, None) for change in hanging.values())]
 
 
-def describe_change(change: dict[str, Any], since_s: float | None = None) -> Finding:
+def describe_change(change: ReplicasChanged, since_s: float | None = None) -> Finding:
     """Describe one change, such as ``replica 1 stops at 30 s with 41 requests``.
 
     Args:
         since_s: time since which the replicas hang.
     """
-    return Finding("run.change", **{"kind": "", **change}, since_s=since_s)
+    return Finding("run.change", **asdict(change), since_s=since_s)
 
 
 def find_recomputation(row: pd.Series, name: str) -> Iterator[Finding]:

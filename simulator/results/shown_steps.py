@@ -10,17 +10,18 @@ import pandas as pd
 
 from simulator.base.findings import Finding
 from simulator.base.formats import seconds_text
+from simulator.results.results_folder import ResultsFolder
 from simulator.results.tables import DeploymentRecord
 
 
-def chrome_trace(spans: pd.DataFrame, title: Callable[[str, str], str]) -> dict[str, Any]:
+def chrome_trace(spans: pd.DataFrame, title: Callable[[str, str], str]) -> dict[str, object]:
     """The spans in Chrome's trace-event format: a process a deployment and step, a thread a rank,
     microseconds.
 
     Args:
         title: of the step of a deployment and phase.
     """
-    events: list[dict[str, Any]] = []
+    events: list[dict[str, object]] = []
     for number, ((deployment, phase), group) in enumerate(
         spans.groupby(["deployment", "phase"], sort=False)
     ):
@@ -58,7 +59,7 @@ SHOWN = "shown_steps"
 :class:`~simulator.results.executed.ShownTimeline`."""
 
 
-def describe_record(record: DeploymentRecord) -> dict[str, Any]:
+def describe_record(record: DeploymentRecord) -> dict[str, object]:
     """Describe a deployment's shown steps, stopped or started replicas, moved experts, load
     imbalance over time and overflow by layer for ``run.json``.
     """
@@ -69,12 +70,13 @@ def describe_record(record: DeploymentRecord) -> dict[str, Any]:
         "wires_shared": record.wires_shared,
         "overflow_by_layer": record.overflow_by_layer,
     }
-    return {
+    found: dict[str, object] = {
         SHOWN: {phase: asdict(step) for phase, step in record.shown_steps.items()},
         "changes": [asdict(change) for change in record.changes],
         "rebalances": [asdict(moved) for moved in record.rebalances],
         "kv_tiers": [tier._asdict() for tier in record.tiers],
-    } | {name: found._asdict() for name, found in optional.items() if found is not None}
+    }
+    return found | {name: one._asdict() for name, one in optional.items() if one is not None}
 
 
 def find_errors(record: DeploymentRecord) -> Iterator[Finding]:
@@ -98,27 +100,27 @@ def find_errors(record: DeploymentRecord) -> Iterator[Finding]:
         )
 
 
-def shown_step(run: dict[str, Any], deployment: str, phase: str) -> dict[str, Any]:
-    """Find the fields of one shown step.
+def shown_step(results: ResultsFolder, deployment: str, phase: str) -> dict[str, Any]:
+    """Find the fields of one sampled step.
 
     Raises:
-        KeyError: if it shows no step of the phase.
+        KeyError: if there is no step of the phase.
     """
-    step: dict[str, Any] = run["deployments"][deployment][SHOWN][phase]
+    step: dict[str, Any] = results.facts(deployment)[SHOWN][phase]
     return step
 
 
-def step_text(run: dict[str, Any], deployment: str, phase: str) -> str:
-    """Name a shown step by its phase, and where the run took it by its number, replica and time.
+def step_text(results: ResultsFolder, deployment: str, phase: str) -> str:
+    """Name a sampled step by its phase, and where the run took it by its number, replica and time.
 
     >>> step = {"source": "run", "number": 7, "replica": 0, "start_s": 1.5, "num_batches": 1}
-    >>> step_text({"deployments": {"a": {SHOWN: {"decode": step}}}}, "a", "decode")
+    >>> step_text(ResultsFolder({"deployments": {"a": {SHOWN: {"decode": step}}}}), "a", "decode")
     'decode step 7 of replica 0, at 1.5 s'
     >>> step = {"source": "representative"}
-    >>> step_text({"deployments": {"a": {SHOWN: {"decode": step}}}}, "a", "decode")
+    >>> step_text(ResultsFolder({"deployments": {"a": {SHOWN: {"decode": step}}}}), "a", "decode")
     'representative decode step'
     """
-    step = shown_step(run, deployment, phase)
+    step = shown_step(results, deployment, phase)
     if step["source"] != "run":
         return f"{step['source']} {phase} step"
     batch = "" if step["num_batches"] == 1 else f", fullest of {step['num_batches']} batches"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,13 @@ import pandas as pd
 from simulator.base.findings import Finding
 from simulator.results.formats import metric
 from simulator.results.metrics import METRICS
-from simulator.results.results_folder import FILES, ResultsFolder, check_columns
+from simulator.results.results_folder import (
+    FILES,
+    ResultsFolder,
+    Verdict,
+    check_columns,
+    make_verdict,
+)
 
 TABLE = "sweep.csv"
 _PARTS = {"run.json", TABLE, "report.html", "points"}
@@ -24,12 +30,13 @@ _FIXED = ("point", "seed", "deployment")
 
 @dataclass(frozen=True)
 class Sweep(ResultsFolder):
-    """A finished sweep: its points, and the metrics of each point and deployment."""
+    """A finished sweep: its points, and the metrics of each point and deployment.
 
-    run: dict[str, Any]
-    """``run.json``: ``keys`` (swept keys by name, each with its values in order), ``points`` (a
-    dict each: ``point``, the keys' values, ``seed``, and either ``winner`` and ``headline`` or
-    ``refusal``), ``name``, ``deployments`` by name, and how it was made."""
+    ``run`` has ``keys`` (swept keys by name, each with its values in order), ``points`` (a dict
+    each: ``point``, the keys' values, ``seed``, and either ``winner`` and ``headline`` or
+    ``refusal``), ``name``, ``deployments`` by name, and provenance.
+    """
+
     table: pd.DataFrame
     """Contents of ``sweep.csv``."""
 
@@ -37,10 +44,9 @@ class Sweep(ResultsFolder):
     files = {"table": TABLE}
 
     @property
-    def verdict(self) -> dict[str, Any]:
-        """Headline, and further sentences."""
-        headline, reasons = tell_sweep(self)
-        return {"headline": headline, "reasons": reasons}
+    def verdict(self) -> Verdict:
+        """Findings in sentences."""
+        return make_verdict(find_sweep(self))
 
     @classmethod
     def list_foreign(cls, folder: Path) -> list[str]:
@@ -50,20 +56,20 @@ class Sweep(ResultsFolder):
         return found + [f"points/{name}" for name in sorted(_list_foreign(points))]
 
     @classmethod
-    def read_fields(cls, folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    def read_files(cls, folder: Path, run: dict[str, Any]) -> Self:
         """Read the table."""
-        found = super().read_fields(folder, run)
-        check_columns(found["table"], (*_FIXED, *METRICS, *run["keys"]), TABLE)
+        found = super().read_files(folder, run)
+        check_columns(found.table, (*_FIXED, *METRICS, *run["keys"]), TABLE)
         return found
 
     @property
-    def keys(self) -> dict[str, list[Any]]:
+    def keys(self) -> dict[str, list[object]]:
         """Values of each swept key, in the order in which they were given."""
-        found: dict[str, list[Any]] = self.run["keys"]
+        found: dict[str, list[object]] = self.run["keys"]
         return found
 
     @property
-    def settings(self) -> list[dict[str, Any]]:
+    def settings(self) -> list[dict[str, object]]:
         """Combinations of the keys' values that some point has, each once for all its seeds."""
         found = {
             repr([point[key] for key in self.keys]): {key: point[key] for key in self.keys}
@@ -71,12 +77,12 @@ class Sweep(ResultsFolder):
         }
         return list(found.values())
 
-    def rows_at(self, setting: Mapping[str, Any]) -> pd.DataFrame:
+    def rows_at(self, setting: Mapping[str, object]) -> pd.DataFrame:
         """Rows of a setting, all seeds and deployments."""
         names = {point["point"] for point in self.points_at(setting)}
         return self.table[self.table["point"].isin(names)]
 
-    def points_at(self, setting: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def points_at(self, setting: Mapping[str, object]) -> list[dict[str, Any]]:
         """Points of a setting, one for each seed."""
         return [
             point
@@ -99,7 +105,7 @@ def measure_spread(rows: pd.DataFrame, metric: str) -> tuple[float, float, int]:
     return float(values.mean()), spread, len(values)
 
 
-def order_columns(table: pd.DataFrame, keys: Mapping[str, Any]) -> pd.DataFrame:
+def order_columns(table: pd.DataFrame, keys: Iterable[str]) -> pd.DataFrame:
     """Order the columns for ``sweep.csv``."""
     return table[["point", *keys, "seed", "deployment", *METRICS]]
 
@@ -137,7 +143,7 @@ _NONE = "none is better (a tie or a trade-off)"
 _SPREAD_OF = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "output_tokens_per_s")
 
 
-def value_text(value: Any) -> str:
+def value_text(value: object) -> str:
     """Write a swept value for people.
 
     >>> value_text(2.0), value_text("vllm"), value_text({"kind": "zipf"})
@@ -146,7 +152,7 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def setting_text(setting: Mapping[str, Any]) -> str:
+def setting_text(setting: Mapping[str, object]) -> str:
     """Name a setting by the last part of each key, or by the whole key where that is ambiguous.
 
     >>> setting_text({"workload.rate_scale": 2, "deployments.0.engine": "vllm"})
@@ -160,12 +166,6 @@ def setting_text(setting: Mapping[str, Any]) -> str:
         f"{key if names.count(end) > 1 or end.isdecimal() else end} = {value_text(setting[key])}"
         for key, end in ends.items()
     )
-
-
-def tell_sweep(sweep: Sweep) -> tuple[str, list[str]]:
-    """Write a headline, and further sentences."""
-    headline, *reasons = map(str, find_sweep(sweep))
-    return headline, reasons
 
 
 def find_sweep(sweep: Sweep) -> Iterator[Finding]:
@@ -194,7 +194,7 @@ def find_sweep(sweep: Sweep) -> Iterator[Finding]:
     yield from _find_spread(sweep)
 
 
-def _winners_at(sweep: Sweep, setting: Mapping[str, Any]) -> dict[str, int]:
+def _winners_at(sweep: Sweep, setting: Mapping[str, object]) -> dict[str, int]:
     """Count the seeds with which each deployment is better at a setting; empty where there is one
     deployment.
     """

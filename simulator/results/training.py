@@ -6,14 +6,14 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from simulator.base.findings import Finding
-from simulator.base.formats import TIMES, UNDEFINED, count, num_bytes, number, parameters, seconds
-from simulator.base.formats import seconds as write_seconds
+from simulator.base.formats import TIMES, UNDEFINED, num_bytes, number, parameters, seconds
+from simulator.results.metrics import Metric
 from simulator.results.results_folder import Cell, Content, ResultsFolder, TextTable
 from simulator.results.shown_steps import chrome_trace
 
@@ -35,14 +35,6 @@ context-parallel ranks; waiting for the busiest rank; gradients and weights on t
 data-parallel ranks that nothing hides; the optimizer; and waiting for other stages."""
 MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations")
 """Components of a GPU's memory."""
-
-
-class Metric(NamedTuple):
-    """Number that people compare."""
-
-    label: str
-    unit: str
-    definition: str
 
 
 METRICS = {
@@ -88,11 +80,11 @@ _BANDS = (
 
 @dataclass(frozen=True)
 class TrainingResults(ResultsFolder):
-    """Simulated training of several deployments."""
+    """Simulated training of several deployments.
 
-    run: dict[str, Any]
-    """Facts as ``run.json`` has them, among them ``verdict`` (``headline`` and ``reasons``),
-    ``notes``, ``deployments`` by name, and the resolved ``scenario``."""
+    ``run`` has ``verdict``, ``notes``, ``deployments`` by name, and the resolved ``scenario``.
+    """
+
     summary: pd.DataFrame
     """:data:`METRICS`, a row for each deployment; NaN where one is undefined."""
     spans: pd.DataFrame
@@ -147,12 +139,13 @@ _SPREAD = (10, 90)
 
 @dataclass(frozen=True)
 class Trained(ResultsFolder):
-    """Trainings of several deployments."""
+    """Executed training steps of several deployments.
 
-    run: dict[str, Any]
-    """Facts as ``run.json`` has them; those of each deployment in ``deployments``: ``num_ranks``,
-    ``layout``, ``loss`` (nats a token, of each step), ``gradient_error``, ``exchanges`` (of a step
-    and MoE layer), ``micro_batches``, ``others_share``."""
+    ``run`` has for each of its ``deployments`` ``num_ranks``, ``layout``, ``loss`` (nats a token,
+    of each step), ``gradient_error``, ``exchanges`` (of a step and MoE layer), ``micro_batches``,
+    ``others_share``.
+    """
+
     steps: pd.DataFrame
     """Columns ``deployment``, ``source`` (``measured`` or ``simulated``), ``step``, ``step_s``, and
     the seconds of each of :data:`STEP_PARTS`, mean over ranks."""
@@ -176,25 +169,23 @@ class Trained(ResultsFolder):
 
     def list_findings(self) -> list[str]:
         """State what was found of each deployment, a sentence or two."""
-        return list(self._yield_findings())
+        return list(map(str, self._find_steps()))
 
-    def _yield_findings(self) -> Iterator[str]:
+    def _find_steps(self) -> Iterator[Finding]:
         for name in self.deployments:
-            facts = self.run["deployments"][name]
-            measured_s = float(self.find_steps(name, "measured")["step_s"].median())
-            simulated_s = float(self.find_steps(name, "simulated")["step_s"].iloc[0])
-            ratio, low, high = self.find_ratio(name)
-            exchanges = (
-                f", {facts['exchanges']} exchanges a MoE layer and micro-batch"
-                if facts["exchanges"]
-                else ""
-            )
-            yield (
-                f"{name}: a step on {count(facts['num_ranks'], 'rank')} ({facts['layout']}) took "
-                f"{write_seconds(measured_s)} where {write_seconds(simulated_s)} is simulated, "
-                f"{ratio:.2f} times as long ({low:.2f} to {high:.2f} for four steps in five)"
-                f"{exchanges}; gradients of all weights equal one process's to "
-                f"{facts['gradient_error']:.0e}."
+            facts, (ratio, low, high) = self.facts(name), self.find_ratio(name)
+            yield Finding(
+                "training.executed",
+                name=name,
+                ranks=facts["num_ranks"],
+                layout=facts["layout"],
+                measured_s=float(self.find_steps(name, "measured")["step_s"].median()),
+                simulated_s=float(self.find_steps(name, "simulated")["step_s"].iloc[0]),
+                ratio=ratio,
+                low=low,
+                high=high,
+                exchanges=facts["exchanges"],
+                gradient_error=facts["gradient_error"],
             )
 
 
@@ -250,23 +241,22 @@ def write_band(name: str, value: float, facts: Mapping[str, Any]) -> str:
     return " to ".join(write_metric(name, end, facts["currency"]) for end in ends)
 
 
-def find_training(
-    summary: pd.DataFrame, deployments: Mapping[str, Mapping[str, Any]]
-) -> tuple[Finding, list[Finding]]:
+def find_training(results: TrainingResults) -> Iterator[Finding]:
     """Find a headline, and reasons: what each deployment needs in all, and what its step is spent
     on besides computing.
     """
-    rows = {str(row["deployment"]): row for row in summary.to_dict("records")}
-    is_to_loss = any("loss" in facts for facts in deployments.values())
-    headline = _find_best_to_loss(rows, deployments) if is_to_loss else _find_fastest(rows)
-    return headline, [
-        *_find_quality(rows, deployments),
-        *_find_whole(rows, deployments),
-        *(_find_causes(name, deployments[name]) for name in rows),
-    ]
+    rows = {str(row["deployment"]): row for _, row in results.summary.iterrows()}
+    losses = [facts["loss"] for name in rows if "loss" in (facts := results.facts(name))]
+    yield _find_best_to_loss(rows, losses[0]) if losses else _find_fastest(rows)
+    for name, row in rows.items():
+        yield from _find_quality(name, row, results.facts(name))
+    for name, row in rows.items():
+        yield from _find_whole(name, row, results.facts(name))
+    for name in rows:
+        yield _find_causes(name, results.facts(name)["parts_s"])
 
 
-def _find_fastest(rows: Mapping[str, Mapping[Any, Any]]) -> Finding:
+def _find_fastest(rows: Mapping[str, pd.Series]) -> Finding:
     rates = {name: float(row["tokens_per_s_per_gpu"]) for name, row in rows.items()}
     best, *others = sorted(rates, key=lambda name: -rates[name])
     return Finding(
@@ -278,69 +268,58 @@ def _find_fastest(rows: Mapping[str, Mapping[Any, Any]]) -> Finding:
     )
 
 
-def _find_best_to_loss(
-    rows: Mapping[str, Mapping[Any, Any]], deployments: Mapping[str, Mapping[str, Any]]
-) -> Finding:
+def _find_best_to_loss(rows: Mapping[str, pd.Series], loss: float) -> Finding:
     """Find which deployment needs the fewest GPU-hours to the loss."""
     hours = {name: float(row["gpu_hours"]) for name, row in rows.items()}
     best, *others = sorted(hours, key=lambda name: hours[name])
     return Finding(
         "training.fewest_hours",
         name=best,
-        loss=next(facts["loss"] for facts in deployments.values()),
+        loss=loss,
         gpu_hours=hours[best],
         others={name: hours[name] / hours[best] for name in others},
     )
 
 
-def _find_quality(
-    rows: Mapping[str, Mapping[Any, Any]], deployments: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Finding]:
-    """Find the tokens that each deployment needs to the same loss, and how far laws differ."""
-    for name, row in rows.items():
-        facts = deployments[name]
-        if "loss" in facts:
-            by_law = [math.inf if one is None else one for one in facts["tokens_by_law"].values()]
-            ends = [write_metric("tokens", end(by_law), "") for end in (min, max)]
-            yield Finding(
-                "training.quality",
-                name=name,
-                loss=facts["loss"],
-                tokens=float(row["tokens"]),
-                laws=len(by_law),
-                ends=ends,
-            )
-
-
-def _find_whole(
-    rows: Mapping[str, Mapping[Any, Any]], deployments: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Finding]:
-    """Find days and cost, where the number of tokens is known; and how steps change in the course
-    of the training, where what else is said of them is of the first ones.
-    """
-    for name, row in rows.items():
-        facts, days = deployments[name], float(row["days"])
-        if not math.isfinite(days):
-            continue
-        if facts.get("later_steps"):
-            yield Finding("training.later", name=name, steps=facts["later_steps"])
-        cost = write_metric("cost", float(row["cost"]), facts["currency"])
+def _find_quality(name: str, row: pd.Series, facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Find the tokens that a deployment needs to the same loss, and how far laws differ."""
+    if "loss" in facts:
+        by_law = [math.inf if one is None else one for one in facts["tokens_by_law"].values()]
         yield Finding(
-            "training.days",
+            "training.quality",
             name=name,
-            days=days,
-            band=write_band("days", days, facts),
-            gpus=facts["num_gpus"],
-            cost="" if cost == UNDEFINED else cost,
-            uptime=facts["uptime"],
+            loss=facts["loss"],
+            tokens=float(row["tokens"]),
+            laws=len(by_law),
+            ends=[write_metric("tokens", end(by_law), "") for end in (min, max)],
         )
 
 
-def _find_causes(name: str, facts: Mapping[str, Any]) -> Finding:
+def _find_whole(name: str, row: pd.Series, facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Find days and cost, where the number of tokens is known; and how steps change in the course
+    of the training, where what else is said of them is of the first ones.
+    """
+    days = float(row["days"])
+    if not math.isfinite(days):
+        return
+    if facts.get("later_steps"):
+        yield Finding("training.later", name=name, steps=facts["later_steps"])
+    cost = write_metric("cost", float(row["cost"]), facts["currency"])
+    yield Finding(
+        "training.days",
+        name=name,
+        days=days,
+        band=write_band("days", days, facts),
+        gpus=facts["num_gpus"],
+        cost="" if cost == UNDEFINED else cost,
+        uptime=facts["uptime"],
+    )
+
+
+def _find_causes(name: str, parts_s: Mapping[str, float]) -> Finding:
     """Find where a step's time goes besides the model's computation, the largest part first."""
-    parts: dict[str, float] = facts["parts_s"]
-    total = sum(parts.values())
-    computed = sum(parts[part] for part in ("attention", "dense", "experts")) / total
-    shares = {part: parts[part] / total for part in sorted(_CAUSES, key=lambda part: -parts[part])}
+    total = sum(parts_s.values())
+    computed = sum(parts_s[part] for part in ("attention", "dense", "experts")) / total
+    shares = {part: parts_s[part] / total for part in sorted(_CAUSES, key=lambda p: -parts_s[p])}
     large = {part: share for part, share in shares.items() if share > _LEAST_CAUSE}
     return Finding("training.step", name=name, computed=computed, causes=large)

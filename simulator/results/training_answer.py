@@ -11,10 +11,10 @@ model that keeps the target |
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
@@ -27,6 +27,7 @@ from simulator.results.results_folder import (
     ResultsFolder,
     TextTable,
     check_columns,
+    read_table,
 )
 
 COLUMNS = {
@@ -61,10 +62,12 @@ _SPLITS = (
 
 @dataclass(frozen=True)
 class TrainingAnswer(ResultsFolder):
-    """Answer of a plan of training: simulated splits, and those that are recommended."""
+    """Answer of a plan of training: simulated splits, and those that are recommended.
 
-    run: dict[str, Any]
-    """``training_question``, ``verdict``, ``ruled_out`` (counts by reason), and how it was made."""
+    ``run`` has ``training_question``, ``verdict``, ``ruled_out`` (counts by reason), and
+    provenance.
+    """
+
     candidates: pd.DataFrame
     """:data:`COLUMNS`, the cheapest first."""
     recommended: str | None
@@ -103,12 +106,11 @@ class TrainingAnswer(ResultsFolder):
         return {} if self.recommended is None else {RECOMMENDED: self.recommended}
 
     @classmethod
-    def read_fields(cls, folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    def read_files(cls, folder: Path, run: dict[str, Any]) -> Self:
         """Read the splits, and those that are recommended."""
-        found = super().read_fields(folder, run)
-        check_columns(found["candidates"], COLUMNS, cls.files["candidates"])
-        text = folder / RECOMMENDED
-        return found | {"recommended": read_text(text) if text.is_file() else None}
+        table, text = folder / cls.files["candidates"], folder / RECOMMENDED
+        candidates = check_columns(read_table(table), COLUMNS, table.name)
+        return cls(run, candidates, read_text(text) if text.is_file() else None)
 
     def list_best(self) -> pd.DataFrame:
         """List the cheapest split of each model that keeps the target, else its fastest one."""
@@ -138,8 +140,8 @@ def find_training_answer(
         days: that were asked for.
     """
     first, *others = answer.list_best().to_dict("records")
-    facts: dict[str, Any] = {"first": first, "days": days, "currency": currency}
     most = int(candidates["num_gpus"].max())
+    facts = {"first": first, "days": days, "currency": currency}
     yield Finding("training_plan.cheapest", row=first, most=most, **facts)
     for other in others:
         yield Finding("training_plan.other", row=other, **facts)

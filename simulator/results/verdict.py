@@ -4,7 +4,7 @@ much, and why.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from simulator.base.findings import Finding
 from simulator.cost.engine_time import BEYOND_S, MEASURED_SEQUENCES
 from simulator.results.folder import Results
 from simulator.results.phases import STEP_PHASES
+from simulator.results.results_folder import Verdict, make_verdict
 from simulator.results.run_bands_text import (
     SURE,
     chance_of,
@@ -54,7 +55,7 @@ _IN_TIME = 0.99
 """Share of requests in time above which targets count as met."""
 
 
-class Verdict(NamedTuple):
+class Judgement(NamedTuple):
     """Judgement of a run."""
 
     headline: Finding
@@ -63,24 +64,20 @@ class Verdict(NamedTuple):
     """Better deployment; ``None`` for a tie, a trade-off or a single one."""
 
 
-def verdict(results: Results) -> dict[str, Any]:
-    """Judge a run in sentences: ``{"headline", "reasons", "winner"}``."""
+def verdict(results: Results) -> Verdict:
+    """Judge a run in sentences."""
     found = find_verdict(results)
-    return {
-        "headline": str(found.headline),
-        "reasons": list(map(str, found.reasons)),
-        "winner": found.winner,
-    }
+    return {**make_verdict([found.headline, *found.reasons]), "winner": found.winner}
 
 
-def find_verdict(results: Results) -> Verdict:
+def find_verdict(results: Results) -> Judgement:
     """Judge a run: which deployment serves the traffic better, by how much, and why."""
     rows = {str(row["deployment"]): row for _, row in results.summary.iterrows()}
     short = short_names(results)
     insides = list(_list_insides(results, rows, short))
     if len(rows) == 1:
         headline = _describe_single(results, rows, short)
-        return Verdict(headline, [*find_bands(results, short, None), *insides], None)
+        return Judgement(headline, [*find_bands(results, short, None), *insides], None)
     ranked = sorted(rows, key=lambda name: _order(rows[name]))
     best, second = ranked[:2]
     if abs(
@@ -104,7 +101,7 @@ def find_verdict(results: Results) -> Verdict:
     pair = _Pair(results, rows, short, best, second, winner if is_sure else None)
     why = explain(results.token_time, best, second, short)
     bands = find_bands(results, short, better)
-    return Verdict(pair.compare(ranked[2:]), [*bands, *why, *insides], winner)
+    return Judgement(pair.compare(ranked[2:]), [*bands, *why, *insides], winner)
 
 
 def _list_insides(
@@ -158,7 +155,7 @@ def _find_headroom(rows: dict[str, pd.Series], short: dict[str, str]) -> Finding
     return Finding("verdict.no_queue", peaks=peaks, has_room=keeps and max(peaks.values()) < _FULL)
 
 
-def _draws_hits(*pair: dict[str, Any]) -> bool:
+def _draws_hits(*pair: Mapping[str, object]) -> bool:
     """Whether two deployments reach offloaded experts differently, and which experts tokens choose
     was drawn instead of recorded: bands know nothing of how real tokens repeat themselves.
     """

@@ -68,19 +68,17 @@ class Measured:
     """Rank, phase, layer, start and duration of each operation, seconds from the step's start."""
 
 
-def combine(moments_R: list[list[Moment]], groups: tuple[tuple[int, ...], ...]) -> Measured:
-    """Combine the ranks' operations and separate the waits in them: an exchange begins when its
-    last rank has arrived.
+def combine(moments_R: list[list[Moment]]) -> Measured:
+    """Combine the ranks' operations and separate the waits in them: an exchange, in which all ranks
+    meet, begins when the last of them has arrived.
 
     Args:
         moments_R: operations of each rank, on one clock.
-        groups: ranks that meet in an exchange.
     """
     num_ranks = len(moments_R)
     start_s = min(moments[0].start_s for moments in moments_R)
     end_s = max(moments[-1].end_s for moments in moments_R)
     begun_s = np.array([[moment.start_s for moment in moments] for moments in moments_R])
-    group_of = {rank: members for members in groups for rank in members}
     phases = dict.fromkeys(STEP_PHASES, 0.0)
     spans: list[tuple[int, str, int, float, float]] = []
 
@@ -95,7 +93,7 @@ def combine(moments_R: list[list[Moment]], groups: tuple[tuple[int, ...], ...]) 
             account(rank, "overhead", moment.layer, last_s, moment.start_s)
             met_s = moment.start_s
             if moment.is_together:
-                met_s = min(float(begun_s[list(group_of[rank]), number].max()), moment.end_s)
+                met_s = min(float(begun_s[:, number].max()), moment.end_s)
                 account(rank, "wait", moment.layer, moment.start_s, met_s)
             account(rank, moment.phase, moment.layer, met_s, moment.end_s)
             last_s = moment.end_s

@@ -177,11 +177,12 @@ LOST = (
 def changed(made: Executed) -> Executed:
     """An execution whose mixture of experts lost a rank, got it back, and moved experts."""
     change: dict[str, Any] = {"pool": "both", "replicas": [0], "ranks": [1], "loaded_bytes": 0.0}
+    change |= {"starts": False, "num_requests": 0, "num_gpus": 3, "serves_s": 0.75}
     changes = [
         change | {"kind": "hangs", "at_s": 0.5, "step": 4, "seconds": 0.25, "predicted_s": 5.0},
         change
         | {"kind": "shrinks", "at_s": 0.75, "step": 4, "seconds": 0.125, "predicted_s": 1.2}
-        | {"num_gpus": 3, "loaded_bytes": 4.2e6},
+        | {"loaded_bytes": 4.2e6},
         change
         | {"kind": "grows", "at_s": 2.0, "step": 11, "seconds": 0.1, "predicted_s": 1.2}
         | {"num_gpus": 4},

@@ -12,7 +12,7 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.report.execution import FIGURES, render
-from simulator.results.executed import BUSY, SUMMARY_COLUMNS, describe_load
+from simulator.results.executed import BUSY, SUMMARY_COLUMNS, find_load
 from tests.report.made_up_executions import CASES, HOSTILE, MOE, TOTAL, make
 from tests.report.pages import payload_of
 
@@ -44,8 +44,8 @@ def plots_of(page: str) -> list[dict[str, Any]]:
 
 def test_a_busy_machine_is_said_on_the_page_and_gives_each_error_a_second_end():
     calm, busy = make([MOE, TOTAL], others=BUSY / 2), make([MOE, TOTAL], others=0.6)
-    assert describe_load(calm) is None
-    said = describe_load(busy)
+    assert find_load(calm) is None
+    said = str(find_load(busy))
     assert said.startswith("Other programs took up to 60% of the cores while steps were measured")
     assert said in " ".join(Cells(render(busy)).words)
     assert "Other programs took up to" not in render(calm)

@@ -5,15 +5,19 @@ import pytest
 
 from simulator.results.folder import TABLES, Results
 from simulator.results.run_sentences import describe_change, find_changes, find_room_wait
+from simulator.results.tables import ReplicasChanged
 
 
 def change(at_s, *replicas, starts=False, pool="both", had=0, **more):
     return {
         "at_s": at_s,
         "pool": pool,
+        "kind": "starts" if starts else "stops",
         "starts": starts,
         "replicas": list(replicas),
         "num_requests": had,
+        "num_gpus": 8,
+        "serves_s": at_s,
         **more,
     }
 
@@ -43,7 +47,7 @@ MANY = [change(float(n), 0, starts=n % 2 == 0) for n in range(1, 9)]
     ],
 )
 def test_a_change_is_told_in_few_words(told, said):
-    assert str(describe_change(told)) == said
+    assert str(describe_change(ReplicasChanged(**told))) == said
 
 
 def test_changes_are_told_one_by_one_while_they_are_few():

@@ -11,6 +11,7 @@ from simulator.commands.schema import make_schema
 from simulator.planner.handover import _entry
 from simulator.planner.space import Space
 from simulator.report.deployment_tables import list_pairings
+from simulator.results.results_folder import ResultsFolder
 from simulator.scenario.jobs import load_question, load_scenario
 from simulator.scenario.question import list_routing_notes
 from tests.small_scenario import small_scenario
@@ -80,22 +81,17 @@ def test_a_recommendation_keeps_its_counterpart(scenario, tmp_path):
     assert "model" not in entry
 
 
-class Shown:
-    def __init__(self, *measures):
-        self.deployments = [f"d{number}" for number in range(len(measures))]
-        pairings = [each and {"reference": "moe", "equal": each} for each in measures]
-        self.run = {
-            "deployments": {
-                name: {"pairing": one} for name, one in zip(self.deployments, pairings, strict=True)
-            }
-        }
+def shown(*measures):
+    pairings = [each and {"reference": "moe", "equal": each} for each in measures]
+    own = {f"d{number}": {"pairing": one} for number, one in enumerate(pairings)}
+    return ResultsFolder({"deployments": own})
 
 
 def test_a_page_offers_each_pairing_with_what_is_no_counterpart():
-    assert list_pairings(Shown(None, "quality", "total_params")) == {
+    assert list_pairings(shown(None, "quality", "total_params")) == {
         "quality": ["d0", "d1"],
         "total params": ["d0", "d2"],
         "all measures": ["d0", "d1", "d2"],
     }
-    assert list_pairings(Shown(None, "quality")) == {}
-    assert json.dumps(list_pairings(Shown(None))) == "{}"
+    assert list_pairings(shown(None, "quality")) == {}
+    assert json.dumps(list_pairings(shown(None))) == "{}"

@@ -14,7 +14,7 @@ from simulator.commands.run import run as run_scenario
 from simulator.commands.sweep import list_points, run_sweep
 from simulator.report.sweep_page import render
 from simulator.results.metrics import METRICS
-from simulator.results.sweep import Sweep, measure_spread, tell_sweep
+from simulator.results.sweep import Sweep, measure_spread
 from simulator.scenario.jobs import load_scenario
 from tests.small_scenario import small_scenario
 from tests.unit.test_run_shards import check_equal
@@ -93,7 +93,7 @@ def test_a_point_is_the_run_that_its_command_makes_and_refused_ones_are_told(sce
         )
         own = json.loads((folder / "points" / point.name / "run.json").read_text())
         assert own["command"].startswith(f"moesim run {scenario} --seed {point.seed} --set dep")
-    headline, reasons = tell_sweep(found)
+    headline, reasons = found.verdict.values()
     assert headline.startswith("own: TTFT p50 from ")
     assert any("2 of 4 points are refused" in reason for reason in reasons)
     again = Sweep.read(folder)
@@ -186,7 +186,7 @@ def made_up(winners, ttft_s):
     ],
 )
 def test_who_is_better_is_said_of_every_setting_where_it_depends_on_it(winners, headline):
-    told, reasons = tell_sweep(made_up(winners, [1.0, 1.1, 2.0, 2.0]))
+    told, reasons = made_up(winners, [1.0, 1.1, 2.0, 2.0]).verdict.values()
     assert told.endswith(headline)
     assert ("B for 1 of 2 seeds, none is better" in " ".join(reasons)) == (
         None in dict(winners).values()
@@ -195,11 +195,11 @@ def test_who_is_better_is_said_of_every_setting_where_it_depends_on_it(winners, 
 
 def test_many_settings_are_left_to_the_table_and_refused_ones_told():
     many = made_up([(rate, "AB"[rate % 2]) for rate in range(1, 31)], [1.0] * 30)
-    assert tell_sweep(many)[1][12] == "18 more settings are in the table."
+    assert many.verdict["reasons"][12] == "18 more settings are in the table."
     part = made_up([(1, "A"), (2, "A"), (4, "A")], [1.0] * 3)
     del part.run["points"][1]["winner"]
     part.run["points"][1]["refusal"] = "too large"
-    assert tell_sweep(part)[0].endswith("that was not refused.")
+    assert part.verdict["headline"].endswith("that was not refused.")
 
 
 def test_spread_is_of_the_seeds_that_have_a_value():

@@ -45,6 +45,7 @@ def claims(
     from simulator.lab.commands.claims import try_claims
     from simulator.lab.commands.measured_claims import ClaimMeasurements
     from simulator.lab.results.claims import ClaimsResults
+    from simulator.results.results_folder import make_verdict
 
     folder = console.find_folder(out_folder, "claims")
     ClaimsResults.check_writable(folder)
@@ -66,12 +67,11 @@ def claims(
         raise console.StoppedError(measurements.tell_kept()) from None
 
     def show() -> None:
-        console.print_verdict(**results.verdict)
+        console.print_verdict(results.verdict)
         for answer in results.answers:
-            console.print_verdict(answer.statement, answer.sentences)
-            if answer.measured is not None:
-                console.print_verdict(
-                    f"Measured here ({answer.measured.made})", answer.measured.sentences
-                )
+            console.print_verdict(make_verdict([answer.statement, *answer.sentences]))
+            if measured := answer.measured:
+                made = f"Measured here ({measured.made})"
+                console.print_verdict(make_verdict([made, *measured.sentences]))
 
-    console.finish(as_json, folder, lambda: results.run, show)
+    console.finish(as_json, folder, results.run, show)

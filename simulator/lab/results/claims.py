@@ -5,11 +5,11 @@ and the verdict that follows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import pandas as pd
 
@@ -313,11 +313,11 @@ def tell_deciding(cases: Sequence[Case]) -> str | None:
 
 @dataclass(frozen=True)
 class ClaimsResults(ResultsFolder):
-    """Claims that were tried together."""
+    """Claims that were tried together.
 
-    run: dict[str, Any]
-    """Facts on the trial: ``name``, ``seeds``, ``verdict`` (``headline`` and ``reasons``), and
-    provenance."""
+    ``run`` has ``name``, ``seeds``, ``verdict`` and provenance.
+    """
+
     answers: tuple[ClaimAnswer, ...]
     """Claims with their verdicts, in order."""
 
@@ -342,10 +342,10 @@ class ClaimsResults(ResultsFolder):
         return {_TABLE: pd.DataFrame(rows)}
 
     @classmethod
-    def read_fields(cls, folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    def read_files(cls, folder: Path, run: dict[str, Any]) -> Self:
         """Read the answers."""
         tables = map(json.dumps, run["claims"])
-        return {"answers": tuple(map(ClaimAnswer.model_validate_json, tables))}
+        return cls(run, tuple(map(ClaimAnswer.model_validate_json, tables)))
 
 
 VERDICTS = {

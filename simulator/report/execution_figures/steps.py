@@ -96,23 +96,20 @@ def _add_faults(
     up.
     """
     faults = [
-        fault
-        for fault in list_losses(executed)
-        if kind_of_step(executed, int(fault["step"])) == kind
+        fault for fault in list_losses(executed) if kind_of_step(executed, fault.step) == kind
     ]
     if not faults:
         return
     label = style.labels(executed)
     heights, texts = [], []
     for fault in faults:
-        name = str(fault["deployment"])
-        own = steps(executed, name, kind)
-        found = own.loc[own["number"] == int(fault["step"]), "duration_s"]
+        own = steps(executed, fault.deployment, kind)
+        found = own.loc[own["number"] == fault.step, "duration_s"]
         heights.append((float(found.iloc[0]) if len(found) else floor_s) / unit_s)
-        what = html.escape(str(fault["what"]), quote=False)
-        texts.append([what, seconds(float(fault["recovery_s"])), label.get(name, "")])
+        what = html.escape(fault.what, quote=False)
+        texts.append([what, seconds(fault.recovery_s), label.get(fault.deployment, "")])
     drawn.add_scatter(
-        x=[int(fault["step"]) for fault in faults],
+        x=[fault.step for fault in faults],
         y=heights,
         name="fault",
         mode="markers",
@@ -131,7 +128,7 @@ def _list_moves(executed: Executed, kind: str) -> dict[str, list[tuple[float, st
     return {
         name: [
             (moved["step"] - 0.5, str(describe_move(moved)))
-            for moved in style.facts(executed, name).get("rebalances") or []
+            for moved in executed.facts(name).get("rebalances") or []
             if kind_of_step(executed, int(moved["step"])) == kind
         ]
         for name in executed.deployments
@@ -241,7 +238,7 @@ def _draw_steps(executed: Executed) -> Iterator[tuple[str, go.Figure]]:
             shown, extent = cut_to_layers(own, MAX_BARS)
             if (shown[["rank", "layer"]].nunique() == own[["rank", "layer"]].nunique()).all():
                 shown, extent = own, ""
-            number = shown_step(executed.run, name, kind)["number"]
+            number = shown_step(executed, name, kind)["number"]
             cut = f", {extent}" if extent else ""
             heading = f"{label[name]}: {KINDS[kind]}, step {number}{cut}"
             yield heading, _draw(shown.assign(source=shown["phase"].map(sources)))

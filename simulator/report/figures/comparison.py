@@ -57,7 +57,7 @@ def _bars(results: Results, name: str, values: list[float]) -> go.Figure:
     largest = float(np.nanmax(values)) or 1.0
     ends = [largest]
     for i, (deployment, value) in enumerate(zip(results.deployments, values, strict=True)):
-        currency = str(style.facts(results, deployment).get("currency") or "")
+        currency = str(results.facts(deployment).get("currency") or "")
         text = formats.metric(name, value, currency)
         band = band_text(results, deployment, name, value, currency)
         edges = edges_of(results, deployment, name, value) if band else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -108,7 +106,7 @@ class Overflow(_Experts):
     def draw(self, results: Results) -> go.Figure | None:
         drawn = style.figure("MoE layer (index)", "Share of token-expert pairs (%)", 260)
         for name in results.deployments:
-            found = style.facts(results, name).get("overflow_by_layer") or {}
+            found = results.facts(name).get("overflow_by_layer") or {}
             for key, words, dash in (
                 ("dropped", "dropped", "solid"),
                 ("rerouted", "to next choices", "dot"),
@@ -117,8 +115,7 @@ class Overflow(_Experts):
                 if found and (is_first or any(shares)):
                     said = f"%{{y:.3~g}} % {words}, layer %{{x}}"
                     y, line = [round(100 * share, 2) for share in shares], {"dash": dash}
-                    more: dict[str, Any] = {"x0": 0, "y": y, "showlegend": is_first}
-                    add_curve(drawn, results, name, said, line=line, **more)
+                    add_curve(drawn, results, name, said, line=line, x0=0, y=y, showlegend=is_first)
         return drawn if drawn.data else None
 
 
@@ -136,7 +133,7 @@ class ExpertHits(_Experts):
     def draw(self, results: Results) -> go.Figure | None:
         drawn = style.figure("MoE layer (index)", "Share found (%)", 260)
         for name in results.deployments:
-            if hits_L := style.facts(results, name).get("hits_by_layer"):
+            if hits_L := results.facts(name).get("hits_by_layer"):
                 y = [round(100 * share, 1) for share in hits_L]
                 add_curve(drawn, results, name, "%{y:.3~g} %, layer %{x}", x0=0, y=y)
         return drawn.update_yaxes(range=[0, 100]) if drawn.data else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import plotly.graph_objects as go
@@ -20,8 +20,10 @@ from simulator.results.run_sentences import (
     describe_change,
     describe_move,
     is_scaled,
+    list_changes,
     list_held,
 )
+from simulator.results.tables import ReplicasChanged
 
 MAX_BINS = 150
 Array = NDArray[np.float64]
@@ -93,18 +95,18 @@ def _mark_changes(drawn: go.Figure, results: Results, unit_s: float) -> None:
     top = max(float(np.nanmax(trace.y)) for trace in drawn.data)
     for name in results.deployments:
         for change in _list_losses(results, name):
-            at = float(change["at_s"]) / unit_s
-            line = {"width": 1.2, "dash": "dash" if change["starts"] else "dot"}
+            at = change.at_s / unit_s
+            line = {"width": 1.2, "dash": "dash" if change.starts else "dot"}
             said = f"{describe_change(change)}<extra>{label[name]}</extra>"
             add_curve(
                 drawn, results, name, said, line=line, x=[at, at], y=[0.0, top], showlegend=False
             )
 
 
-def _list_losses(results: Results, name: str) -> list[dict[str, Any]]:
+def _list_losses(results: Results, name: str) -> list[ReplicasChanged]:
     """List the changes by which replicas lose GPUs or get them back."""
-    changes = style.facts(results, name).get("changes") or []
-    return [change for change in changes if change.get("kind") not in (*SCALES, "evacuates")]
+    changes = list_changes(results.facts(name))
+    return [change for change in changes if change.kind not in (*SCALES, "evacuates")]
 
 
 class Throughput(Figure[Results]):
@@ -209,7 +211,7 @@ class Balance(Figure[Results]):
         curves = {
             name: curve
             for name in results.deployments
-            if (curve := style.facts(results, name).get("imbalance_curve"))
+            if (curve := results.facts(name).get("imbalance_curve"))
         }
         if not curves:
             return None
@@ -225,7 +227,7 @@ class Balance(Figure[Results]):
         moves = {
             name: [
                 (moved["at_s"] / unit_s, str(describe_move(moved)))
-                for moved in style.facts(results, name).get("rebalances") or []
+                for moved in results.facts(name).get("rebalances") or []
             ]
             for name in results.deployments
         }
@@ -249,7 +251,7 @@ class Replicas(Figure[Results]):
         levels = {
             name: list_held(facts)
             for name in results.deployments
-            if (facts := style.facts(results, name)).get("changes") or is_scaled(facts)
+            if (facts := results.facts(name)).get("changes") or is_scaled(facts)
         }
         if not levels:
             return None

@@ -246,7 +246,7 @@ class Memory(Figure[Results]):
     width = "full"
 
     def draw(self, results: Results) -> go.Figure | None:
-        held = {name: style.facts(results, name).get("memory") for name in results.deployments}
+        held = {name: results.facts(name).get("memory") for name in results.deployments}
         memory = {name: table for name, table in held.items() if table}
         if not memory:
             return None

@@ -49,7 +49,9 @@ class Axis(NamedTuple):
         return found if self.change is None or found is None else found.map_ends(self.change)
 
 
-def axis_of(values: Sequence[float], least: float = 0.0, most: float = math.inf) -> dict[str, Any]:
+def axis_of(
+    values: Sequence[float], least: float = 0.0, most: float = math.inf
+) -> dict[str, object]:
     """A logarithmic axis that holds all values from ``least`` to ``most``; what lies beyond is seen
     when the reader zooms out.
     """
@@ -102,7 +104,7 @@ def add(drawn: go.Figure, answer: Answer, points: list[ParetoPoint], x: Axis, y:
         )
 
 
-def _outline(colour: str, symbol: str, size: int, width: float) -> dict[str, Any]:
+def _outline(colour: str, symbol: str, size: int, width: float) -> dict[str, object]:
     """A mark with an edge that is seen on light and on dark."""
     edge = {"color": style.MUTED, "width": width}
     return {"color": colour, "size": size, "symbol": symbol, "line": edge}
@@ -153,7 +155,7 @@ def _shade(
     )
 
 
-def _whiskers(points: list[ParetoPoint], x: Axis, y: Axis, colour: str) -> dict[str, Any]:
+def _whiskers(points: list[ParetoPoint], x: Axis, y: Axis, colour: str) -> dict[str, object]:
     found = {
         f"error_{name}": whiskers(
             [axis.value(point) for point in points], [axis.band(point) for point in points], colour
@@ -163,7 +165,7 @@ def _whiskers(points: list[ParetoPoint], x: Axis, y: Axis, colour: str) -> dict[
     return {name: bars for name, bars in found.items() if bars}
 
 
-def _places(points: list[ParetoPoint], x: Axis, y: Axis, answer: Answer) -> dict[str, Any]:
+def _places(points: list[ParetoPoint], x: Axis, y: Axis, answer: Answer) -> dict[str, object]:
     return {
         "x": [x.value(point) for point in points],
         "y": [y.value(point) for point in points],

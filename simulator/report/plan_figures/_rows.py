@@ -136,7 +136,7 @@ def reach(rows: Sequence[Row]) -> float:
     )
 
 
-def ratio_axis(low: float, high: float) -> dict[str, Any]:
+def ratio_axis(low: float, high: float) -> dict[str, object]:
     """A logarithmic axis of ratios with ticks far enough apart for a phone."""
     return log_axis(low, high, _ratio_ticks)
 

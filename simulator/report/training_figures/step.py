@@ -30,7 +30,7 @@ class Memory(Figure[TrainingResults]):
     width = "full"
 
     def draw(self, results: TrainingResults) -> go.Figure | None:
-        held = {name: style.facts(results, name)["memory_bytes"] for name in results.deployments}
+        held = {name: results.facts(name)["memory_bytes"] for name in results.deployments}
         table = pd.DataFrame.from_dict(held, orient="index").astype(float)
         unit_bytes, unit = bytes_axis(float(table["room"].max()))
         sizes = table[list(MEMORY_PARTS)]
@@ -75,7 +75,7 @@ class Phases(Figure[TrainingResults]):
     width = "full"
 
     def draw(self, results: TrainingResults) -> go.Figure | None:
-        parts = {name: style.facts(results, name)["parts_s"] for name in results.deployments}
+        parts = {name: results.facts(name)["parts_s"] for name in results.deployments}
         table = pd.DataFrame.from_dict(parts, orient="index")[list(PARTS)].astype(float)
         shares = table.div(table.sum(axis=1), axis=0).clip(lower=0.0)
         return draw_stacked(results, shares, COLOURS, "Share of a step (%)", percent, 0.01)

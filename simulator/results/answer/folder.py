@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 from pydantic import ValidationError
@@ -15,7 +14,7 @@ from simulator.base.reading import read_bytes
 from simulator.results.answer import Answer
 from simulator.results.answer.handover import COMPARED, RECOMMENDED, TRAFFIC
 from simulator.results.answer.parts import Part, make_table
-from simulator.results.results_folder import Content, ResultsFolder
+from simulator.results.results_folder import Content, ResultsFolder, Verdict
 from simulator.workload.traces.table import list_columns
 
 _TABLES = ("candidates", "pareto", "ruled_out", "sensitivity", "losses")
@@ -40,7 +39,7 @@ class PlanResults(ResultsFolder):
     )
 
     @property
-    def verdict(self) -> dict[str, Any]:
+    def verdict(self) -> Verdict:
         """Headline, and further answers."""
         return {"headline": self.answer.headline, "reasons": list(self.answer.reasons)}
 
@@ -64,10 +63,10 @@ class PlanResults(ResultsFolder):
         return files
 
     @classmethod
-    def read_fields(cls, folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    def read_files(cls, folder: Path, run: dict[str, Any]) -> Self:
         """Read the answer."""
         try:
-            return {"answer": Answer.model_validate_json(read_bytes(folder / "plan.json"))}
+            return cls(run, Answer.model_validate_json(read_bytes(folder / "plan.json")))
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(map(str, problem["loc"]))
