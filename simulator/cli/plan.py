@@ -172,7 +172,7 @@ def _candidates(answer: Answer) -> Iterator[Text]:
         f"{currency}/1M out",
         "GPUs",
         *map(target_short, answer.targets),
-        "tightest",
+        "binding SLO",
     ]
     found = list(groups(answer, _RUNNERS_UP))
     cells = {

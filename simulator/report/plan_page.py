@@ -177,7 +177,7 @@ def _columns(answer: Answer, shown: list[DeploymentRow]) -> list[Column]:
     for name, limit in answer.targets.items():
         text, short = partial(value_text, name), target_short(name)
         columns.append(Column(name, short, f"limit {text(limit)}", short, text))
-    columns.append(Column("worst_ratio", "Tightest", "of its limit", "tightest", share))
+    columns.append(Column("worst_ratio", "Binding SLO", "share of its limit", "binding SLO", share))
     if any(row.is_best_probability is not None for row in shown):
         probable = "is_best_probability"
         columns.append(

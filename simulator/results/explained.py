@@ -20,7 +20,7 @@ PIECES = {
     "latency": "latency of exchanges",
     "host": "the engine's own work",
     "slow_gpus": "GPUs slower than usual",
-    "slow_wires": "wires slower than usual",
+    "slow_wires": "links slower than usual",
     "stops": "steps cut off by failures",
     "between": "between steps: moves, hangs, new groups, reads",
 }
@@ -40,7 +40,7 @@ RESOURCES = {
 LIMITS = {
     **RESOURCES,
     "measured": "steps as they were measured",
-    "slower": "slower GPUs and wires",
+    "slower": "slower GPUs and links",
     "outside": "stops and transfers",
 }
 """Limits of a token's time, with their words."""

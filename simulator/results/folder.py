@@ -56,14 +56,14 @@ class Results(ResultsFolder):
     moves: pd.DataFrame
     """Requests whose replica stopped, a row for each time."""
     ranks: pd.DataFrame
-    """Computed pairs and times of the ranks in the shown steps, a row for each rank and MoE
+    """Computed pairs and times of the ranks in the sampled steps, a row for each rank and MoE
     layer."""
     experts: pd.DataFrame
     """Load of the experts over the mean, a row for each expert and MoE layer."""
     traffic: pd.DataFrame
-    """Bytes between ranks in the shown steps, a row for each pair of ranks and direction."""
+    """Bytes between ranks in the sampled steps, a row for each pair of ranks and direction."""
     spans: pd.DataFrame
-    """Timeline of the shown steps, a row for each thing that a rank did."""
+    """Timeline of the sampled steps, a row for each thing that a rank did."""
 
     files = {"summary": "summary.csv", **{name: f"{name}.parquet" for name in TABLES}}
 

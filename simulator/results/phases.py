@@ -16,6 +16,6 @@ STEP_PHASES = (
 
 ``attention`` mixers with their projections; ``dense`` feed-forward blocks that every token uses
 (dense layers, shared experts, router) and the output head; ``experts`` routed experts, mean over
-ranks; ``dispatch`` and ``combine`` the two all-to-alls; ``wait`` for the slowest rank (slowest
+ranks; ``dispatch`` and ``combine`` the two all-to-alls; ``wait`` the straggler wait (slowest
 minus mean, attention and experts together); ``collective`` tensor-parallel all-reduces and, in a
 pipeline, transfers to the next stage; ``overhead`` the engine's own time between forward passes."""

@@ -125,7 +125,7 @@ def _explain_choice(answer: Answer, best: RecommendedRow) -> Iterator[Finding]:
 
 
 def _find_binding(answer: Answer, best: RecommendedRow) -> Iterator[Finding]:
-    """Find every target with its limit, the tightest first."""
+    """Find every target with its limit, the binding SLO first."""
     kept = [
         (
             _share_of_limit(name, value, limit),

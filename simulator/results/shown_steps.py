@@ -60,7 +60,7 @@ SHOWN = "shown_steps"
 
 
 def describe_record(record: DeploymentRecord) -> dict[str, object]:
-    """Describe a deployment's shown steps, stopped or started replicas, moved experts, load
+    """Describe a deployment's sampled steps, stopped or started replicas, moved experts, load
     imbalance over time and overflow by layer for ``run.json``.
     """
     optional = {

@@ -200,8 +200,8 @@ def _winners_at(sweep: Sweep, setting: Mapping[str, object]) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for point in sweep.points_at(setting):
-        rivals = (sweep.table["point"] == point["point"]).sum()
-        if "refusal" not in point and rivals > 1:
+        deployments = (sweep.table["point"] == point["point"]).sum()
+        if "refusal" not in point and deployments > 1:
             winner = point["winner"] or _NONE
             found[winner] = found.get(winner, 0) + 1
     return found

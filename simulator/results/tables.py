@@ -133,12 +133,12 @@ MOVE_COLUMNS = {
 """Columns of the table of requests that lost their replica, with their descriptions."""
 RANK_COLUMNS = {
     "deployment": "name of the deployment",
-    "phase": "'decode' or 'prefill': which of the shown steps (ShownStep)",
+    "phase": "'decode' or 'prefill': which of the sampled steps (ShownStep)",
     "layer": "index among the MoE layers",
     "rank": "rank of the replica",
     "num_pairs": "token-expert pairs computed on this rank",
     "experts_s": "time of its expert computation",
-    "wait_s": "time it waited for the slowest rank",
+    "wait_s": "time of its straggler wait",
 }
 """Columns of the table of ranks, with their descriptions."""
 EXPERT_COLUMNS = {
@@ -150,7 +150,7 @@ EXPERT_COLUMNS = {
 """Columns of the table of experts, with their descriptions."""
 TRAFFIC_COLUMNS = {
     "deployment": "name of the deployment",
-    "phase": "'decode' or 'prefill': which of the shown steps (ShownStep)",
+    "phase": "'decode' or 'prefill': which of the sampled steps (ShownStep)",
     "direction": "'dispatch' or 'combine'",
     "source": "sending rank",
     "destination": "receiving rank",
@@ -161,7 +161,7 @@ TRAFFIC_COLUMNS = {
 """Columns of the table of traffic, with their descriptions."""
 SPAN_COLUMNS = {
     "deployment": "name of the deployment",
-    "phase": "'decode' or 'prefill': which of the shown steps (ShownStep)",
+    "phase": "'decode' or 'prefill': which of the sampled steps (ShownStep)",
     "rank": "rank of the replica",
     "name": "what it did (one of STEP_PHASES)",
     "layer": "index of the layer, -1 for the whole step",
@@ -297,11 +297,11 @@ class PriceAudit(NamedTuple):
 
 class WiresShared(NamedTuple):
     """Most that caches between pools and the exchanges of steps slow each other where they meet on
-    wires, which the ``step`` fidelity leaves out: shares of the time as priced.
+    links, which the ``step`` fidelity leaves out: shares of the time as priced.
     """
 
     caches: float
-    """Share by which caches take longer on the wires."""
+    """Share by which caches take longer on the links."""
     decode: float
     """Share by which steps of the decode pool do."""
     prefill: float
@@ -352,13 +352,13 @@ class DeploymentRecord:
     """Steps with ``STEP_COLUMNS`` without the deployment, one row for each step of an engine, or
     for a run of equal steps."""
     ranks: pd.DataFrame
-    """Ranks of ``shown_steps`` with ``RANK_COLUMNS``; empty for a dense model."""
+    """Ranks of the sampled steps with ``RANK_COLUMNS``; empty for a dense model."""
     experts: pd.DataFrame
     """Loads of experts with ``EXPERT_COLUMNS``; empty for a dense model."""
     traffic: pd.DataFrame
-    """Traffic of ``shown_steps`` with ``TRAFFIC_COLUMNS``; empty where no tokens travel."""
+    """Traffic of the sampled steps with ``TRAFFIC_COLUMNS``; empty where no tokens travel."""
     spans: pd.DataFrame
-    """Timeline of ``shown_steps`` with ``SPAN_COLUMNS``."""
+    """Timeline of the sampled steps with ``SPAN_COLUMNS``."""
     itl: Gaps
     """Gaps between output tokens, pooled over requests."""
     load_imbalance: float
@@ -391,11 +391,11 @@ class DeploymentRecord:
     tiers: tuple[TierUse, ...] = ()
     """Tiers of the KV cache, the fastest first; none where there is the GPU only."""
     changed_audit: PriceAudit | None = None
-    """Error of prices of steps with slower GPUs or wires, with ranks lost, or beside experts that
+    """Error of prices of steps with slower GPUs or links, with ranks lost, or beside experts that
     move, on some of the run's own; ``None`` without any."""
     num_lead_in: int = 0
     """Requests at the beginning that are not judged
     (:func:`simulator.results.metrics.select_judged`)."""
     wires_shared: WiresShared | None = None
-    """Error of wires that each kind of traffic has to itself; ``None`` where pools share none, or
-    wires were simulated."""
+    """Error of giving each kind of traffic the links to itself; ``None`` where pools share none, or
+    links were simulated."""

@@ -83,7 +83,9 @@ def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan,
     best = answer.recommended
     assert best.deployment in out
     assert f"{best.cost_per_hour:.2f}" in out
-    assert re.search(r"USD/hour +USD/1M out +GPUs +TTFT p90 +TPOT p90 +tightest +deployment", out)
+    assert re.search(
+        r"USD/hour +USD/1M out +GPUs +TTFT p90 +TPOT p90 +binding SLO +deployment", out
+    )
     assert "best so far: " in err
     assert "\n2 simulated\n" in err
     assert f"report: {folder.relative_to(tmp_path)}/report.html" in err

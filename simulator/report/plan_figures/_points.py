@@ -1,5 +1,5 @@
-"""Points of deployments: the closed form's fronts as lines, what was simulated as marks, the
-recommended one as a star.
+"""Points of deployments: analytical fronts as lines, simulated ones as marks, the recommended one
+as a star.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def said(point: ParetoPoint, answer: Answer) -> str:
             f"out{_cases(point, 'cost_per_million_output_tokens', amount)}"
         )
     if not point.is_simulated:
-        return hover(*lines, "closed form, a busy replica")
+        return hover(*lines, "analytical, a busy replica")
     return hover(*lines, *_list_facts(point, answer), "simulated at the planned traffic")
 
 

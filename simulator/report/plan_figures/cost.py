@@ -28,9 +28,8 @@ class Front(Figure[Answer]):
     section = "Speed and cost"
     definition = (
         "Output tokens per second, on logarithmic axes; further up is cheaper, "
-        "further right is faster for the reader. Lines are the best that each model can do on "
-        "busy GPUs, in closed form, whatever the targets, with GPUs of their own for prompts "
-        "where that is better. Large marks were simulated at the planned traffic, "
+        "further right is faster for the reader. Lines are the analytical optimum of each model on "
+        "busy GPUs, whatever the targets, disaggregated where that is better. Large marks were simulated at the planned traffic, "
         "on a cluster that is paid for whole. Hover or tap for the whole deployment; "
         "pareto.csv holds every point."
     )
@@ -78,7 +77,7 @@ class CostLatency(Figure[Answer]):
     definition = (
         "Cost of a million output tokens against milliseconds between them, over all machines, "
         "on logarithmic axes; lower and further left is better. "
-        "Lines are busy GPUs in closed form; large marks pay for the idle share of their cluster "
+        "Lines are busy GPUs, analytically; large marks pay for the idle share of their cluster "
         "at the planned traffic too, so they lie higher. The dotted line is the target."
     )
     absent = "The machines have no price."

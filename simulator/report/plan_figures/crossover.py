@@ -109,7 +109,7 @@ class Crossover(Figure[Answer]):
     section = "Where MoE wins"
     definition = (
         "Output tokens per second of a GPU, the mixture of experts' over the dense model's, "
-        "in closed form: violet where the mixture of experts makes more, tan where the dense "
+        "analytically: violet where the mixture of experts makes more, tan where the dense "
         "model does, empty where neither fits. Under each ratio stands what decides. A row is a "
         "length of prompt and of answer."
     )

@@ -133,12 +133,12 @@ class Losses(Figure[Answer]):
 
 _AXES = {
     "goodput_per_s": "Requests within their limits (1/s)",
-    "worst_ratio": "Tightest target over its limit",
+    "worst_ratio": "Binding SLO over its limit",
 }
 _SAID = {
     "goodput_per_s": "{} requests/s within their limits",
     "attainment": "{} of requests within their limits",
-    "worst_ratio": "the tightest target is at {} of its limit",
+    "worst_ratio": "the binding SLO is at {} of its limit",
 }
 
 

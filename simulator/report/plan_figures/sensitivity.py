@@ -25,7 +25,7 @@ from simulator.results.plan_text import hover, kind_of, per_hour
 class Sensitivity(Figure[Answer]):
     """A bar a change: the cost of the best answer under it, over today's."""
 
-    title = "What the cost hangs on"
+    title = "Sensitivity of the cost"
     section = "What if"
     definition = (
         "Each change alone, with the best deployment chosen anew: its cost per hour over today's, "

@@ -25,7 +25,7 @@ class FigureBand(Part):
 
 
 class Source(Part):
-    """A source of doubt."""
+    """A source of uncertainty."""
 
     name: str = ""
     """Name of the source."""

@@ -106,7 +106,7 @@ class DeploymentRow(Banded):
 
     @property
     def is_estimated(self) -> bool:
-        """Whether the bands are estimated in closed form."""
+        """Whether the bands are estimated analytically."""
         return self.band not in (None, "simulated")
 
 
@@ -198,7 +198,7 @@ class LargerSize(Part):
     deployment: str | None = None
     """The best deployment there, in words; null where none that was tried meets the targets."""
     worst_target: str | None = None
-    """Name of its tightest target."""
+    """Name of its binding SLO, the target nearest to its limit."""
     worst_ratio: float | None = None
     """Measured over limit of that target."""
 
