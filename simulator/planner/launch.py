@@ -63,10 +63,8 @@ def list_commands(
     name, balancing = spec.engine.partition("@")[0], spec.balancing["kind"]
     engine = ENGINES.get(name)
     if engine is None:
-        note = (
-            f"No commands are known for the engine '{spec.engine}', only for {', '.join(ENGINES)}."
-        )
-        return [Command("servers", "", (note,))]
+        note = Finding("launch.unknown_engine", engine=spec.engine, known=tuple(ENGINES))
+        return [Command("servers", "", (str(note),))]
     programs = engine.programs
     weights = find_weights(plan, model, programs.quantises)
     pools: dict[Role, DeploymentPlan] = {"both": plan}
@@ -84,21 +82,8 @@ def list_commands(
     given: list[Command] = []
     for role, pool in pools.items():
         server = Server(pool, role, weights, longest_prompt, longest_tokens)
-        notes = (*engine.list_unexpressed(server), *map(str, _find_notes(server)))
-        if pool.placement.precision.kv not in programs.cache:
-            notes += (
-                f"The plan keeps the cache in {pool.placement.precision.kv}, which is not among "
-                f"{programs.server.title}'s formats: {', '.join(programs.cache)}.",
-            )
-        if name == "vllm" and server.is_by_priority:
-            notes += ("Each request says its priority (the API's 'priority'), the least first.",)
-        elif spec.order["kind"] != "first_come" and not (name == "sglang" and server.is_by_prefix):
-            order = policy_text(spec.order)
-            notes += (f"The plan orders requests by {order}; no flag here says so.",)
-        if spec.kv_tiers and role != "decoding" and not server.host_bytes:
-            tiers = "; ".join(policy_text(table) for table in spec.kv_tiers)
-            notes += (f"The plan keeps prefix blocks in {tiers}; no flag here says so.",)
-        given += _start_pool(engine, server, placed[role], notes)
+        found = *engine.list_unexpressed(server), *_find_notes(server, engine)
+        given += _start_pool(engine, server, placed[role], tuple(map(str, found)))
     given = [one._replace(flags_read=programs.server.sentence) for one in given]
     servers = {
         role: [(place.hosts[0], place.first_gpu) for place in places]
@@ -119,12 +104,8 @@ def _start_pool(
     """The commands of one pool: one for all replicas that differ in their host only."""
     name, first = _NAMES[server.role], places[0]
     if len(first.hosts) > 1:
-        others = ", ".join(place.hosts[0] for place in places[1:])
-        if others:
-            notes += (
-                f"The other {name}s begin on {others}: the same commands with "
-                "their own nodes' names.",
-            )
+        if others := [place.hosts[0] for place in places[1:]]:
+            notes += (str(Finding("launch.other_hosts", name=name, hosts=others)),)
         return [
             Command(text, engine.start_server(server, first, n), () if n else notes)
             for n, text in enumerate(_name_nodes(name, first, engine.count_starts(first)))
@@ -149,10 +130,10 @@ def _name_nodes(name: str, place: Place, count: int) -> list[str]:
     return [f"{span}: node {n + 1} of {count}" for n in range(count)]
 
 
-def _find_notes(server: Server) -> Iterator[Finding]:
-    """Find choices and limits that no engine's flags express."""
-    plan = server.plan
-    pruning, model = plan.spec.pruning, plan.placement.model
+def _find_notes(server: Server, engine: Engine) -> Iterator[Finding]:
+    """Find choices and limits that no flags express."""
+    plan, spec, programs = server.plan, server.plan.spec, engine.programs
+    pruning, model, kv_dtype = spec.pruning, plan.placement.model, plan.placement.precision.kv
     if pruning is not None:
         yield Finding("launch.pruned", pruning=pruning_text(pruning), kind=pruning.kind)
     if server.is_placed_by_load:
@@ -162,6 +143,17 @@ def _find_notes(server: Server) -> Iterator[Finding]:
     if limit is not None and longest > limit:
         yield Finding("launch.too_long", longest=longest, model=model.name, limit=limit)
     yield Finding("launch.cache", tokens=plan.serving.capacity.tokens)
+    if kv_dtype not in programs.cache:
+        title = programs.server.title
+        yield Finding("launch.cache_format", dtype=kv_dtype, title=title, known=[*programs.cache])
+    if engine.name == "vllm" and server.is_by_priority:
+        yield Finding("launch.vllm_priority")
+    elif spec.order["kind"] != "first_come" and not (
+        engine.name == "sglang" and server.is_by_prefix
+    ):
+        yield Finding("launch.order", order=policy_text(spec.order))
+    if spec.kv_tiers and server.role != "decoding" and not server.host_bytes:
+        yield Finding("launch.kv_tiers", tiers=[policy_text(table) for table in spec.kv_tiers])
 
 
 def _find_general(

@@ -16,6 +16,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from simulator.base.data import find_file
+from simulator.base.findings import Finding
 from simulator.base.frozen import Frozen, validate
 from simulator.base.reading import read_toml
 from simulator.deployment.plan import DeploymentPlan
@@ -282,39 +283,23 @@ def find_weights(plan: DeploymentPlan, named: str, can_quantise: bool = True) ->
     target = wanted.experts if model.moe is not None else wanted.weights
     if not formats:
         folder = named.rpartition("/")[0] if named.endswith(".json") else ""
-        note = (
-            f"The file of {model.name} names no repository; put the path of its weights in "
-            f"place of {model.name}."
-        )
+        note = str(Finding("launch.no_repository", model=model.name))
         return Weights(folder) if folder else Weights(model.name, note=note)
     found = next((name for name, held in formats.items() if _is_same(held, target)), None)
     if found is not None:
         notes = []
         if target in _NARROW and wanted.weights == target and model.weight_dtype != target:
-            notes.append(
-                f"{found} leaves some matrices in wider formats; "
-                f"the plan counts all of them in {target}."
-            )
+            notes.append(Finding("launch.wider_formats", found=found, dtype=target))
         if model.name.lower() not in found.lower():
-            notes.append(
-                f"{found} has the matrices of {model.name} and is not that release: "
-                f"no {target} weights of that one are known. Where it must be that one, "
-                "make them first, and name them instead."
-            )
-        return Weights(found, note=" ".join(notes))
+            facts = {"found": found, "model": model.name, "dtype": target}
+            notes.append(Finding("launch.other_release", **facts))
+        return Weights(found, note=" ".join(map(str, notes)))
     first = next((name for name, held in formats.items() if held in _WIDE), None)
     if target == "fp8" and first is not None and can_quantise:
-        note = (
-            f"{first} is cut to fp8 as it is loaded, which takes room for its "
-            "16-bit weights meanwhile."
-        )
-        return Weights(first, True, note)
+        return Weights(first, True, str(Finding("launch.quantised", found=first)))
     own, source = f"./{model.name}-{target}", first or next(iter(formats))
-    note = (
-        f"No published weights of {model.name} in {target} are known: "
-        f"make them from {source} as {own} first."
-    )
-    return Weights(own, note=note)
+    facts = {"model": model.name, "dtype": target, "source": source, "own": own}
+    return Weights(own, note=str(Finding("launch.unpublished", **facts)))
 
 
 def _is_same(held: str, target: str) -> bool:

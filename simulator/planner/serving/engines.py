@@ -23,9 +23,9 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
+from simulator.base.findings import Finding
 from simulator.deployment.memory import Capacity
 from simulator.planner.serving import (
     Address,
@@ -39,6 +39,8 @@ from simulator.planner.serving import (
     write_line,
 )
 
+Settings = dict[str, object]
+"""A YAML file's table: texts, numbers, lists and tables by key."""
 _SIDES: dict[Role, str] = {"prompts": "prefill", "decoding": "decode"}
 
 
@@ -100,8 +102,8 @@ class Engine(ABC):
         )
 
     @abstractmethod
-    def list_unexpressed(self, server: Server) -> list[str]:
-        """Choices of the plan that the engine's flags do not express, in sentences."""
+    def list_unexpressed(self, server: Server) -> Iterable[Finding]:
+        """Choices of the plan that the engine's flags do not express."""
 
 
 _EXCHANGES = {
@@ -176,48 +178,23 @@ class Vllm(Engine):
         environment = restrict_gpus(place) | (side if is_pooled else {})
         return write_line(self.programs.server, [server.weights.path], flags, environment)
 
-    def list_unexpressed(self, server: Server) -> list[str]:
+    def list_unexpressed(self, server: Server) -> Iterator[Finding]:
         plan, layout = server.plan, server.plan.placement.layout
-        said = []
+        rules, exchange = plan.serving.rules, _find_exchange(server)
         if 1 < layout.ep < layout.num_ranks:
-            said.append(
-                f"vLLM spreads experts over all {layout.num_ranks} ranks of a replica; "
-                f"the plan has groups of {layout.ep}, in which each expert is split "
-                f"over {layout.moe_tp} ranks."
-            )
-        if (
-            server.travels
-            and plan.spec.dispatch is not None
-            and plan.spec.dispatch.get("kind") == "deepep_auto"
-        ):
-            said.append(
-                "The plan exchanges tokens with low-latency kernels in steps of up to 128 tokens "
-                "a rank and with normal ones in larger steps; a vLLM server has one kind for all, "
-                f"here {_find_exchange(server)}."
-            )
+            facts = {"ranks": layout.num_ranks, "ep": layout.ep, "moe_tp": layout.moe_tp}
+            yield Finding("launch.vllm_groups", **facts)
+        if server.travels and (plan.spec.dispatch or {}).get("kind") == "deepep_auto":
+            yield Finding("launch.vllm_one_exchange", exchange=exchange)
         if server.travels:
-            said.append(
-                f"Tokens travel to experts in {plan.placement.precision.dispatch} in the plan; "
-                "in vLLM the weights' format decides."
-            )
+            yield Finding("launch.vllm_dispatch", dtype=plan.placement.precision.dispatch)
         if layout.pp > 1:
-            said.append(
-                f"The plan spreads requests evenly over the {layout.pp} batches in flight; "
-                "vLLM gives each batch whatever waits when it is formed, "
-                "so that others may be emptier."
-            )
-        if plan.spec.overlap == "two_batch" and _find_exchange(server) not in _OVERLAPPING:
-            said.append(
-                "The plan overlaps two halves of a batch, which vLLM does with DeepEP's exchanges "
-                f"only: those by {_find_exchange(server)} are not hidden."
-            )
-        rules = plan.serving.rules
+            yield Finding("launch.vllm_pipeline", pp=layout.pp)
+        if plan.spec.overlap == "two_batch" and exchange not in _OVERLAPPING:
+            yield Finding("launch.vllm_overlap", exchange=exchange)
         if _count_sequences(server) < rules.max_sequences:
-            said.append(
-                f"The plan lets {rules.max_sequences} requests run at once in steps of "
-                f"{rules.token_budget} tokens; vLLM lets no more run than a step has tokens."
-            )
-        return said
+            most = rules.max_sequences
+            yield Finding("launch.vllm_sequences", sequences=most, tokens=rules.token_budget)
 
 
 def _find_exchange(server: Server) -> str:
@@ -320,28 +297,15 @@ class Sglang(Engine):
     def name_bootstrap(self, first_gpu: int) -> str:
         return f" {_BOOTSTRAP_PORT + first_gpu}"
 
-    def list_unexpressed(self, server: Server) -> list[str]:
-        plan, layout = server.plan, server.plan.placement.layout
-        said = []
+    def list_unexpressed(self, server: Server) -> Iterator[Finding]:
+        layout, sent = server.plan.placement.layout, server.plan.placement.precision.dispatch
         if server.travels and not _uses_deepep(server):
-            said.append(
-                f"DeepEP takes one group of all {layout.num_ranks} ranks; "
-                f"with groups of {layout.ep}, each expert split over {layout.moe_tp} ranks, "
-                "SGLang gathers tokens instead of sending them."
-            )
+            facts = {"ranks": layout.num_ranks, "ep": layout.ep, "moe_tp": layout.moe_tp}
+            yield Finding("launch.sglang_groups", **facts)
         if _needs_room(server):
-            said.append(
-                f"From {_LOW_LATENCY_TOKENS} tokens a rank on the plan decodes with DeepEP's "
-                "normal kernels; SGLang decodes with low-latency ones whatever the batch, "
-                "so the environment raises what they hold, which takes memory."
-            )
-        precision = plan.placement.precision
-        if _uses_deepep(server) and precision.dispatch not in _SENT:
-            said.append(
-                f"Tokens travel to experts in {precision.dispatch} in the plan; SGLang sends "
-                f"them in {', '.join(_SENT)}, whichever the weights' format asks for."
-            )
-        return said
+            yield Finding("launch.sglang_low_latency", tokens=_LOW_LATENCY_TOKENS)
+        if _uses_deepep(server) and sent not in _SENT:
+            yield Finding("launch.sglang_dispatch", dtype=sent, known=_SENT)
 
 
 def _uses_deepep(server: Server) -> bool:
@@ -418,15 +382,15 @@ class Trtllm(Engine):
     def start_router(self, servers: Mapping[Role, list[Address]], balancing: str) -> str:
         if "both" in servers:
             return ""
-        settings: dict[str, Any] = {"hostname": "0.0.0.0", "port": self.programs.router_port}
+        settings: Settings = {"hostname": "0.0.0.0", "port": self.programs.router_port}
         counted = self.programs.policies.get(balancing, "round_robin")
         pools: dict[str, Role] = {"context_servers": "prompts", "generation_servers": "decoding"}
         for key, role in pools.items():
             urls = [f"{host}:{self.find_port(gpu)}" for host, gpu in servers[role]]
-            settings[key] = {"num_instances": len(urls), "urls": urls}
+            pool: Settings = {"num_instances": len(urls), "urls": urls}
             if counted != "round_robin":
-                router = {"type": "load_balancing", "use_tokens": counted == "tokens"}
-                settings[key]["router"] = router
+                pool["router"] = {"type": "load_balancing", "use_tokens": counted == "tokens"}
+            settings[key] = pool
         file = "disaggregated.yml"
         line = write_line(self.programs.router, [], {"-c": file})
         return f"{_write_file(file, settings)}\n{line}"
@@ -436,43 +400,23 @@ class Trtllm(Engine):
             return ""
         return f"The plan's balancer is '{balancing}'; requests go round in turn instead."
 
-    def list_unexpressed(self, server: Server) -> list[str]:
+    def list_unexpressed(self, server: Server) -> Iterator[Finding]:
         plan, layout = server.plan, server.plan.placement.layout
-        said = []
         if layout.attention_dp > 1 and layout.tp > 1:
-            said.append(
-                f"The plan splits attention over {layout.tp} ranks in each "
-                f"of {layout.attention_dp} data-parallel groups; TensorRT-LLM's attention is "
-                f"data-parallel on all {layout.num_ranks} ranks or on none."
-            )
+            facts = {"tp": layout.tp, "dp": layout.attention_dp, "ranks": layout.num_ranks}
+            yield Finding("launch.trtllm_attention", **facts)
         if server.travels:
-            said.append(
-                f"Tokens travel to experts in {plan.placement.precision.dispatch} in the plan; "
-                "in TensorRT-LLM the weights' format and the kind of exchange that it picks for "
-                "the machine decide."
-            )
+            yield Finding("launch.trtllm_dispatch", dtype=plan.placement.precision.dispatch)
         if server.is_placed_by_load:
-            said.append(
-                "Expert slots take the WIDEEP backend, which is documented for GB200 NVL72, "
-                "H20 and RTX 6000D; elsewhere CUTLASS, TRTLLM or CUTEDSL take its place as far as "
-                "the release supports slots there."
-            )
+            yield Finding("launch.trtllm_slots")
         if plan.spec.overlap == "two_batch":
-            said.append(
-                "TensorRT-LLM has no option for two overlapped halves of a batch; "
-                "without them exchanges are not hidden."
-            )
+            yield Finding("launch.trtllm_overlap")
         if server.role == "both" and plan.serving.replicas > 1:
-            said.append(
-                "trtllm-serve spreads no requests: put an HTTP load balancer in front "
-                f"of the {plan.serving.replicas} servers that sends each request to the one "
-                "with the fewest open."
-            )
-        return said
+            yield Finding("launch.trtllm_balancing", replicas=plan.serving.replicas)
 
-    def _make_settings(self, server: Server) -> dict[str, Any]:
+    def _make_settings(self, server: Server) -> Settings:
         plan = server.plan
-        found: dict[str, Any] = {"enable_chunked_prefill": plan.serving.rules.splits_prompts}
+        found: Settings = {"enable_chunked_prefill": plan.serving.rules.splits_prompts}
         if plan.placement.layout.attention_dp > 1:
             found["enable_attention_dp"] = True
             if plan.serving.rules.balance_steps:
@@ -480,7 +424,7 @@ class Trtllm(Engine):
                     "enable_balance": True,
                     "timeout_iters": plan.serving.rules.balance_steps,
                 }
-        cache: dict[str, Any] = {
+        cache: Settings = {
             "enable_block_reuse": plan.spec.prefix_caching,
             "free_gpu_memory_fraction": find_free_share(server),
         }
@@ -511,12 +455,12 @@ def find_free_share(server: Server) -> float:
     return _round_down(min(1.0, capacity.kv_bytes / free))
 
 
-def _write_file(file: str, table: Mapping[str, Any]) -> str:
+def _write_file(file: str, table: Mapping[str, object]) -> str:
     """The shell's lines that write a YAML file."""
     return "\n".join([f"cat > {file} <<'EOF'", *_yaml(table, ""), "EOF"])
 
 
-def _yaml(table: Mapping[str, Any], indent: str) -> list[str]:
+def _yaml(table: Mapping[str, object], indent: str) -> list[str]:
     lines = []
     for key, value in table.items():
         if isinstance(value, Mapping):
