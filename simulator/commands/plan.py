@@ -10,7 +10,7 @@ from simulator.base.errors import UserError
 from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Question
 from simulator.parallel.work_list import check_count
-from simulator.planner.capacity import plan_capacity
+from simulator.planner.answer import plan_capacity
 from simulator.planner.store import Store
 from simulator.report.plan_page import render
 from simulator.results.answer import Answer

@@ -10,7 +10,7 @@ import pandas as pd
 from simulator.base.progress import Progress, show_nothing
 from simulator.base.writing import toml_text
 from simulator.config.training_question import TrainingQuestion
-from simulator.planner.training.search import Trained, search_training
+from simulator.planner.training import Trained, search_training
 from simulator.results.provenance import Provenance
 from simulator.results.results_folder import make_verdict
 from simulator.results.training_answer import COLUMNS, TrainingAnswer, find_training_answer

@@ -1,34 +1,48 @@
-"""The answer of a search, put together: every number in it can be traced to an evaluation."""
+"""The whole of a plan, from the question to the answer, in which every number can be traced to an
+evaluation.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-from simulator.config.capacity import Spare
-from simulator.planner.assumptions import state_basis
-from simulator.planner.conditions import AS_ASKED
-from simulator.planner.evaluations import best_of_each, row_of, spares_of
+from simulator.base.progress import Progress, show_nothing
+from simulator.config.capacity import Question, Spare
+from simulator.deployment.facts import facts_of
+from simulator.parallel.workers import Workers
+from simulator.planner.conditions import AS_ASKED, WHOLE, forget_files
+from simulator.planner.evaluations import best_of_each, row_of, spares_of, text_of
 from simulator.planner.explore import Evaluation
 from simulator.planner.handover import hand_over
 from simulator.planner.pareto import find_pareto
 from simulator.planner.samples import name_band
-from simulator.planner.search import SearchResult
-from simulator.planner.space import Spares, share_of_time_enough
+from simulator.planner.search import SearchResult, search
+from simulator.planner.space import (
+    MEMORY,
+    NO_SPARES,
+    TOO_LARGE,
+    Ruled,
+    Spares,
+    share_of_time_enough,
+)
+from simulator.planner.store import Store
 from simulator.planner.traffic import asked_rate
-from simulator.planner.uncertainty.assessment import Assessment, assess_alone
-from simulator.planner.why_not import explain_models, find_nearest
+from simulator.planner.uncertainty.assessment import Assessment, assess, assess_alone
 from simulator.results.answer import (
     Answer,
+    Basis,
     DeploymentRow,
     ModelEntry,
     RecommendedRow,
     RuledOut,
     TrafficFacts,
+    WhyNot,
 )
 from simulator.results.answer.failures import SpareGpus
 from simulator.results.answer.relations import check_answer, find_undetermined
-from simulator.results.plan_sentences import headline, reasons
+from simulator.results.plan_sentences import headline, reasons, state_shortfall
 
 
 def make_answer(
@@ -118,29 +132,26 @@ def _describe_spare(result: SearchResult, best: Evaluation | None) -> SpareGpus:
     sides, space = best.candidate.sides, result.space
     machines, host_gpus = space.machines_at(sides[0]), space.host_gpus(*sides)
     counts, spares = best.cluster_size[1:], spares_of(result, best)
-    rates = result.question.failures
-    replicas: dict[str, Any] = {}
-    if rates.availability is not None:
-        enough, alone = (
-            share_of_time_enough(space, sides, counts, one) for one in (spares, Spares())
-        )
-        replicas = {
-            "availability": rates.availability,
-            "replicas": sum(spares),
-            "replica_gpus": best.candidate.count_gpus(*spares),
-            "enough_low": enough[0],
-            "enough_high": enough[1],
-            "alone_low": alone[0],
-            "alone_high": alone[1],
-        }
-    return SpareGpus(
+    found = SpareGpus(
         lost=text,
-        **replicas,
+        availability=result.question.failures.availability,
         gpus=space.spare_gpus(*sides),
         nodes=-(-best.cluster_size.size // host_gpus),
         is_spread=host_gpus < machines.spec.gpus_per_node,
         **machines.find_whole_nodes(host_gpus, best.num_gpus, lost),
     )
+    if found.availability is None:
+        return found
+    enough, alone = (share_of_time_enough(space, sides, counts, one) for one in (spares, Spares()))
+    replicas = {
+        "replicas": sum(spares),
+        "replica_gpus": best.candidate.count_gpus(*spares),
+        "enough_low": enough[0],
+        "enough_high": enough[1],
+        "alone_low": alone[0],
+        "alone_high": alone[1],
+    }
+    return found.model_copy(update=replicas)
 
 
 def _describe_traffic(result: SearchResult) -> TrafficFacts:
@@ -159,3 +170,154 @@ def _describe_traffic(result: SearchResult) -> TrafficFacts:
         mean_input=traffic.num_input,
         mean_output=traffic.num_output,
     )
+
+
+def find_nearest(result: SearchResult) -> WhyNot:
+    """The deployment that misses a target by least; where nothing could be run at all, the reason
+    for that.
+    """
+    best = _find_nearest(result, range(len(result.space.models)))
+    if best is not None:
+        return _describe_miss(result, best)
+    texts = {name: _find_reason(result, numbers) for name, numbers in _list_models(result).items()}
+    if len(set(texts.values())) == 1:
+        return WhyNot(text=next(iter(texts.values())))
+    return WhyNot(text="; ".join(f"{name}: {text}" for name, text in texts.items()))
+
+
+def explain_models(result: SearchResult) -> dict[str, WhyNot]:
+    """The reason against every model that no deployment meets the targets with, by name."""
+    met = best_of_each(result)
+    stopped: dict[str, WhyNot] = {}
+    for name, numbers in _list_models(result).items():
+        if name not in met:
+            best = _find_nearest(result, numbers)
+            stopped[name] = (
+                WhyNot(text=_find_reason(result, numbers))
+                if best is None
+                else _describe_miss(result, best)
+            )
+    return stopped
+
+
+def _list_models(result: SearchResult) -> dict[str, list[int]]:
+    """Numbers of each model by name: one for every value of ``space.keys``."""
+    numbers: dict[str, list[int]] = {}
+    for number, model in enumerate(result.space.models):
+        numbers.setdefault(model.name, []).append(number)
+    return numbers
+
+
+def _find_nearest(result: SearchResult, models: Collection[int]) -> Evaluation | None:
+    tried = [
+        one
+        for one in result.evaluations
+        if one.outcome is not None and one.most is not None and one.candidate.shape.model in models
+    ]
+    return min(
+        tried,
+        key=lambda one: one.outcome.worst if one.outcome is not None else math.inf,
+        default=None,
+    )
+
+
+def _describe_miss(result: SearchResult, evaluation: Evaluation) -> WhyNot:
+    """The target that a deployment misses on the largest cluster within the limits."""
+    outcome, most = evaluation.outcome, evaluation.most
+    if outcome is None or most is None:
+        raise ValueError("nothing was measured")
+    machines = result.space.machines_at(evaluation.candidate.shape)
+    there = evaluation._replace(cluster_size=most, cost_per_hour=most.size * machines.gpu_hour)
+    most_of = ""
+    if most.size == machines.sizes[-1]:
+        most_of = (
+            f"all that {machines.bound} allows"
+            if machines.bound
+            else f"the most that {machines.offer.cluster} comes in"
+        )
+    target = outcome.tightest
+    return WhyNot(
+        deployment=text_of(result, there),
+        target=target,
+        measured=outcome.measured[target],
+        times_over=outcome.worst,
+        bound=machines.bound,
+        row=row_of(result, there),
+        text=str(state_shortfall(target, outcome.worst, most.size, most_of)),
+    )
+
+
+def _find_reason(result: SearchResult, models: Collection[int]) -> str:
+    """The reason that says most of why no deployment of a model came as far as a simulation."""
+    total = Ruled()
+    for (number, _), part in result.screened.items():
+        if number in models:
+            total.add(part.ruled)
+    telling = total.telling()
+    failed = next(
+        (
+            one.why
+            for one in result.evaluations
+            if one.candidate.shape.model in models and one.outcome is None and one.why
+        ),
+        None,
+    )
+    if failed is not None:
+        return failed.split("': ", 1)[-1].split("; ", 1)[0]
+    if telling == NO_SPARES:
+        return f"{telling}: {total.examples[telling]}"
+    if telling == MEMORY and TOO_LARGE in total.counts:
+        bounds = dict.fromkeys(
+            machines.bound for machines in result.space.machines if machines.bound
+        )
+        largest = f"space.max_gpus_per_replica = {result.question.space.max_gpus_per_replica}"
+        return f"{telling}, and larger replicas are beyond {' and '.join(bounds) or largest}"
+    return telling or "nothing was tried"
+
+
+def state_basis(result: SearchResult) -> dict[str, Basis]:
+    """Assumptions and warnings that runs of the best deployment of every model would state, by
+    deployment.
+    """
+    stated = {}
+    for one in best_of_each(result).values():
+        if one.cluster_size is not None:
+            opened = result.trials.open_explorer(one.candidate, WHOLE)
+            facts = facts_of(opened.plan(one.cluster_size))
+            basis = {key: facts[key] for key in Basis.model_fields}
+            stated[text_of(result, one)] = Basis.model_validate(basis)
+    return stated
+
+
+def plan_capacity(
+    question: Question,
+    folder: Path,
+    store: Store,
+    tick: Progress = show_nothing,
+    workers: int | None = None,
+    address: str | None = None,
+    target: Path | None = None,
+) -> Answer:
+    """The answer, which is the same for the same question, seed and version.
+
+    Args:
+        folder: what paths in the question are relative to.
+        store: where finished simulations are kept, and looked for.
+        workers: processes; by default one a core.
+        address: of a Ray cluster, on whose nodes they run.
+        target: the folder that the answer's files will be written to, to which paths in them are
+            relative; absent = they are absolute.
+
+    Raises:
+        UserError: if the question names what does not exist, or the cluster cannot be used.
+    """
+    forget_files()  # before workers begin with what it has
+    with Workers(workers, address, _ready) as pool:
+        found = search(question, folder, store, tick, pool)
+        choices = assess(found, tick, pool)
+        pool.shut_down()
+        return make_answer(found, choices, target)
+
+
+def _ready() -> None:
+    """A worker that has this function has imported what a search needs."""

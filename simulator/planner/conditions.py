@@ -12,11 +12,11 @@ import hashlib
 import inspect
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,13 +34,7 @@ from simulator.deployment.counterparts import choose_model
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer
 from simulator.planner.screen import Candidate
 from simulator.planner.space import Space
-from simulator.planner.store import (
-    STORED_EVALUATION,
-    STORED_OUTCOME,
-    Store,
-    StoredEvaluation,
-    key_of,
-)
+from simulator.planner.store import STORED_EVALUATION, STORED_OUTCOME, Store, key_of
 from simulator.planner.traffic import (
     Traffic,
     find_stretch,
@@ -56,7 +50,7 @@ _BLOCKS = 20
 arrivals bursty."""
 _NUM_CACHED = 32
 """Spaces and stretches of traffic in memory: some more than a question has conditions."""
-_OUTCOMES = Recent[tuple[Any, ...], dict[ClusterSize, Outcome]](most=1024)
+_OUTCOMES = Recent[tuple[Hashable, ...], dict[ClusterSize, Outcome]](most=1024)
 """Outcomes of this process, by size, of each candidate under each change: searches that ask for the
 same trial share it."""
 _SKEW_KEYS = ("sigma", "exponent")
@@ -122,9 +116,12 @@ class Trials:
         key = key_of(identity(explorer))
         known = self._store.get(key, STORED_EVALUATION)
         if known is not None:
-            return replace(known.restore(candidate, gpu_hour, quality), was_stored=True)
-        found = replace(explorer.find(), candidate=candidate, quality=quality)
-        self._store.put(key, StoredEvaluation.strip(found), STORED_EVALUATION)
+            cost = math.inf if known.size is None else known.size * gpu_hour
+            return known._replace(
+                candidate=candidate, cost_per_hour=cost, quality=quality, was_stored=True
+            )
+        found = explorer.find()._replace(candidate=candidate, quality=quality)
+        self._store.put(key, found, STORED_EVALUATION)
         return found
 
     def trial(
@@ -183,7 +180,7 @@ def forget_files() -> None:
     _OUTCOMES.clear()
 
 
-def identity(explorer: Explorer, has_begun: bool = True) -> list[Any]:
+def identity(explorer: Explorer, has_begun: bool = True) -> list[object]:
     """All that trials of a candidate depend on: not the question's name, its other models and
     machines, or its map.
 
@@ -238,7 +235,7 @@ def _digest_own_code(model: ModelSpec) -> list[str]:
     return [hashlib.sha256(read_bytes(Path(file))).hexdigest() for file in sorted(files)]
 
 
-def _digest_files(value: Any, folder: Path) -> list[str]:
+def _digest_files(value: object, folder: Path) -> list[str]:
     """Digests of the files that policies read."""
     if isinstance(value, Mapping):
         value = list(value.values())
@@ -256,7 +253,7 @@ def apply_conditions(conditions: Conditions, question: Question, folder: Path) -
         UserError: if a model or cluster is unknown.
     """
     asked = question.workload
-    workload: dict[str, Any] = {
+    workload = {
         "rate_scale": asked.rate_scale * conditions.rate,
         "prompt_scale": asked.prompt_scale * conditions.prompts,
     }
@@ -347,7 +344,7 @@ def _read_question(text: str) -> Question:
 def _make_space(text: str, folder: str, conditions: Conditions, spare: Spare | None) -> Space:
     question = apply_conditions(conditions, _read_question(text), Path(folder))
     workload = question.workload.model_copy(update={"slo": choose_slo(question)})
-    changes: dict[str, Any] = {"workload": workload}
+    changes: dict[str, object] = {"workload": workload}
     if spare is not None:  # of machines, in place of spare replicas
         changes["spare"] = spare
         changes["failures"] = question.failures.model_copy(update={"availability": None})

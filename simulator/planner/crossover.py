@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 
 from simulator.config.capacity import Crossover, Question
 from simulator.config.pairing import model_text
-from simulator.deployment.plan import DeploymentPlan, make_plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.calibration_error import compare_speeds, include_one, read_bands, read_error
 from simulator.planner.closed_form import Curve, Floats
 from simulator.planner.conditions import Conditions, apply_conditions
-from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import by_cost
 from simulator.planner.search import SearchResult
-from simulator.planner.space import ReplicaShape, Space
+from simulator.planner.space import ReplicaShape, Ruled, Space
 from simulator.planner.traffic import Traffic
 from simulator.results.answer.crossover import (
     CrossoverMap,
@@ -505,11 +504,7 @@ class _Side:
         self.is_moe = space.models[model].moe is not None
         self._space = space
         self._curves: dict[ReplicaShape, Curve] = {}
-        seed = space.question.seed
-        self._plans = [
-            (shape, make_plan(space.spec(shape, None), seed, "plan [crossover]", space.folder))
-            for shape in shapes
-        ]
+        self._plans = [(shape, space.plan(shape)) for shape in shapes]
 
     def find_steady(self, num_input: int, num_output: int) -> list[Steady]:
         """The splits with requests of one length."""

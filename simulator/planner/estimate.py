@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.deployment.plan import make_plan
 from simulator.planner.calibration_error import (
     CalibrationError,
     Edges,
@@ -223,8 +222,7 @@ class Estimator:
         """
         key = (shape, candidate.budget, phase)
         if key not in self._known:
-            space = self._judges[0].space
-            plan = make_plan(space.spec(shape, None), space.question.seed, "plan", space.folder)
+            plan = self._judges[0].space.plan(shape)
             curves = [judge.curve(shape, plan) for judge in self._judges]
             self._known[key] = (
                 curves[0],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from simulator.config.deployment import DeploymentSpec
 from simulator.planner.explore import ClusterSize, Evaluation, add_spares, deployment
@@ -54,7 +54,7 @@ def deployment_of(result: SearchResult, evaluation: Evaluation, name: str = "") 
     size = add_spares(size, spares_of(result, evaluation))
     spec = deployment(result.space, evaluation.candidate, size, name)
     idle_gpus = max(0, (evaluation.size or 0) - gpus_used(result, evaluation))
-    changes: dict[str, Any] = {"idle_gpus": idle_gpus}
+    changes: dict[str, float] = {"idle_gpus": idle_gpus}
     if result.question.power.price_per_kwh:
         machines = result.space.machines_at(evaluation.candidate.shape)
         changes["price_per_gpu_hour"] = machines.gpu_hour

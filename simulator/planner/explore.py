@@ -5,9 +5,9 @@ then bisection over the sizes, then their neighbours.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -35,7 +35,7 @@ _MOST_RATIO = 2.0
 bound; and the inverse of the least that counts."""
 _LEAST_STEEPNESS = 0.5
 """Least power of the number of GPUs that the worst ratio is taken to fall with."""
-_TABLES = Recent[tuple[Any, ...], StepTable](most=96)
+_TABLES = Recent[tuple[Hashable, ...], StepTable](most=96)
 
 
 class ClusterSize(NamedTuple):
@@ -56,8 +56,7 @@ class SmallerMet(NamedTuple):
     """Standard error of its worst ratio, by drawing blocks of neighbouring requests again."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(NamedTuple):
     """Result of exploring one deployment."""
 
     candidate: Candidate
@@ -78,9 +77,9 @@ class Evaluation:
     """A smaller cluster that meets the targets, though one between the two does not."""
     most: ClusterSize | None = None
     """Size that ``outcome`` is of where none is enough: as much as the limits allow."""
-    was_stored: bool = field(default=False, compare=False)
+    was_stored: bool = False
     """Whether it was found by an earlier search."""
-    quality: float = field(default=0.0, compare=False)
+    quality: float = 0.0
     """Score of the model; 0 without one."""
     risk: float = 0.0
     """See :func:`simulator.planner.calibration_error.compute_miss_probability`."""
@@ -166,8 +165,11 @@ class Explorer:
         except UserError as error:
             return self._refuse(str(error).split("]: ", 1)[-1])
 
-    def _refuse(self, why: str) -> Evaluation:
-        return Evaluation(self.candidate, None, None, math.inf, tuple(self._tried.items()), why)
+    def _refuse(
+        self, why: str, outcome: Outcome | None = None, most: ClusterSize | None = None
+    ) -> Evaluation:
+        tried = tuple(self._tried.items())
+        return Evaluation(self.candidate, None, outcome, math.inf, tried, why, most=most)
 
     def _find(self) -> Evaluation:
         sides, candidate = self.candidate.sides, self.candidate
@@ -255,8 +257,7 @@ class Explorer:
         spares = count_spares(self.space, self.candidate.sides, *largest[1:])
         if any(spares):
             why += f", of whose replicas {sum(spares)} {'is' if sum(spares) == 1 else 'are'} spare"
-        tried = tuple(self._tried.items())
-        return Evaluation(self.candidate, None, found, math.inf, tried, why, most=largest)
+        return self._refuse(why, found, largest)
 
     def trial(self, cluster_size: ClusterSize) -> Outcome:
         """Serve all requests with so many replicas, once."""
@@ -267,8 +268,8 @@ class Explorer:
             if self.share < 1 and targets.output_tokens_per_s is not None:
                 least = {"output_tokens_per_s": self.share * targets.output_tokens_per_s}
                 targets = targets.model_copy(update=least)
-            judged = measure_outcome(requests, traffic, targets, slo, self.later)
-            self.outcomes[cluster_size] = judged
+            found = measure_outcome(requests, traffic, targets, slo, self.later)
+            self.outcomes[cluster_size] = found
         return self.outcomes[cluster_size]
 
     def serve(self, cluster_size: ClusterSize) -> pd.DataFrame:

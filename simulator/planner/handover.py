@@ -9,12 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from simulator.base.data import available_files
 from simulator.base.writing import toml_text
 from simulator.config.capacity import Question, Spare
-from simulator.config.deployment import DeploymentSpec
 from simulator.config.failures import FailureRates
 from simulator.config.workload import WorkloadSpec
 from simulator.deployment.plan import make_plan
@@ -121,11 +119,6 @@ def _tell_shares(rates: FailureRates) -> str:
     )
 
 
-def deployments(result: SearchResult, evaluations: list[Evaluation]) -> list[DeploymentSpec]:
-    """Evaluations as deployments of one scenario, each with a name of its own."""
-    return [deployment_of(result, one, text_of(result, one)) for one in evaluations]
-
-
 def scenario_text(
     result: SearchResult, evaluations: list[Evaluation], folder: Path | None = None
 ) -> str:
@@ -161,7 +154,14 @@ def scenario_text(
         "name": f"{question.name}: recommended",
         "seed": question.seed,
         "workload": workload.model_dump(exclude_defaults=True),
-        "deployments": [_entry(spec, base, folder) for spec in deployments(result, evaluations)],
+        "deployments": [
+            _relocate(
+                deployment_of(result, one, text_of(result, one)).model_dump(exclude_defaults=True),
+                base,
+                folder,
+            )
+            for one in evaluations
+        ],
     }
     head = (
         f"Recommended for the plan '{question.name}', the best first. "
@@ -172,14 +172,8 @@ def scenario_text(
     return toml_text(table, "\n".join([head, *comments]), _EXACT)
 
 
-def _entry(spec: DeploymentSpec, base: Path, folder: Path | None) -> dict[str, Any]:
-    """The entry of a deployment without defaults, with paths that hold from where the file lies."""
-    entry: dict[str, Any] = _relocate(spec.model_dump(exclude_defaults=True), base, folder)
-    return entry
-
-
-def _relocate(value: Any, base: Path, folder: Path | None, key: str = "") -> Any:
-    """A value of a deployment with all paths in it from another folder."""
+def _relocate(value: object, base: Path, folder: Path | None, key: str = "") -> object:
+    """A value of a deployment with all paths in it as they hold from another folder."""
     if isinstance(value, Mapping):
         return {name: _relocate(one, base, folder, name) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -198,8 +192,8 @@ def _path(named: str, base: Path, folder: Path | None) -> str:
     return str(path) if folder is None else os.path.relpath(path, folder.resolve())
 
 
-def _requests(workload: WorkloadSpec, base: Path, folder: Path | None) -> dict[str, Any]:
-    requests, changes = workload.requests, dict[str, Any]()
+def _requests(workload: WorkloadSpec, base: Path, folder: Path | None) -> dict[str, object]:
+    requests, changes = workload.requests, dict[str, object]()
     if isinstance(requests, dict):
         tables = {
             key: _relocate(value, base, folder)

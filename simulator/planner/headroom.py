@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import replace
 from typing import NamedTuple
 
 from simulator.planner.calibration_error import compute_miss_probability
@@ -196,7 +195,7 @@ def _find_best(result: SearchResult, first: Evaluation, size: int) -> Evaluation
             outcome = result.trials.trial(one.candidate, there, WHOLE)
             plan = result.trials.open_explorer(one.candidate, WHOLE).plan(there)
             missing = compute_miss_probability(plan, outcome, longest_tokens(result.traffic.trace))
-            found = replace(one, cluster_size=there, outcome=outcome, risk=missing)
-            tried.append(replace(found, cost_per_hour=size * machines.gpu_hour))
+            found = one._replace(cluster_size=there, outcome=outcome, risk=missing)
+            tried.append(found._replace(cost_per_hour=size * machines.gpu_hour))
     met = [one for one in tried if one.outcome is not None and one.outcome.met]
     return min(met, key=best_first, default=None)

@@ -10,7 +10,6 @@ from itertools import combinations
 import numpy as np
 
 from simulator.config.capacity import Spare
-from simulator.deployment.plan import make_plan
 from simulator.planner.conditions import Change, Trials
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.loss_probability import share_of_time_within
@@ -227,10 +226,8 @@ def _spare_experts(
     if not shape.slots or moe is None or shape.slots <= moe.num_experts:
         return None
     plain = shape._replace(slots=0)
-    seed, folder = space.question.seed, space.folder
     with_copies, without = (
-        make_plan(space.spec(one, candidate.budget), seed, "plan", folder).serving.capacity
-        for one in (shape, plain)
+        space.plan(one, candidate.budget).serving.capacity for one in (shape, plain)
     )
     bytes_per_gpu = with_copies.weights_bytes - without.weights_bytes
     share = bytes_per_gpu / with_copies.total_bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from simulator.base.errors import UserError
 from simulator.config.capacity import CandidateCluster, Question, Spare
@@ -11,6 +11,13 @@ from simulator.config.cluster import ClusterSpec, load_kind
 
 WHERE = "plan"
 """First words of errors about a question."""
+
+
+class WholeNodes(TypedDict):
+    """The cluster of whole nodes that would do, with replicas side by side."""
+
+    gpus_in_whole_nodes: int | None
+    cost_per_hour_in_whole_nodes: float | None
 
 
 class Machines(NamedTuple):
@@ -34,7 +41,7 @@ class Machines(NamedTuple):
         """The smallest size with so many GPUs; ``None`` where all are smaller."""
         return next((size for size in self.sizes if size >= num_gpus), None)
 
-    def find_whole_nodes(self, host_gpus: int, num_gpus: int, lost: Spare) -> dict[str, Any]:
+    def find_whole_nodes(self, host_gpus: int, num_gpus: int, lost: Spare) -> WholeNodes:
         """The cluster of whole nodes with replicas side by side, and its cost per hour; ``None``
         where a node is one already, or beyond the limits.
 
@@ -62,11 +69,9 @@ def machines_of(offer: CandidateCluster, question: Question) -> Machines:
     """
     limits, power, files = question.limits, question.power, f"{WHERE} [clusters '{offer.cluster}']"
     spec, accelerator = load_kind(offer.cluster, files)
-    price = (
-        offer.price_per_gpu_hour
-        if offer.price_per_gpu_hour is not None
-        else spec.price_per_gpu_hour
-    )
+    price = offer.price_per_gpu_hour
+    if price is None:
+        price = spec.price_per_gpu_hour
     if price is None:
         raise UserError(
             f"{files}: has no price; give price_per_gpu_hour (0 for machines that are there anyway)"
@@ -80,35 +85,22 @@ def machines_of(offer: CandidateCluster, question: Question) -> Machines:
     bounds: list[tuple[float, str, str]] = []
     for name, count in (("max_gpus", offer.max_gpus), ("limits.gpus", limits.gpus)):
         if count is not None:
-            bounds.append(
-                (count, f"{name} = {count}", f"{offer.cluster} comes in {_gpus(least)} or more")
-            )
+            text = f"{offer.cluster} comes in {_gpus(least)} or more"
+            bounds.append((count, f"{name} = {count}", text))
     if limits.nodes is not None:
         text = f"{offer.cluster} comes in {-(-least // spec.gpus_per_node)} nodes or more"
         bounds.append((limits.nodes * spec.gpus_per_node, f"limits.nodes = {limits.nodes}", text))
     if limits.power_w is not None:
-        bounds.append(
-            (
-                limits.power_w / watts,
-                f"limits.power_w = {limits.power_w:g}",
-                f"{fewest} may draw {least * watts:,.0f} W",
-            )
-        )
+        text = f"{fewest} may draw {least * watts:,.0f} W"
+        bounds.append((limits.power_w / watts, f"limits.power_w = {limits.power_w:g}", text))
     if limits.budget_per_hour is not None and gpu_hour > 0:
         name = f"the budget of {limits.budget_per_hour:g} {power.currency} per hour"
-        bounds.append(
-            (
-                limits.budget_per_hour / gpu_hour,
-                name,
-                f"{fewest} would cost {least * gpu_hour:.2f} {power.currency} per hour",
-            )
-        )
+        text = f"{fewest} would cost {least * gpu_hour:.2f} {power.currency} per hour"
+        bounds.append((limits.budget_per_hour / gpu_hour, name, text))
     most, name, too_much = min(bounds, default=(math.inf, "", ""))
     allowed = tuple(size for size in sizes if size <= most)
-    bound, beyond = (
-        name if most < sizes[-1] else "",
-        "" if allowed else f"{too_much}, and {name} is the limit",
-    )
+    bound = name if most < sizes[-1] else ""
+    beyond = "" if allowed else f"{too_much}, and {name} is the limit"
     spare = question.spare.nodes * min(sizes[0], spec.gpus_per_node) + question.spare.gpus
     if allowed and spare >= allowed[-1]:
         most_text = (

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.deployment.plan import make_plan
 from simulator.planner.calibration_error import include_one, read_bands
 from simulator.planner.explore import Evaluation
 from simulator.planner.screen import Candidate, Speed
@@ -62,11 +61,10 @@ def find_pareto(
     points: list[ParetoPoint] = []
     for screened in result.screened.values():
         front = _thin(_drop_beaten([*screened.front, *screened.pooled]))
-        is_pooled = {speed.prefill is not None for speed in front}
-        edges = {one: _edges(result, front[0].shape, one) for one in is_pooled}
-        points += [
-            _describe_closed(result, speed, edges[speed.prefill is not None]) for speed in front
-        ]
+        if front:
+            plan = result.space.plan(front[0].shape)
+            alone, pooled = (include_one(read_bands(plan, one).token) for one in (False, True))
+        points += [_describe_closed(result, one, pooled if one.prefill else alone) for one in front]
     simulated = (
         _describe_simulated(result, evaluation, rows[evaluation.candidate])
         for evaluation in result.met
@@ -90,13 +88,6 @@ def _drop_beaten(points: list[Speed]) -> list[Speed]:
             best = point.per_gpu
             found.append(point)
     return found
-
-
-def _edges(result: SearchResult, shape: ReplicaShape, is_pooled: bool) -> tuple[float, float]:
-    """The band of a step's seconds over the predicted ones."""
-    space = result.space
-    plan = make_plan(space.spec(shape, None), result.question.seed, "plan", space.folder)
-    return include_one(read_bands(plan, is_pooled).token)
 
 
 def _describe_closed(result: SearchResult, speed: Speed, edges: tuple[float, float]) -> ParetoPoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,17 @@ from simulator.config.engine import find_kv_transfer
 from simulator.cost.engine_time import streams_s
 from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.closed_form import Curve, Floats
-from simulator.planner.ruled_out import NO_CACHE, NO_SPARES, REFUSES, TOO_FEW, TOO_SLOW, Ruled
-from simulator.planner.space import ReplicaShape, Space, explain_no_room
+from simulator.planner.space import (
+    NO_CACHE,
+    NO_SPARES,
+    REFUSES,
+    TOO_FEW,
+    TOO_SLOW,
+    ReplicaShape,
+    Ruled,
+    Space,
+    explain_no_room,
+)
 from simulator.planner.traffic import Traffic
 
 SLACK = 1.5
@@ -236,9 +245,8 @@ def find_front(speeds: list[Speeds]) -> list[Speed]:
     """Speeds that no other beats both for users and for GPUs, the fastest first."""
     if not speeds:
         return []
-    per_user, per_gpu = (
-        np.concatenate([getattr(one, name) for one in speeds]) for name in ("per_user", "per_gpu")
-    )
+    per_user = np.concatenate([one.per_user for one in speeds])
+    per_gpu = np.concatenate([one.per_gpu for one in speeds])
     order = np.lexsort((-per_gpu, -per_user))
     best = np.maximum.accumulate(np.concatenate([[0.0], per_gpu[order]]))
     ends = np.cumsum([len(one.per_user) for one in speeds])
@@ -276,8 +284,6 @@ class Candidate(NamedTuple):
     prefill_replicas: int
     cost_per_hour: float
     """Cost of the cluster that holds them."""
-    least_cost_per_hour: float
-    """Cost where the deployment does better than on average."""
     gpus: int
     least_gpus: int
     """GPUs where the deployment does better than on average."""
@@ -450,7 +456,7 @@ def _choose_candidates(candidates: list[Candidate]) -> list[Candidate]:
     return sorted(dict.fromkeys([*likely, *hopeful]), key=by_cost)
 
 
-def by_cost(candidate: Candidate) -> tuple[Any, ...]:
+def by_cost(candidate: Candidate) -> tuple[object, ...]:
     """The order of deployments that were screened, the best first."""
     return (
         candidate.cost_per_hour,
@@ -485,24 +491,20 @@ def size_candidate(
         for rate in (rates.likely, rates.most)
     )
     alone = shape, None
-    held, least_held = (
-        space.find_cluster(alone, (number, 0)) for number in (replicas or least, least)
-    )
-    if least_held is None:
+    if space.find_cluster(alone, (least, 0)) is None:
         no_room, text = explain_no_room(space, shape, least), space.text(shape)
         few = f"{space.count_gpus(alone, (least, 0)):,} GPUs or more"
         ruled.leave_out(NO_SPARES if no_room else TOO_FEW, f"{text}: {no_room or few}")
         return None
-    price, most = machines.gpu_hour, machines.sizes[-1]
+    most, count = machines.sizes[-1], replicas or least
     return Candidate(
         shape,
         budget,
         prefill=None,
-        replicas=min(replicas or least, most // shape.num_ranks),
+        replicas=min(count, most // shape.num_ranks),
         prefill_replicas=0,
-        cost_per_hour=(held or most) * price,
-        least_cost_per_hour=least_held * price,
-        gpus=(replicas or least) * shape.num_ranks,
+        cost_per_hour=(space.find_cluster(alone, (count, 0)) or most) * machines.gpu_hour,
+        gpus=count * shape.num_ranks,
         least_gpus=least * shape.num_ranks,
         tpot_s=rates.tpot_s,
         ttft_s=rates.ttft_s,
@@ -524,25 +526,16 @@ def pair_pools(
     if not prompts or not decodes:
         return [], 0
     machines = space.machines_at(prompts[0].shape)
-    price, sizes = machines.gpu_hour, np.array(machines.sizes)
+    sizes = np.array(machines.sizes)
     spare = np.array(
         [[space.spare_gpus(two.shape, one.shape) for two in decodes] for one in prompts]
     )
-    first, second = (
-        [_count_replicas(traffic, pool, name) for name in ("likely", "most")]
-        for pool in (prompts, decodes)
+    first, second = (_measure_needs(space, traffic, pool) for pool in (prompts, decodes))
+    gpus, least, likely, needed = (
+        one[:, None] + two[None, :] for one, two in zip(first[1:], second[1:], strict=True)
     )
-    gpus, least = (first[n][1][:, None] + second[n][1][None, :] for n in range(2))
-    of_prompts, of_decodes = (
-        [_count_spare_gpus(space, pool, counts) for counts, _ in found]
-        for pool, found in ((prompts, first), (decodes, second))
-    )
-    spares = [of_prompts[n][:, None] + of_decodes[n][None, :] + spare for n in range(2)]
-    held, least_held = (
-        sizes[np.minimum(np.searchsorted(sizes, g + extra), len(sizes) - 1)]
-        for g, extra in zip((gpus, least), spares, strict=True)
-    )
-    needed = least + spares[1]
+    needed = needed + spare
+    held = sizes[np.minimum(np.searchsorted(sizes, likely + spare), len(sizes) - 1)]
     possible = needed <= sizes[-1]
     number = int(possible.sum())
     if number < possible.size:
@@ -560,10 +553,9 @@ def pair_pools(
             decodes[d].shape,
             prompts[p].budget,
             prompts[p].shape,
-            replicas=int(min(second[0][0][d], sizes[-1] // decodes[d].shape.num_ranks)),
-            prefill_replicas=int(min(first[0][0][p], sizes[-1] // prompts[p].shape.num_ranks)),
-            cost_per_hour=float(held[p, d] * price),
-            least_cost_per_hour=float(least_held[p, d] * price),
+            replicas=int(min(second.replicas[d], sizes[-1] // decodes[d].shape.num_ranks)),
+            prefill_replicas=int(min(first.replicas[p], sizes[-1] // prompts[p].shape.num_ranks)),
+            cost_per_hour=float(held[p, d] * machines.gpu_hour),
             gpus=int(gpus[p, d]),
             least_gpus=int(least[p, d]),
             tpot_s=decodes[d].rates.tpot_s,
@@ -573,24 +565,27 @@ def pair_pools(
     ], number
 
 
-def _count_replicas(
-    traffic: Traffic, pool: Sequence[Judged], rate: str
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Replicas of each kind that carry the traffic at the rate of that name, and their GPUs."""
-    rates = np.array([getattr(one.rates, rate) for one in pool])
+class _Needs(NamedTuple):
+    """Replicas of each kind of a pool that carry the traffic, and their GPUs; ``[n]`` each."""
+
+    replicas: NDArray[np.int64]
+    gpus: NDArray[np.int64]
+    least_gpus: NDArray[np.int64]
+    """GPUs where they do better than on average."""
+    gpus_held: NDArray[np.int64]
+    """GPUs with those of the spare replicas."""
+    least_held: NDArray[np.int64]
+    """Least GPUs with those of the spare replicas."""
+
+
+def _measure_needs(space: Space, traffic: Traffic, pool: Sequence[Judged]) -> _Needs:
+    shapes = [one.shape for one in pool]
+    rates = np.array([[one.rates.likely, one.rates.most] for one in pool]).T
     with np.errstate(divide="ignore"):
-        replicas = np.ceil(np.minimum(traffic.rate_per_s / rates, 1e6)).astype(np.int64)
-    return replicas, replicas * np.array([one.shape.num_ranks for one in pool])
-
-
-def _count_spare_gpus(
-    space: Space, pool: Sequence[Judged], counts: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """GPUs of the spare replicas of each kind, beside so many of it."""
-    return np.array(
-        [
-            space.count_spares(one.shape, count, in_pools=True) * one.shape.num_ranks
-            for one, count in zip(pool, counts.tolist(), strict=True)
-        ],
-        dtype=np.int64,
-    )
+        counts = np.ceil(np.minimum(traffic.rate_per_s / rates, 1e6)).astype(np.int64)
+    held = counts + [
+        [space.count_spares(*one, in_pools=True) for one in zip(shapes, row, strict=True)]
+        for row in counts.tolist()
+    ]
+    ranks = np.array([shape.num_ranks for shape in shapes])
+    return _Needs(counts[0], *(counts * ranks), *(held * ranks))

@@ -6,26 +6,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from simulator.base.data import cache_lookups
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Question
-from simulator.deployment.plan import make_plan
 from simulator.parallel.workers import Workers, use_workers
 from simulator.planner.conditions import AS_ASKED, WHOLE, Change, Trials, forget_files
 from simulator.planner.explore import ClusterSize, Evaluation, resize_candidate
-from simulator.planner.machines import WHERE
-from simulator.planner.ruled_out import OTHER_PROMPTS, Ruled
 from simulator.planner.screen import SLACK, Candidate, Screened, by_cost, count_features, screen
-from simulator.planner.space import Space, check_variants
+from simulator.planner.space import OTHER_PROMPTS, Ruled, Space, check_variants
 from simulator.planner.store import Store
 from simulator.planner.traffic import Traffic, check_offered, find_stretch, lasting
 
@@ -67,7 +63,7 @@ class SearchResult(NamedTuple):
         """Searches for a size; one for deployments whose first round was of all requests, however
         many replicas they turned out to need.
         """
-        first = [replace(one, candidate=resize_candidate(one)) for one in self.first]
+        first = [one._replace(candidate=resize_candidate(one)) for one in self.first]
         return len(first) + sum(one not in first for one in self.evaluations)
 
     @property
@@ -132,11 +128,12 @@ def _search(
     possible = {
         candidate.shape.model for part in screened.values() for candidate in part.candidates
     }
-    candidates = shortlist(screened) + choose_hopeless(
-        space, {key: part for key, part in screened.items() if key[0] not in possible}
-    )
+    hopeless = {key: part for key, part in screened.items() if key[0] not in possible}
     longest_prompt = int(traffic.trace.num_input.max())
-    candidates = [choose_chunks(space, one, longest_prompt) for one in candidates]
+    candidates = [
+        choose_chunks(space, one, longest_prompt)
+        for one in shortlist(screened) + choose_hopeless(space, hopeless)
+    ]
     explore = partial(_explore, space, store, tick, pool)
     look, serve = (partial(_explore_candidate, trials, change) for change in (AS_ASKED, WHOLE))
     first = explore("simulating deployments on a busy stretch", look, candidates)
@@ -149,11 +146,9 @@ def _search(
     chosen = choose_finalists(space, first)
     evaluations = [one for one in first if one.candidate in chosen]
     if find_stretch(question, traffic).num_requests < traffic.num_requests:
-        finalists = [resize_candidate(evaluation) for evaluation in evaluations]
+        finalists = [resize_candidate(one) for one in evaluations]
         evaluations = explore("simulating the best on all requests", serve, finalists)
-    evaluations = [
-        replace(evaluation, candidate=resize_candidate(evaluation)) for evaluation in evaluations
-    ]
+    evaluations = [one._replace(candidate=resize_candidate(one)) for one in evaluations]
     return SearchResult(
         question,
         asked_requests,
@@ -178,7 +173,7 @@ def shortlist(screened: dict[tuple[int, int], Screened]) -> list[Candidate]:
         (candidate for part in screened.values() for candidate in part.candidates), key=by_cost
     )
     chosen: dict[Candidate, None] = {}
-    many: Counter[tuple[Any, ...]] = Counter()
+    many: Counter[tuple[int, int, bool]] = Counter()
     for candidate in ordered:
         kind = (candidate.shape.model, candidate.shape.machines, candidate.prefill is None)
         if not many[kind] or (len(chosen) < _FIRST_ROUND and many[kind] < _ALIKE):
@@ -203,9 +198,7 @@ def choose_hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> 
             if replicas >= 1:
                 gpus, cost = replicas * shape.num_ranks, largest * machines.gpu_hour
                 chosen.setdefault(
-                    Candidate(
-                        shape, budget, None, replicas, 0, cost, cost, gpus, gpus, 1 / per_user, 0.0
-                    )
+                    Candidate(shape, budget, None, replicas, 0, cost, gpus, gpus, 1 / per_user, 0.0)
                 )
     return list(chosen)
 
@@ -237,9 +230,7 @@ def _splits_prompts(space: Space, candidate: Candidate) -> bool | None:
         return None
     if "chunked_prompts" in variant.table.get("scheduling", {}):
         return None
-    spec = space.spec(candidate.shape, candidate.budget)
-    plan = make_plan(spec, space.question.seed, WHERE, space.folder)
-    return plan.serving.rules.splits_prompts
+    return space.plan(candidate.shape, candidate.budget).serving.rules.splits_prompts
 
 
 def _chunk_prompts(candidate: Candidate, is_chunked: bool) -> Candidate:
@@ -256,7 +247,7 @@ def choose_finalists(space: Space, first: list[Evaluation]) -> list[Candidate]:
     ordered = sorted(first, key=best_first)
     chosen = dict.fromkeys(evaluation.candidate for evaluation in ordered[:_SECOND_ROUND])
     hopeful = sorted(first, key=partial(_read_hopefully, space))
-    seen: set[tuple[str, Any]] = set()
+    seen: set[tuple[str, Hashable]] = set()
     for among, evaluation in [
         *(("machines", one) for one in ordered),
         *(("models", one) for one in ordered),
@@ -271,7 +262,7 @@ def choose_finalists(space: Space, first: list[Evaluation]) -> list[Candidate]:
     return list(chosen)
 
 
-def _read_hopefully(space: Space, evaluation: Evaluation) -> tuple[Any, ...]:
+def _read_hopefully(space: Space, evaluation: Evaluation) -> tuple[object, ...]:
     """Cost of the smallest cluster that came near to the targets, and how near."""
     gpu_hour = space.machines_at(evaluation.candidate.shape).gpu_hour
     near = [(one.size * gpu_hour, worst) for one, worst in evaluation.tried if worst <= SLACK]
@@ -284,7 +275,7 @@ def _name_model(space: Space, candidate: Candidate) -> tuple[int, bool]:
     return variant.number, variant.pruning is not None
 
 
-def best_first(evaluation: Evaluation) -> tuple[Any, ...]:
+def best_first(evaluation: Evaluation) -> tuple[object, ...]:
     """The order of deployments that were simulated.
 
     At one price the one that is least likely to miss a target comes first, in tenths: going by how
@@ -296,7 +287,11 @@ def best_first(evaluation: Evaluation) -> tuple[Any, ...]:
     worst = evaluation.outcome.worst if evaluation.outcome is not None else math.inf
     tight = max(0, math.ceil(round(10 * worst, 6) - 8)) if worst <= 1 else worst
     candidate = evaluation.candidate
-    told = (
+    return (
+        evaluation.cost_per_hour,
+        round(10 * evaluation.risk),
+        -evaluation.quality,
+        tight,
         count_features(candidate),
         candidate.gpus,
         worst,
@@ -305,8 +300,6 @@ def best_first(evaluation: Evaluation) -> tuple[Any, ...]:
         candidate.prefill or (),
         candidate.budget,
     )
-    order = evaluation.cost_per_hour, round(10 * evaluation.risk), -evaluation.quality, tight
-    return (*order, *told)
 
 
 def _explore(
@@ -367,22 +360,22 @@ def _describe_best(space: Space, evaluation: Evaluation) -> str:
     return f"{price}{space.name_model(shape)} on {where}"
 
 
+@cache_lookups()
 def _screen_part(trials: Trials, part: tuple[int, int]) -> Screened:
-    with cache_lookups():
-        return screen(trials.space, trials.read_traffic(), *part)
+    return screen(trials.space, trials.read_traffic(), *part)
 
 
+@cache_lookups()
 def _explore_candidate(trials: Trials, change: Change, candidate: Candidate) -> Evaluation:
     """One evaluation, from the store where it is there."""
-    with cache_lookups():
-        return trials.find(candidate, change)
+    return trials.find(candidate, change)
 
 
+@cache_lookups()
 def _explore_twin(trials: Trials, twin: Candidate) -> Evaluation | None:
     """The evaluation of a twin; ``None`` where it needs more replicas than it is given."""
-    with cache_lookups():
-        try:
-            outcome = trials.trial(twin, ClusterSize(0, twin.replicas, twin.prefill_replicas))
-        except UserError:
-            return None
-        return trials.find(twin) if outcome.met else None
+    try:
+        outcome = trials.trial(twin, ClusterSize(0, twin.replicas, twin.prefill_replicas))
+    except UserError:
+        return None
+    return trials.find(twin) if outcome.met else None

@@ -1,10 +1,13 @@
-"""Every replica that a question allows: splits, number formats, machines."""
+"""Every replica that a question allows (splits, number formats, machines), and why others are ruled
+out.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -24,21 +27,81 @@ from simulator.deployment.memory import NoRoomError
 from simulator.deployment.plan import DeploymentPlan, find_keys_of, make_plan
 from simulator.planner.loss_probability import count_spare_replicas, share_of_time_serving
 from simulator.planner.machines import WHERE, Machines, machines_of
-from simulator.planner.ruled_out import (
-    ALIKE,
+from simulator.work.layout import uneven_heads
+from simulator.workload.traces import RequestTrace
+
+ALIKE = "attention data parallelism of a dense model is the same as more replicas"
+HEADS = "tensor parallelism does not divide the model's attention heads"
+LEAVES_NODE = "tensor parallelism would leave the node"
+PART_OF_A_NODE = "a replica over several nodes must fill them"
+STAGES = "a pipeline has more stages than the model has layers"
+STAGES_BESIDE_DP = "pipelines are tried without attention data parallelism only"
+STAGES_OVER_NODES = "pipelines over several nodes are tried with stages that fill them"
+STAGES_IN_A_NODE = "pipelines on fast wires are tried where tensor parallelism can go no further"
+TOO_LARGE = "a replica would be larger than the limits allow"
+MEMORY = "weights, activations and a cache do not fit in memory"
+NO_CACHE = "the cache has no room for the longest request"
+REFUSES = "its engine refuses prompts that are longer than a step and not cut into chunks"
+TOO_SLOW = "misses a latency target even when nothing else runs"
+TOO_FEW = "needs more GPUs than the limits allow"
+NO_SPARES = "has no room for its spare replicas"
+OTHER_PROMPTS = "misses a target with its prompts whole instead of in chunks, or the reverse"
+_TELLING = (NO_SPARES, TOO_FEW, TOO_SLOW, REFUSES, NO_CACHE, MEMORY, TOO_LARGE)
+"""Reasons by how far a deployment came before it was ruled out: the furthest is what keeps a model
+from doing the job."""
+_STRUCTURAL = (
     HEADS,
     LEAVES_NODE,
     PART_OF_A_NODE,
+    ALIKE,
     STAGES,
     STAGES_BESIDE_DP,
-    STAGES_IN_A_NODE,
     STAGES_OVER_NODES,
-    TOO_LARGE,
-    Ruled,
-    reason_of,
+    STAGES_IN_A_NODE,
 )
-from simulator.work.layout import uneven_heads
-from simulator.workload.traces import RequestTrace
+"""Reasons that are of a split, and say nothing of whether the model could do the job with another
+one."""
+
+
+@dataclass
+class Ruled:
+    """Why combinations were left out: how many for each reason, and one of them."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, example: str, count: int = 1) -> None:
+        """Leave some out."""
+        if not count:
+            return
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        self.examples.setdefault(reason, example)
+
+    def add(self, other: Ruled) -> None:
+        """Leave out what another one has left out."""
+        for reason, count in other.counts.items():
+            self.leave_out(reason, other.examples[reason], count)
+
+    def telling(self) -> str | None:
+        """The reason that says most about why nothing can be run; ``None`` where nothing was left
+        out.
+        """
+
+        def rank(reason: str) -> tuple[int, int]:
+            if reason in _TELLING:
+                return _TELLING.index(reason), -self.counts[reason]
+            return len(_TELLING) + (
+                1 + _STRUCTURAL.index(reason) if reason in _STRUCTURAL else 0
+            ), -self.counts[reason]
+
+        return min(self.counts, key=rank, default=None)
+
+
+def reason_of(message: str) -> str:
+    """The kind of an error, without its numbers."""
+    if "does not fit" in message:
+        return MEMORY
+    return message.split("]: ", 1)[-1].split(";", maxsplit=1)[0]
 
 
 class ModelVariant(NamedTuple):
@@ -156,9 +219,8 @@ class Space:
         """A shape with the plan of one replica, of more memory where the engine's share leaves no
         room and more does.
         """
-        spec = self.spec(shape, budget=None)
         try:
-            return shape, make_plan(spec, self.question.seed, WHERE, self.folder)
+            return shape, self.plan(shape)
         except NoRoomError as error:
             if error.larger_share is None:
                 raise
@@ -378,7 +440,7 @@ class Space:
     def spec(
         self,
         shape: ReplicaShape,
-        budget: int | None,
+        budget: int | None = None,
         replicas: int = 1,
         size: int | None = None,
         name: str = "",
@@ -427,6 +489,10 @@ class Space:
             "scheduling": {**own.get("scheduling", {}), **chosen},
         }
         return validate(DeploymentSpec, table, f"{WHERE} [models] deployment")
+
+    def plan(self, shape: ReplicaShape, budget: int | None = None) -> DeploymentPlan:
+        """The plan of one replica of a shape, with the tokens of a step as of :meth:`spec`."""
+        return make_plan(self.spec(shape, budget), self.question.seed, WHERE, self.folder)
 
     def text(self, shape: ReplicaShape) -> str:
         """A shape in words, for tables."""

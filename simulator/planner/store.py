@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import sqlite3
 import time
@@ -13,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 from pydantic import ConfigDict, TypeAdapter
 
@@ -23,43 +22,12 @@ from simulator.base.data import search_folders
 from simulator.base.errors import UserError
 from simulator.base.home import ask_home
 from simulator.base.reading import read_bytes
-from simulator.planner.explore import ClusterSize, Evaluation, SmallerMet
-from simulator.planner.screen import Candidate
+from simulator.planner.explore import Evaluation
 from simulator.planner.trial import Outcome
 
-
-class StoredEvaluation(NamedTuple):
-    """An evaluation without its candidate and its price, which are the question's."""
-
-    cluster_size: ClusterSize | None
-    outcome: Outcome | None
-    tried: tuple[tuple[ClusterSize, float], ...]
-    why: str
-    below: Outcome | None
-    most: ClusterSize | None
-    risk: float
-    smaller: SmallerMet | None
-
-    @classmethod
-    def strip(cls, evaluation: Evaluation) -> StoredEvaluation:
-        """The parts of an evaluation that are stored."""
-        return cls(*(getattr(evaluation, name) for name in cls._fields))
-
-    def restore(self, candidate: Candidate, gpu_hour: float, quality: float = 0.0) -> Evaluation:
-        """The evaluation that was stored.
-
-        Args:
-            gpu_hour: price of a GPU-hour now.
-            quality: of the model, as it is scored now.
-        """
-        cost_per_hour = self.cluster_size.size * gpu_hour if self.cluster_size else math.inf
-        return Evaluation(candidate, cost_per_hour=cost_per_hour, quality=quality, **self._asdict())
-
-
 _INFINITE = ConfigDict(ser_json_inf_nan="constants")
-STORED_EVALUATION = TypeAdapter(StoredEvaluation, config=_INFINITE)
+STORED_EVALUATION = TypeAdapter(Evaluation, config=_INFINITE)
 STORED_OUTCOME = TypeAdapter(Outcome, config=_INFINITE)
-
 
 Value = TypeVar("Value")
 _TABLE = """
@@ -251,7 +219,7 @@ def _set_aside(file: Path, inode: int | None) -> None:
     )
 
 
-def key_of(*parts: Any) -> str:
+def key_of(*parts: object) -> str:
     """A key for everything that an evaluation depends on, the program and its data included."""
     text = json.dumps([ask_home(program), *parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

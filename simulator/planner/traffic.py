@@ -6,7 +6,7 @@ import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,11 +86,7 @@ class Traffic(NamedTuple):
 
     def share_beyond(self, context: int | None) -> float:
         """Share of the requests that are longer than a model's context, output included."""
-        return (
-            0.0
-            if context is None
-            else float((self.trace.num_input + self.trace.num_output > context).mean())
-        )
+        return 0.0 if context is None else float((self._tokens > context).mean())
 
     @property
     def is_steady(self) -> bool:
@@ -102,13 +98,8 @@ class Traffic(NamedTuple):
         """Digest of every request, under which evaluations about this traffic are stored."""
         trace = self.trace
         found = hashlib.sha256(repr((self.lead, self.stay_s, trace.prefix_block_tokens)).encode())
-        for values in (
-            trace.arrival_s,
-            trace.num_input,
-            trace.num_output,
-            trace.prefix_starts,
-            trace.prefix_ids,
-        ):
+        lengths = trace.num_input, trace.num_output
+        for values in (trace.arrival_s, *lengths, trace.prefix_starts, trace.prefix_ids):
             found.update(np.ascontiguousarray(values).tobytes())
         for name, values in sorted(trace.attributes.items()):
             is_text = values.dtype == object
@@ -192,7 +183,7 @@ def lasting(question: Question, folder: Path) -> tuple[Question, int | None]:
     """
     if question.peak_s is not None or not is_generated(question.workload):
         return question, None
-    trace = _open_loop(question, folder)
+    trace = load_open_requests(question, folder, "plan [workload]")
     stay_s = stay(question, trace)
     duration_s = max(float(trace.arrival_s[-1] - trace.arrival_s[0]), 1e-9)
     rate = (trace.num_requests - 1) / duration_s
@@ -224,7 +215,7 @@ def traffic_of(question: Question, folder: Path) -> Traffic:
         UserError: if the workload is wrong, or is a closed loop, whose rate follows from the
             deployment, or ``peak_s`` is too short.
     """
-    trace = _open_loop(question, folder)
+    trace = load_open_requests(question, folder, "plan [workload]")
     stay_s = stay(question, trace)
     if question.peak_s is not None:
         return _cut_peak(question, folder, trace, stay_s)
@@ -280,22 +271,28 @@ def _cut_workload(question: Question, folder: Path, first: int, last: int) -> Wo
     source_s = source_arrivals_s(asked, folder, question.seed)
     begin = int(np.searchsorted(source_s, asked.start_s))
     first, last = begin + first, begin + last
-    changes: dict[str, Any] = {"start_s": float(source_s[first]), "num_requests": last - first}
-    changes["duration_s"] = None
+    start_s = float(source_s[first])
+    changes: dict[str, float | None] = {
+        "start_s": start_s,
+        "num_requests": last - first,
+        "duration_s": None,
+    }
     if is_generated(asked):
         # Lengths are drawn for all requests at once, so all must still be drawn.
         changes["num_requests"] = len(source_s) - first
         if last < len(source_s):
             half_s = float(source_s[last - 1] + source_s[last]) / 2
-            changes["duration_s"] = (half_s - float(source_s[first])) / asked.rate_scale
+            changes["duration_s"] = (half_s - start_s) / asked.rate_scale
     return asked.model_copy(update=changes)
 
 
 def _is_alike(loaded: RequestTrace, wanted: RequestTrace) -> bool:
     """Whether requests are the same but for rounding."""
     pairs = [
-        (getattr(loaded, name), getattr(wanted, name))
-        for name in ("num_input", "num_output", "prefix_starts", "domain")
+        (loaded.num_input, wanted.num_input),
+        (loaded.num_output, wanted.num_output),
+        (loaded.prefix_starts, wanted.prefix_starts),
+        (loaded.domain, wanted.domain),
     ]
     for name, values in wanted.attributes.items():  # as texts, in which NaN equals NaN
         pairs.append((loaded.attributes.get(name, values[:0]).astype(str), values.astype(str)))
@@ -346,7 +343,3 @@ def stay(question: Question, trace: RequestTrace) -> float:
     if e2e is None:
         return by_tokens
     return e2e if tpot is None else min(e2e, by_tokens)
-
-
-def _open_loop(question: Question, folder: Path) -> RequestTrace:
-    return load_open_requests(question, folder, "plan [workload]")

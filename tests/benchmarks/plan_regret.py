@@ -17,10 +17,9 @@ from typing import Any
 from simulator.config.capacity import Question
 from simulator.parallel.workers import sweep
 from simulator.planner.explore import Evaluation, Explorer
-from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Candidate
 from simulator.planner.search import best_first, search
-from simulator.planner.space import Space
+from simulator.planner.space import Ruled, Space
 from simulator.planner.store import Store
 from simulator.planner.traffic import Traffic, lasting, traffic_of
 
@@ -91,7 +90,7 @@ def everything(asked: Question) -> list[Candidate]:
         pairs = [(shape, None, budget) for shape in shapes for budget in budgets]
         pairs += [(shape, prefill, budgets[-1]) for shape in shapes for prefill in shapes]
         found += [
-            Candidate(d, b, p, 1, int(p is not None), 0.0, 0.0, 0, 0, 0.0, 0.0) for d, p, b in pairs
+            Candidate(d, b, p, 1, int(p is not None), 0.0, 0, 0, 0.0, 0.0) for d, p, b in pairs
         ]
     return found
 

@@ -19,7 +19,7 @@ import pandas as pd
 from simulator.commands.train import train
 from simulator.deployment.plan import make_plan
 from simulator.engine.timeline import run_plan
-from simulator.planner.capacity import plan_capacity
+from simulator.planner.answer import plan_capacity
 from simulator.planner.store import Store
 from simulator.results.metrics import summarise
 from simulator.results.tables import DeploymentRecord

@@ -4,7 +4,6 @@ sizes and samples.
 
 import copy
 import math
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,7 +96,7 @@ def test_a_harder_sample_and_slower_steps_are_not_rounded_up_twice():
     costs.settle(candidate(0), np.where(np.arange(4000) % 2, 2.0, 0.9))
     assert (costs.draw_gpus(asked)[::2] >= 16).all()
     assert (costs.draw_gpus(asked)[1::2] <= 8).all()
-    twice = replace(asked, tried=((ClusterSize(8, 8), 1.01), (ClusterSize(16, 16), 0.6)),
+    twice = asked._replace(tried=((ClusterSize(8, 8), 1.01), (ClusterSize(16, 16), 0.6)),
                     cluster_size=ClusterSize(16, 16))  # fmt: skip
     assert (costs.draw_gpus(twice, rate=2.0)[1::2] <= 8).all()
 

@@ -95,7 +95,7 @@ def test_a_deployment_that_is_there_twice_is_as_likely_the_best():
     doubled = found()._replace(
         evaluations=[
             first,
-            Evaluation(first.candidate._replace(budget=1024), *list(vars(first).values())[1:]),
+            first._replace(candidate=first.candidate._replace(budget=1024)),
         ]
     )
     evaluations, own = doubled.evaluations, demand(own="mine")

@@ -2,7 +2,6 @@
 laws of how a size is searched for, a cluster filled, and of the requests that tell.
 """
 
-import dataclasses
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,7 +78,7 @@ def trials(asked):
 
 SPACE = trials(question("azure-conv", DENSE)).space
 SHAPE = ReplicaShape(0, 0, 1, 1, 1, "", "bf16", 0, "none")
-CANDIDATE = Candidate(SHAPE, 2048, None, 1, 0, 0.0, 0.0, 1, 1, 0.01, 0.1)
+CANDIDATE = Candidate(SHAPE, 2048, None, 1, 0, 0.0, 1, 1, 0.01, 0.1)
 
 
 def same_figures(row, outcome):
@@ -125,7 +124,7 @@ def test_a_run_of_what_is_recommended_says_what_the_plan_says(kind, model, chang
     if below is not None and asked.failures.availability is None:
         cluster_size, outcome = found.trials.open_explorer(best.candidate, WHOLE).fill(below.gpus)
         assert outcome.worst == below.worst_ratio > 1
-        others.append(dataclasses.replace(best, cluster_size=cluster_size, outcome=outcome))
+        others.append(best._replace(cluster_size=cluster_size, outcome=outcome))
     if others:
         path = folder / "others.toml"
         path.write_text(scenario_text(found, others, folder))

@@ -53,7 +53,7 @@ def trials(**keys):
 
 def candidate(model, tp=1, attention_dp=1, ep=1, replicas=1, prefill=None):
     shape = ReplicaShape(model, 0, tp, attention_dp, ep, "", "bf16", 0, "none")
-    return Candidate(shape, 2048, prefill, replicas, 1, 0.0, 0.0, 1, 1, 0.01, 0.1)
+    return Candidate(shape, 2048, prefill, replicas, 1, 0.0, 1, 1, 0.01, 0.1)
 
 
 def gpus(evaluation):
@@ -268,7 +268,7 @@ def test_copies_of_experts_take_memory():
     assert idle_costs(trials(), found[0], None).spare_experts is None
     held_back = idle_costs(
         trials(spare={"nodes": 1}),
-        replace(found[0], cluster_size=ClusterSize(16, 1)),
+        found[0]._replace(cluster_size=ClusterSize(16, 1)),
         None,
     )
     assert (held_back.unused_gpus, held_back.held_back_gpus) == (8, 4), (
@@ -281,7 +281,7 @@ def test_copies_of_experts_cost_their_share_of_every_replica():
     copying = copying._replace(shape=copying.shape._replace(slots=40))
     space, nothing = trials().space, Evaluation(copying, None, None, np.inf)
     stand_in = SimpleNamespace(space=space, find=lambda _: nothing)
-    first = replace(nothing, cluster_size=ClusterSize(16, 3))
+    first = nothing._replace(cluster_size=ClusterSize(16, 3))
     spare = idle_costs(stand_in, first, first).spare_experts
     assert spare.cost_per_hour_without is None
     assert spare.cost_per_hour == pytest.approx(

@@ -49,7 +49,7 @@ def question(num_requests=300, rate=30.0, **changes):
 
 
 CANDIDATE = Candidate(
-    ReplicaShape(0, 0, 1, 1, 1, "", "bf16", 0, "none"), 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0
+    ReplicaShape(0, 0, 1, 1, 1, "", "bf16", 0, "none"), 2048, None, 1, 0, 0.0, 0, 0, 0.0, 0.0
 )
 
 

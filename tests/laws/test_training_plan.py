@@ -12,8 +12,7 @@ from simulator.commands.plan_training import plan_training
 from simulator.commands.train import train
 from simulator.config.cluster import load_kind
 from simulator.config.model import load_model
-from simulator.planner.training.search import TrainingSearch, _fits
-from simulator.planner.training.space import list_sizes, list_splits
+from simulator.planner.training import TrainingSearch, _fits, list_sizes, list_splits
 from simulator.report.training_pages import render_training_plan as render
 from simulator.results.training_answer import TrainingAnswer
 from simulator.scenario.jobs import QUESTIONS, load_job

@@ -54,7 +54,6 @@ def candidate(model, tp=1, prefill=None):
         1,
         1,
         0.0,
-        0.0,
         1,
         1,
         0.01,

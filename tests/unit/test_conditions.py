@@ -9,8 +9,7 @@ from simulator.config.capacity import Question
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
 from simulator.planner.conditions import Conditions, apply_conditions, list_recorded_skews
-from simulator.planner.ruled_out import Ruled
-from simulator.planner.space import Space
+from simulator.planner.space import Ruled, Space
 from simulator.planner.traffic import traffic_of
 
 HERE = Path()

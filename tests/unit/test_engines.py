@@ -31,8 +31,7 @@ from simulator.deployment.notes import default_notes, notes_of
 from simulator.deployment.plan import make_plan
 from simulator.engine.timeline import serve
 from simulator.planner.explore import ClusterSize, deployment
-from simulator.planner.ruled_out import Ruled
-from simulator.planner.space import Space
+from simulator.planner.space import Ruled, Space
 from simulator.workload.traces import RequestTrace
 from tests.laws.tiny_question import QUESTION, candidate
 from tests.parts import freeze

@@ -2,7 +2,6 @@
 targets when it is run.
 """
 
-import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +19,6 @@ from simulator.planner.explore import ClusterSize
 from simulator.planner.handover import (
     choose_handed_over,
     commands,
-    deployments,
     hand_over,
     scenario_text,
 )
@@ -161,7 +159,7 @@ def test_what_a_scenario_cannot_say_is_a_comment(found):
     assert first.num_gpus == first.cluster_size.size
     assert "idle_gpus" not in scenario_text(found, [first])
     larger = first.cluster_size._replace(size=first.num_gpus + 1)
-    partly = dataclasses.replace(first, cluster_size=larger)
+    partly = first._replace(cluster_size=larger)
     assert "idle_gpus = 1\n" in scenario_text(found, [partly])
 
 
@@ -187,9 +185,9 @@ def test_a_stretch_that_is_asked_for_is_not_made_longer():
 
 def test_names_differ_and_nothing_is_there_twice(found):
     first, candidate = found.evaluations[0], found.evaluations[0].candidate
-    larger = dataclasses.replace(first, candidate=candidate._replace(budget=2 * candidate.budget))
+    larger = first._replace(candidate=candidate._replace(budget=2 * candidate.budget))
     many = [first, larger, *found.evaluations[1:]]
-    names = [spec.name for spec in deployments(found._replace(evaluations=many), many)]
+    names = [text_of(found._replace(evaluations=many), one) for one in many]
     assert len(set(names)) == len(names)
     assert f"{2 * candidate.budget:,} tokens a step" in names[1]
     assert "tokens a step" not in text_of(found, first)
@@ -252,8 +250,8 @@ def test_pools_survive_the_file(found, tmp_path):
     base = found.evaluations[0].candidate
     shape = ReplicaShape(0, 0, 1, 1, 1, "", "bf16", 0, "none")
     candidate = base._replace(shape=shape, prefill=shape, budget=4096)
-    pools = dataclasses.replace(
-        found.evaluations[0], candidate=Candidate(*candidate), cluster_size=ClusterSize(2, 1, 1)
+    pools = found.evaluations[0]._replace(
+        candidate=Candidate(*candidate), cluster_size=ClusterSize(2, 1, 1)
     )
     scenario = loaded(scenario_text(found, [pools]), tmp_path)
     assert scenario.deployments[0] == deployment_of(found, pools, scenario.deployments[0].name)

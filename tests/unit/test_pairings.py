@@ -8,7 +8,7 @@ import pytest
 from simulator.base.errors import UserError
 from simulator.commands.check import check
 from simulator.commands.schema import make_schema
-from simulator.planner.handover import _entry
+from simulator.planner.handover import _relocate
 from simulator.planner.space import Space
 from simulator.report.deployment_tables import list_pairings
 from simulator.results.results_folder import ResultsFolder
@@ -76,7 +76,7 @@ def test_a_plan_refuses_what_is_wrong_with_a_counterpart(model, told):
 
 def test_a_recommendation_keeps_its_counterpart(scenario, tmp_path):
     spec = load_scenario(scenario).deployments[1]
-    entry = _entry(spec, tmp_path, tmp_path)
+    entry = _relocate(spec.model_dump(exclude_defaults=True), tmp_path, tmp_path)
     assert entry["dense_of"] == {"model": "gpt-oss-20b", "equal": {"kind": "total_params"}}
     assert "model" not in entry
 

@@ -12,14 +12,13 @@ import pytest
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question
 from simulator.engine.timeline import run_plan
-from simulator.planner import ruled_out
+from simulator.planner import space as rules
 from simulator.planner.closed_form import Curve
 from simulator.planner.crossover import make_fixed_traffic
 from simulator.planner.explore import Explorer
 from simulator.planner.launch import list_commands
-from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Candidate, Judge
-from simulator.planner.space import Space
+from simulator.planner.space import Ruled, Space
 from simulator.planner.traffic import lasting, traffic_of
 from simulator.workload.traces import RequestTrace
 from tests.parts import freeze
@@ -69,15 +68,15 @@ def test_stages_are_tried_over_nodes_and_where_tensor_parallelism_ends():
     assert tried == {(8, 2), (8, 4)}
     assert beside == {1}
     for reason in (
-        ruled_out.STAGES_BESIDE_DP,
-        ruled_out.STAGES_IN_A_NODE,
-        ruled_out.STAGES_OVER_NODES,
+        rules.STAGES_BESIDE_DP,
+        rules.STAGES_IN_A_NODE,
+        rules.STAGES_OVER_NODES,
     ):
         assert reasons[reason] > 0
     # Over PCIe, stages pay inside a node too.
     tried, reasons, _ = splits(question(models=("qwen3-32b",), clusters=("l40s",)))
     assert {(1, 2), (1, 4), (2, 2), (2, 4), (4, 2)} <= tried
-    assert ruled_out.STAGES_IN_A_NODE not in reasons
+    assert rules.STAGES_IN_A_NODE not in reasons
     tried, _, _ = splits(question(models=("qwen3-32b",), tp=[1, 2]))
     assert tried == {(2, 2), (2, 4)}
     assert splits(question(pp=[1]))[0] == set()
@@ -85,7 +84,7 @@ def test_stages_are_tried_over_nodes_and_where_tensor_parallelism_ends():
         question(models=("gpt-oss-20b",), tp=[8], pp=[1, 30], max_gpus_per_replica=512)
     )
     assert not tried
-    assert reasons[ruled_out.STAGES] > 0
+    assert reasons[rules.STAGES] > 0
 
 
 @pytest.mark.parametrize(
@@ -141,7 +140,7 @@ def test_the_screen_reads_pipelines_optimistically():
     for machines in range(2):
         for shape, plan in space.shapes(0, machines, Ruled()):
             rates = judge.best(judge.both(plan, judge.curve(shape, plan), 2048))
-            candidate = Candidate(shape, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0)
+            candidate = Candidate(shape, 2048, None, 1, 0, 0.0, 0, 0, 0.0, 0.0)
             evaluation = Explorer(space, candidate, traffic, 1).find()
             assert evaluation.cluster_size is not None
             assert evaluation.num_gpus == evaluation.cluster_size.replicas * shape.num_ranks

@@ -13,7 +13,7 @@ import pytest
 from simulator.base.data import find_file
 from simulator.cli.plan import tell_simulated
 from simulator.planner import search
-from simulator.planner.ruled_out import OTHER_PROMPTS
+from simulator.planner.space import OTHER_PROMPTS
 from simulator.planner.store import Store
 from simulator.results.answer.folder import PlanResults
 from simulator.scenario.jobs import load_question

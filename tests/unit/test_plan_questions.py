@@ -4,7 +4,6 @@ right; limits that leave nothing are an answer, not an error.
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,17 +14,16 @@ from simulator.base.frozen import validate
 from simulator.commands.plan import plan
 from simulator.commands.run import run
 from simulator.config.capacity import Question
-from simulator.planner import ruled_out as reasons
+from simulator.planner import space as reasons
+from simulator.planner.answer import _describe_miss, _find_reason, explain_models, find_nearest
 from simulator.planner.explore import ClusterSize, Evaluation
-from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Candidate
 from simulator.planner.search import search
-from simulator.planner.space import ReplicaShape, Space
+from simulator.planner.space import ReplicaShape, Ruled, Space
 from simulator.planner.store import Store
 from simulator.planner.traffic import traffic_of
 from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty.sensitivity import rivals
-from simulator.planner.why_not import _describe_miss, _find_reason, explain_models, find_nearest
 from simulator.scenario.jobs import load_question, load_scenario
 from tests.laws import tiny_question
 from tests.unit.test_plan_cli import QUESTION
@@ -220,14 +218,13 @@ def test_a_deployment_is_counted_once_and_compared_once_whatever_size_it_has():
     expected = best.candidate._replace(replicas=best.candidate.replicas + 1)
     screened = few.screened[here]._replace(candidates=[expected])
     assert rivals(few._replace(screened={here: screened}), best).select_at(8.0) == (best.candidate,)
-    moved = replace(
-        few.first[0],
+    moved = few.first[0]._replace(
         candidate=few.first[0].candidate._replace(replicas=7),
         cluster_size=ClusterSize(8, 3),
     )
-    again = replace(moved, candidate=moved.candidate._replace(replicas=3))
+    again = moved._replace(candidate=moved.candidate._replace(replicas=3))
     assert few._replace(first=[moved], evaluations=[again]).num_simulated == 1
-    dearer = replace(again, cost_per_hour=1.0)
+    dearer = again._replace(cost_per_hour=1.0)
     assert few._replace(first=[moved], evaluations=[dearer]).num_simulated == 2
 
 
@@ -284,7 +281,7 @@ def test_every_model_that_does_not_do_has_its_reason():
 def test_both_pools_of_what_misses_a_target_take_up_gpus():
     asked = validate(Question, TABLE | {"clusters": [{"cluster": "h100-sxm"}]}, "test")
     decoding, prompts = (ReplicaShape(0, 0, tp, 1, 1, "", "bf16", 0, "none") for tp in (2, 4))
-    candidate = Candidate(decoding, 2048, prompts, 1, 1, 0.0, 0.0, 6, 6, 0.01, 0.1)
+    candidate = Candidate(decoding, 2048, prompts, 1, 1, 0.0, 6, 6, 0.01, 0.1)
     outcome = Outcome({"tpot_s.p90": 1.5}, {"tpot_s.p90": 0.075}, 1.0, 1.0)
     missed = Evaluation(candidate, None, outcome, float("inf"), most=ClusterSize(32, 5, 3))
     space, traffic = Space(asked, Path()), traffic_of(asked, Path())

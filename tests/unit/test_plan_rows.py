@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from simulator.planner.answer import _describe_miss
 from simulator.planner.evaluations import price_cluster
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.samples import Priced
@@ -13,7 +14,6 @@ from simulator.planner.search import SearchResult
 from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty import assessment
 from simulator.planner.uncertainty.sensitivity import Sensitivity, _cheaper, _point
-from simulator.planner.why_not import _describe_miss
 from tests.laws.tiny_question import candidate, demand, trials
 
 MOE, DENSE = 0, 1
@@ -64,7 +64,7 @@ def test_what_is_missed_is_told_with_the_gpus_that_replicas_take_up():
     assert (told.row.gpus, told.row.gpus_used) == (64, 60)
     assert (told.target, told.times_over) == ("tpot_s.p90", 1.5)
     assert "64 GPUs, all that " in told.text
-    elsewhere = _describe_miss(found(), Evaluation(**vars(missed) | {"most": ClusterSize(32, 32)}))
+    elsewhere = _describe_miss(found(), missed._replace(most=ClusterSize(32, 32)))
     assert elsewhere.text.endswith(" on 32 GPUs")
 
 

@@ -14,16 +14,14 @@ from pathlib import Path
 import pytest
 
 from simulator.config.capacity import Question
-from simulator.planner.answer import make_answer
+from simulator.planner.answer import make_answer, plan_capacity
 from simulator.planner.calibration_error import compute_miss_probability
-from simulator.planner.capacity import plan_capacity
 from simulator.planner.conditions import identity
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer, _find_first
-from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Candidate, Judge
 from simulator.planner.search import best_first, search
-from simulator.planner.space import ReplicaShape, Space
-from simulator.planner.store import STORED_EVALUATION, Store, StoredEvaluation, key_of
+from simulator.planner.space import ReplicaShape, Ruled, Space
+from simulator.planner.store import STORED_EVALUATION, Store, key_of
 from simulator.planner.traffic import lasting, traffic_of
 from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty.assessment import assess
@@ -83,7 +81,7 @@ def everything(asked):
         pools = shapes if asked.space.disaggregate else []
         for shape, prefill in itertools.product(shapes, [None, *pools]):
             candidate = Candidate(
-                shape, budget, prefill, 1, int(prefill is not None), 0.0, 0.0, 0, 0, 0.0, 0.0
+                shape, budget, prefill, 1, int(prefill is not None), 0.0, 0, 0, 0.0, 0.0
             )
             yield Explorer(space, candidate, traffic, asked.seed).find()
 
@@ -139,7 +137,7 @@ def test_the_screen_reads_rates_optimistically():
     for model in range(2):
         for shape, plan_ in space.shapes(model, 0, Ruled()):
             rates = judge.best(judge.both(plan_, judge.curve(shape, plan_), 2048))
-            candidate = Candidate(shape, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0)
+            candidate = Candidate(shape, 2048, None, 1, 0, 0.0, 0, 0, 0.0, 0.0)
             evaluation = Explorer(space, candidate, traffic, 1).find()
             assert evaluation.cluster_size is not None
             assert rates.most * evaluation.cluster_size.replicas >= traffic.rate_per_s * 0.99, (
@@ -186,12 +184,8 @@ def test_a_killed_search_goes_on_where_it_was(fresh, tmp_path):
     more = query(folder, "SELECT rowid, digest, value FROM findings")
     assert set(more) > set(done)
     assert [
-        (f.candidate, STORED_EVALUATION.dump_json(StoredEvaluation.strip(f)))
-        for f in found.evaluations
-    ] == [
-        (f.candidate, STORED_EVALUATION.dump_json(StoredEvaluation.strip(f)))
-        for f in fresh.evaluations
-    ]
+        STORED_EVALUATION.dump_json(one._replace(was_stored=False)) for one in found.evaluations
+    ] == [STORED_EVALUATION.dump_json(one) for one in fresh.evaluations]
 
 
 @pytest.mark.slow
@@ -311,7 +305,7 @@ def test_bisection_finds_the_first_place_wherever_it_begins(count):
 def evaluation(worst, *, cost=10.0, gpus=4, used=4, slots=0, pool=False, risk=0.0):
     shape = ReplicaShape(0, 0, 1, 1, 1, "", "bf16", slots, "none")
     candidate = Candidate(
-        shape, 2048, shape if pool else None, used, int(pool), cost, cost, gpus, gpus, 0.01, 0.1
+        shape, 2048, shape if pool else None, used, int(pool), cost, gpus, gpus, 0.01, 0.1
     )
     return Evaluation(
         candidate,
@@ -348,9 +342,8 @@ def test_what_was_missed_is_kept_with_the_size_it_was_missed_at():
     missed = found.evaluations[0]
     assert missed.cluster_size is None
     assert missed.most is not None
-    text = STORED_EVALUATION.dump_json(StoredEvaluation.strip(missed))
-    kept = STORED_EVALUATION.validate_json(text, strict=True)
-    again = kept.restore(missed.candidate, 1.0)
+    text = STORED_EVALUATION.dump_json(missed)
+    again = STORED_EVALUATION.validate_json(text, strict=True)
     assert (again.most, again.why) == (missed.most, missed.why)
 
 
@@ -361,11 +354,9 @@ def test_another_price_simulates_nothing_again(tmp_path):
         for cluster in question().clusters
     ]
     found = search(question(clusters=dearer), Path(), Store(tmp_path), workers=1)
-    known = {
-        one.candidate._replace(cost_per_hour=0.0, least_cost_per_hour=0.0) for one in kept.first
-    }
+    known = {one.candidate._replace(cost_per_hour=0.0) for one in kept.first}
     for one in found.first:
-        if one.candidate._replace(cost_per_hour=0.0, least_cost_per_hour=0.0) in known:
+        if one.candidate._replace(cost_per_hour=0.0) in known:
             assert one.was_stored
         if one.cluster_size is not None:
             assert one.cost_per_hour == 9.0 * one.cluster_size.size
@@ -375,9 +366,7 @@ def test_what_is_likely_to_miss_a_target_says_so():
     asked, _ = lasting(question(), Path())
     space, traffic = Space(asked, Path()), traffic_of(asked, Path())
     shape, made = next(space.shapes(0, 0, Ruled()))
-    explorer = Explorer(
-        space, Candidate(shape, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0), traffic, 1
-    )
+    explorer = Explorer(space, Candidate(shape, 2048, None, 1, 0, 0.0, 0, 0, 0.0, 0.0), traffic, 1)
     loose, tight = (
         compute_miss_probability(
             made, Outcome({"tpot_s.p90": ratio, "ttft_s.p90": 0.01}, {}, 1.0, math.nan), 100

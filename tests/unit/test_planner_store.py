@@ -18,7 +18,7 @@ from simulator.base.caches import DATABASE
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.screen import Candidate
 from simulator.planner.space import ReplicaShape
-from simulator.planner.store import STORED_EVALUATION, Store, StoredEvaluation, key_of
+from simulator.planner.store import STORED_EVALUATION, Store, key_of
 from simulator.planner.trial import Outcome
 from tests.findings_database import query, read_findings
 
@@ -28,7 +28,6 @@ OPTION = Candidate(
     None,
     4,
     0,
-    10.0,
     10.0,
     4,
     4,
@@ -42,15 +41,14 @@ FINDING = Evaluation(
     40.0,
     tried=((ClusterSize(4, 4), 0.5),),
 )
-KEPT = StoredEvaluation.strip(FINDING)
-JSON = json.loads(STORED_EVALUATION.dump_json(KEPT))
-OUTCOME = KEPT._fields.index("outcome")
+JSON = json.loads(STORED_EVALUATION.dump_json(FINDING))
+OUTCOME = FINDING._fields.index("outcome")
 DAMAGED = {
     "cut short": json.dumps(JSON)[:-5],
     "no evaluation": "[1, 2]",
-    "a field less": json.dumps(JSON[:-1]),
+    "a field less": json.dumps(JSON[: OUTCOME + 1]),
     "a field more": json.dumps([*JSON, "red"]),
-    "a text for a number": json.dumps([[4, "2", 0], *JSON[1:]]),
+    "a text for a number": json.dumps([JSON[0], [4, "2", 0], *JSON[2:]]),
     "an outcome of another shape": json.dumps(
         [*JSON[:OUTCOME], {"ratios": {"backlog": 0.5}}, *JSON[OUTCOME + 1 :]]
     ),
@@ -64,9 +62,9 @@ DAMAGED = {
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_what_was_kept_in_another_shape_is_done_again(tmp_path, damage):
     store, key = Store(tmp_path), key_of("x")
-    store.put(key, KEPT, STORED_EVALUATION)
-    found = StoredEvaluation.strip(store.get(key, STORED_EVALUATION).restore(OPTION, 1.0))
-    assert STORED_EVALUATION.dump_json(found) == STORED_EVALUATION.dump_json(KEPT)
+    store.put(key, FINDING, STORED_EVALUATION)
+    found = store.get(key, STORED_EVALUATION)
+    assert STORED_EVALUATION.dump_json(found) == STORED_EVALUATION.dump_json(FINDING)
     query(tmp_path, "UPDATE findings SET value = ?", DAMAGED[damage])
     assert store.get(key, STORED_EVALUATION) is None
 
@@ -75,7 +73,7 @@ def test_what_was_kept_in_another_shape_is_done_again(tmp_path, damage):
 def test_a_damaged_database_is_set_aside_and_said_once(tmp_path, damage):
     store, file = Store(tmp_path), tmp_path / DATABASE
     for n in range(50):
-        store.put(key_of(n), KEPT, STORED_EVALUATION)
+        store.put(key_of(n), FINDING, STORED_EVALUATION)
     whole = file.read_bytes()
     page, half = b"\xa5" * 4096, len(whole) // 2 // 4096 * 4096
     damaged = {
@@ -88,7 +86,7 @@ def test_a_damaged_database_is_set_aside_and_said_once(tmp_path, damage):
         assert store.get(key_of(1), STORED_EVALUATION) is None
     assert len(said) == 1
     assert (tmp_path / f"{DATABASE}.damaged").read_bytes() == damaged
-    store.put(key_of(1), KEPT, STORED_EVALUATION)
+    store.put(key_of(1), FINDING, STORED_EVALUATION)
     assert store.get(key_of(1), STORED_EVALUATION) is not None
     assert not store.has_failed
 
@@ -96,7 +94,7 @@ def test_a_damaged_database_is_set_aside_and_said_once(tmp_path, damage):
 def test_a_damaged_database_does_not_cost_what_is_written_next(tmp_path):
     (tmp_path / DATABASE).write_bytes(b"\xa5" * 4096)
     with pytest.warns(RuntimeWarning, match="was set aside"):
-        Store(tmp_path).put(key_of("x"), KEPT, STORED_EVALUATION)
+        Store(tmp_path).put(key_of("x"), FINDING, STORED_EVALUATION)
     assert list(read_findings(tmp_path)) == [key_of("x")]
 
 
@@ -158,19 +156,19 @@ def test_killed_processes_lose_only_what_they_were_writing(tmp_path):
     assert said <= found
     assert len(found) <= len(said) + len(writers)
     store = Store(tmp_path)
-    store.put(key_of("x"), KEPT, STORED_EVALUATION)
+    store.put(key_of("x"), FINDING, STORED_EVALUATION)
     assert store.get(key_of("x"), STORED_EVALUATION) is not None
 
 
 def test_the_longest_unused_half_goes_where_there_is_too_much(tmp_path, monkeypatch):
     store = Store(tmp_path)
     for n in range(40):
-        store.put(key_of(n), KEPT, STORED_EVALUATION)
+        store.put(key_of(n), FINDING, STORED_EVALUATION)
     query(tmp_path, "UPDATE findings SET last_used_s = rowid")
     for n in range(10):
         assert store.get(key_of(n), STORED_EVALUATION) is not None  # is used now
     monkeypatch.setattr("simulator.planner.store._MOST_BYTES", 8192)
-    store.put(key_of("x"), KEPT, STORED_EVALUATION)
+    store.put(key_of("x"), FINDING, STORED_EVALUATION)
     assert set(read_findings(tmp_path)) == {key_of(n) for n in [*range(10), *range(30, 40), "x"]}
 
 
@@ -191,9 +189,9 @@ def test_a_full_disk_is_said_once_and_costs_only_what_would_have_been_kept(tmp_p
         full_disk(),
         pytest.warns(RuntimeWarning, match=r"cannot be written any more \(disk I/O") as said,
     ):
-        store.put(key_of("x"), KEPT, STORED_EVALUATION)
+        store.put(key_of("x"), FINDING, STORED_EVALUATION)
     with full_disk():
-        Store(tmp_path).put(key_of("y"), KEPT, STORED_EVALUATION)  # a warning would be an error
+        Store(tmp_path).put(key_of("y"), FINDING, STORED_EVALUATION)  # a warning would be an error
     assert len(said) == 1
     assert store.has_failed
     assert store.get(key_of("x"), STORED_EVALUATION) is None

@@ -11,9 +11,8 @@ from simulator.base.frozen import validate
 from simulator.config.capacity import Question
 from simulator.planner.evaluations import row_of
 from simulator.planner.handover import commands, scenario_text
-from simulator.planner.ruled_out import Ruled
 from simulator.planner.search import search
-from simulator.planner.space import Space
+from simulator.planner.space import Ruled, Space
 from simulator.planner.store import Store
 
 HERE = Path()

@@ -9,7 +9,6 @@ import pytest
 
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question
-from simulator.planner.ruled_out import TOO_FEW, TOO_SLOW, Ruled
 from simulator.planner.screen import (
     Judged,
     Rates,
@@ -21,7 +20,7 @@ from simulator.planner.screen import (
     size_candidate,
 )
 from simulator.planner.search import choose_hopeless
-from simulator.planner.space import ReplicaShape, Space
+from simulator.planner.space import TOO_FEW, TOO_SLOW, ReplicaShape, Ruled, Space
 from simulator.planner.traffic import traffic_of
 
 HERE = Path()
