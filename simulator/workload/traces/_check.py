@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,25 +20,21 @@ _MOST_TOKENS = 2**40
 """Tokens of a prompt or an answer above which a number is a time or an id in the wrong column."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RawRequests:
     """Columns that a reader took from a file, and their names there (for messages)."""
 
     path: Path
     title: str
     """Name of the format, for the provenance."""
-    line: Callable[[int], str]
-    """Function that names the ``i``-th row's place in the file: ``"line 7"``."""
-    time_s: NDArray[np.float64] | None
-    """Seconds from any origin; ``None`` where the source has lengths only."""
-    num_input: NDArray[np.int64]
-    num_output: NDArray[np.int64]
+    rows: Rows
+    """Usable rows of the file, with columns of prompt and output tokens."""
     names: tuple[str, ...]
     """Column names of time, input and output."""
+    time_s: NDArray[np.float64] | None
+    """Seconds from any origin; ``None`` where the source has lengths only."""
     drops_empty: bool = False
     """Whether rows of 0 tokens are normal in this source (failed requests)."""
-    unusable: tuple[str, ...] = ()
-    """Message for each row that could not be read: its place, and the problem."""
     sorts: bool = False
     """Whether rows out of order are normal in this source (measured starts)."""
     prefix_block_tokens: int = 0
@@ -52,99 +48,63 @@ class RawRequests:
     """Further columns by name."""
     notes: tuple[str, ...] = ()
 
+    @property
+    def num_input(self) -> NDArray[np.int64]:
+        """Prompt tokens."""
+        return self.rows.columns[self.names[1]]
 
-class MoreColumns(TypedDict, total=False):
-    """Fields of :class:`RawRequests` that readers of rows may add."""
+    @property
+    def num_output(self) -> NDArray[np.int64]:
+        """Output tokens."""
+        return self.rows.columns[self.names[2]]
 
-    num_input: NDArray[np.int64]
-    drops_empty: bool
-    sorts: bool
-    prefix_block_tokens: int
-    prefix_starts: NDArray[np.int64] | None
-    prefix_ids: NDArray[np.int64] | None
-    domain: NDArray[Any] | None
-    request_ids: NDArray[Any] | None
-    attributes: Mapping[str, NDArray[Any]]
-    notes: tuple[str, ...]
+    def make_trace(self) -> RequestTrace:
+        """Make the trace, with times counted from the first request and prefix blocks numbered from
+        0.
 
+        Rows whose time is not finite or that have fewer than 1 token are left out, rows out of
+        order sorted, and both counted in the notes; in :attr:`RequestTrace.repairs` too, unless
+        they are normal in the source.
 
-def trace_from_rows(
-    path: Path,
-    title: str,
-    rows: Rows,
-    names: tuple[str, ...],
-    time_s: NDArray[np.float64] | None,
-    **more: Unpack[MoreColumns],
-) -> RequestTrace:
-    """Make the trace of a file's usable rows.
-
-    Args:
-        names: column names of time, input and output.
-        time_s: seconds from any origin; ``None`` where the source has lengths only.
-        more: further fields of :class:`RawRequests`; ``num_input`` is by default the column of
-            its name.
-    """
-    more.setdefault("num_input", rows.columns[names[1]])
-    return make_trace(
-        RawRequests(
-            path=path,
-            title=title,
-            line=rows.line,
-            unusable=rows.unusable,
-            time_s=time_s,
-            names=names,
-            num_output=rows.columns[names[2]],
-            **more,
+        Raises:
+            UserError: if there is no request, or most rows cannot be used.
+        """
+        time_s = np.zeros(len(self.num_input)) if self.time_s is None else self.time_s
+        notes: list[str] = list(self.notes)
+        repairs: list[str] = []
+        order = _in_order(self, time_s, _usable_rows(self, time_s, notes, repairs), notes, repairs)
+        starts, ids = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        if self.prefix_starts is not None and self.prefix_ids is not None:
+            starts, ids = take_prefixes(self.prefix_starts, self.prefix_ids, order)
+        domains, domain = (), np.zeros(0, np.int64)
+        if self.domain is not None:
+            given = self.domain[order].astype(str)
+            if max(map(len, given.tolist()), default=0) > LONGEST_TEXT:
+                raise UserError(
+                    f"{self.path}: domain must be a text of at most {LONGEST_TEXT} characters"
+                )
+            names = np.unique(given[given != ""])
+            domain = np.where(given == "", -1, np.searchsorted(names, given))
+            domains = tuple(names.tolist())
+        arrival_s = time_s[order]
+        return RequestTrace(
+            arrival_s=arrival_s - arrival_s[0],
+            num_input=self.num_input[order].astype(np.int64),
+            num_output=self.num_output[order].astype(np.int64),
+            provenance=f"{self.title} ({self.path.name})",
+            has_arrivals=self.time_s is not None,
+            prefix_block_tokens=self.prefix_block_tokens if len(starts) else 0,
+            prefix_starts=starts,
+            prefix_ids=ids,
+            domains=domains,
+            domain=domain.astype(np.int64),
+            request_ids=np.zeros(0, np.object_)
+            if self.request_ids is None
+            else self.request_ids[order].astype(np.object_),
+            attributes={name: values[order] for name, values in self.attributes.items()},
+            notes=tuple(notes),
+            repairs=tuple(repairs),
         )
-    )
-
-
-def make_trace(raw: RawRequests) -> RequestTrace:
-    """Make the trace, with times counted from the first request and prefix blocks numbered from 0.
-
-    Rows whose time is not finite or that have fewer than 1 token are left out, rows out of order
-    sorted, and both counted in the notes; in :attr:`RequestTrace.repairs` too, unless they are
-    normal in the source.
-
-    Raises:
-        UserError: if there is no request, or most rows cannot be used.
-    """
-    time_s = np.zeros(len(raw.num_input)) if raw.time_s is None else raw.time_s
-    notes: list[str] = list(raw.notes)
-    repairs: list[str] = []
-    order = _in_order(raw, time_s, _usable_rows(raw, time_s, notes, repairs), notes, repairs)
-    starts, ids = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    if raw.prefix_starts is not None and raw.prefix_ids is not None:
-        starts, ids = take_prefixes(raw.prefix_starts, raw.prefix_ids, order)
-    domains, domain = (), np.zeros(0, np.int64)
-    if raw.domain is not None:
-        given = raw.domain[order].astype(str)
-        if max(map(len, given.tolist()), default=0) > LONGEST_TEXT:
-            raise UserError(
-                f"{raw.path}: domain must be a text of at most {LONGEST_TEXT} characters"
-            )
-        names = np.unique(given[given != ""])
-        domain = np.where(given == "", -1, np.searchsorted(names, given))
-        domains = tuple(names.tolist())
-    arrival_s = time_s[order]
-    return RequestTrace(
-        arrival_s=arrival_s - arrival_s[0],
-        num_input=raw.num_input[order].astype(np.int64),
-        num_output=raw.num_output[order].astype(np.int64),
-        provenance=f"{raw.title} ({raw.path.name})",
-        has_arrivals=raw.time_s is not None,
-        prefix_block_tokens=raw.prefix_block_tokens if len(starts) else 0,
-        prefix_starts=starts,
-        prefix_ids=ids,
-        domains=domains,
-        domain=domain.astype(np.int64),
-        request_ids=np.zeros(0, np.object_)
-        if raw.request_ids is None
-        else raw.request_ids[order].astype(np.object_),
-        attributes={name: values[order] for name, values in raw.attributes.items()},
-        notes=tuple(notes),
-        repairs=tuple(repairs),
-    )
 
 
 def _usable_rows(
@@ -152,8 +112,8 @@ def _usable_rows(
 ) -> NDArray[np.int64]:
     """Numbers of the usable rows; rows left out are added to the notes and repairs."""
     wrong, problems = _unusable(raw, time_s)
-    num_rows = len(raw.unusable) + len(time_s)
-    num_wrong = len(raw.unusable) + int(wrong.sum())
+    num_rows = len(raw.rows.unusable) + len(time_s)
+    num_wrong = len(raw.rows.unusable) + int(wrong.sum())
     if num_wrong:
         also = f"; {num_wrong} of {num_rows} rows cannot be used" if num_wrong > 1 else ""
         repairs.append(problems[0] + also)
@@ -182,11 +142,11 @@ def _unusable(raw: RawRequests, time_s: NDArray[np.float64]) -> tuple[NDArray[np
             (name, lengths, lengths < lowest, f"must be at least {lowest} tokens"),
             (name, lengths, lengths > _MOST_TOKENS, f"must be at most {_MOST_TOKENS} tokens"),
         ]
-    problems = list(raw.unusable[:1])
+    problems = list(raw.rows.unusable[:1])
     for name, values, wrong, rule in checks:
         if wrong.any():
             row = int(np.argmax(wrong))
-            problems.append(f"{raw.line(row)}: {name} {rule}, got {values[row]}")
+            problems.append(f"{raw.rows.line(row)}: {name} {rule}, got {values[row]}")
     return np.any([wrong for _, _, wrong, _ in checks], axis=0), problems
 
 
@@ -205,7 +165,7 @@ def _in_order(
     if not raw.sorts:
         before, row = int(rows[back[0]]), int(rows[back[0] + 1])
         repairs.append(
-            f"{raw.line(row)}: {raw.names[0]} lies {time_s[before] - time_s[row]:.6g} s before "
-            "that of the row above; sort the rows by it"
+            f"{raw.rows.line(row)}: {raw.names[0]} lies {time_s[before] - time_s[row]:.6g} s "
+            "before that of the row above; sort the rows by it"
         )
     return rows[np.argsort(time_s[rows], kind="stable")]

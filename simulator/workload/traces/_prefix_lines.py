@@ -15,7 +15,7 @@ import numpy as np
 
 from simulator.base.errors import UserError
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import trace_from_rows
+from simulator.workload.traces._check import RawRequests
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.traces._rows import Kind, Rows
 from simulator.workload.unpacking import head_of, json_keys, json_rows
@@ -57,7 +57,7 @@ def read_prefix_lines(
     if with_blocks:
         _check_blocks(path, rows, block_tokens)
     unit = "seconds" if seconds_per_tick == 1.0 else "milliseconds"
-    return trace_from_rows(
+    return RawRequests(
         path,
         title,
         rows,
@@ -67,7 +67,7 @@ def read_prefix_lines(
         prefix_starts=columns.get("hash_ids_starts"),
         prefix_ids=columns.get("hash_ids"),
         notes=(f"timestamps read as {unit}",),
-    )
+    ).make_trace()
 
 
 def _check_blocks(path: Path, rows: Rows, block_tokens: int) -> None:

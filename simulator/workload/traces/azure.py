@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import trace_from_rows
+from simulator.workload.traces._check import RawRequests
 from simulator.workload.traces._columns import read_csv
 from simulator.workload.traces._rows import Kind
 from simulator.workload.unpacking import csv_header
@@ -46,4 +46,4 @@ class Azure(Frozen):
         ticks_ns = rows.columns["TIMESTAMP"]
         names, time_s = tuple(_COLUMNS), (ticks_ns - ticks_ns[:1]) / 1e9
         title = "Azure LLM inference trace, CC-BY-4.0"
-        return trace_from_rows(path, title, rows, names, time_s, notes=notes)
+        return RawRequests(path, title, rows, names, time_s, notes=notes).make_trace()

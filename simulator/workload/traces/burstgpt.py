@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import trace_from_rows
+from simulator.workload.traces._check import RawRequests
 from simulator.workload.traces._columns import read_csv
 from simulator.workload.traces._rows import Kind
 from simulator.workload.unpacking import csv_header
@@ -38,6 +38,6 @@ class BurstGPT(Frozen):
         """Read the whole trace."""
         rows = read_csv(path, data, _COLUMNS)
         time_s = rows.columns["Timestamp"]
-        return trace_from_rows(
+        return RawRequests(
             path, "BurstGPT trace", rows, tuple(_COLUMNS), time_s, drops_empty=True
-        )
+        ).make_trace()

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import trace_from_rows
+from simulator.workload.traces._check import RawRequests
 from simulator.workload.traces._columns import read_csv
 from simulator.workload.traces._rows import Kind
 from simulator.workload.unpacking import csv_header
@@ -33,4 +33,4 @@ class Lengths(Frozen):
         """Read all pairs."""
         rows = read_csv(path, data, _COLUMNS)
         names = ("", "num_prefill_tokens", "num_decode_tokens")
-        return trace_from_rows(path, "request lengths", rows, names, None)
+        return RawRequests(path, "request lengths", rows, names, None).make_trace()

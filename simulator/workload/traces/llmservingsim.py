@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import trace_from_rows
+from simulator.workload.traces._check import RawRequests
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.unpacking import head_of, json_keys
 
@@ -47,4 +47,4 @@ class LLMServingSim(Frozen):
         title = "LLMServingSim workload" if is_workload else "LLMServingSim benchmark log"
         names = (time_name, "input_toks", "output_toks")
         time_s = (times - times[:1]) / 1e9 if is_workload else times
-        return trace_from_rows(path, title, rows, names, time_s, sorts=not is_workload)
+        return RawRequests(path, title, rows, names, time_s, sorts=not is_workload).make_trace()

@@ -20,7 +20,7 @@ import numpy as np
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import trace_from_rows
+from simulator.workload.traces._check import RawRequests
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.traces._names import EXAMPLES, Names, find_names
 from simulator.workload.traces._rows import Kind, Rows, hold_codes
@@ -79,7 +79,7 @@ class RequestLog(Frozen):
             rows = rows.leave_out(is_no_time, lambda row: f"{arrival} {RULE}, got '{times[row]}'")
             time_s = time_s[~is_no_time]
         attributes = read_others(rows, others)
-        return trace_from_rows(
+        return RawRequests(
             path,
             "request log",
             rows,
@@ -93,7 +93,7 @@ class RequestLog(Frozen):
                 *_tell_refused(rows),
                 *tell_left_out(others, attributes),
             ),
-        )
+        ).make_trace()
 
 
 def _tell_refused(rows: Rows) -> Iterator[str]:

@@ -27,7 +27,8 @@ from simulator.base.frozen import Frozen
 from simulator.base.reading import read_text
 from simulator.workload.renewal import fill_window
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, make_trace
+from simulator.workload.traces._check import RawRequests
+from simulator.workload.traces._rows import Rows
 
 _MEMBER = re.compile(r"chunk-(\d+)-(trace\.csv|dataset\.json)$")
 _SEED = zlib.crc32(b"servegen")
@@ -94,24 +95,20 @@ class ServeGen(Frozen):
             )
         merged = np.concatenate([np.zeros(0), *times])
         order = np.argsort(merged, kind="stable")
-        return make_trace(
-            RawRequests(
-                path=path,
-                title="requests drawn from ServeGen clients",
-                line=lambda row: f"drawn request {row + 1}",
-                time_s=merged[order],
-                num_input=np.concatenate([np.zeros(0, np.int64), *inputs])[order],
-                num_output=np.concatenate([np.zeros(0, np.int64), *outputs])[order],
-                names=("time", "input_tokens", "output_tokens"),
-                drops_empty=True,
-                notes=(
-                    (
-                        f"drawn from the fitted rates and lengths of {len(clients)} clients "
-                        "with a fixed seed"
-                    ),
-                ),
-            )
-        )
+        columns = {
+            "input_tokens": np.concatenate([np.zeros(0, np.int64), *inputs])[order],
+            "output_tokens": np.concatenate([np.zeros(0, np.int64), *outputs])[order],
+        }
+        note = f"the fitted rates and lengths of {len(clients)} clients with a fixed seed"
+        return RawRequests(
+            path,
+            "requests drawn from ServeGen clients",
+            Rows(columns, lambda row: f"drawn request {row + 1}"),
+            ("time", *columns),
+            merged[order],
+            drops_empty=True,
+            notes=(f"drawn from {note}",),
+        ).make_trace()
 
 
 def _texts(path: Path, data: bytes) -> dict[tuple[int, str], str]:

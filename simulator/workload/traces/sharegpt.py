@@ -13,7 +13,8 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.base.reading import parse_json
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, make_trace
+from simulator.workload.traces._check import RawRequests
+from simulator.workload.traces._rows import Rows
 from simulator.workload.traces._text import APPROXIMATION, estimated_tokens
 
 
@@ -49,15 +50,11 @@ class ShareGPT(Frozen):
                 f"{len(texts) - len(pairs)} of {len(texts)} conversations of fewer "
                 "than two turns left out"
             )
-        return make_trace(
-            RawRequests(
-                path=path,
-                title="ShareGPT conversations",
-                line=lambda row: f"entry {row + 1}",
-                time_s=None,
-                num_input=np.array([estimated_tokens(prompt) for prompt, _ in pairs], np.int64),
-                num_output=np.array([estimated_tokens(answer) for _, answer in pairs], np.int64),
-                names=("", "prompt", "answer"),
-                notes=tuple(notes),
-            )
-        )
+        columns = {
+            "prompt": np.array([estimated_tokens(prompt) for prompt, _ in pairs], np.int64),
+            "answer": np.array([estimated_tokens(answer) for _, answer in pairs], np.int64),
+        }
+        rows = Rows(columns, lambda row: f"entry {row + 1}")
+        return RawRequests(
+            path, "ShareGPT conversations", rows, ("", *columns), None, notes=tuple(notes)
+        ).make_trace()

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import trace_from_rows
+from simulator.workload.traces._check import RawRequests
 from simulator.workload.traces._columns import read_csv
 from simulator.workload.traces._rows import Kind
 from simulator.workload.unpacking import csv_header
@@ -36,4 +36,4 @@ class Splitwise(Frozen):
         """Read the whole trace."""
         rows = read_csv(path, data, _COLUMNS)
         time_s = rows.columns["arrived_at"]
-        return trace_from_rows(path, "Splitwise trace", rows, tuple(_COLUMNS), time_s)
+        return RawRequests(path, "Splitwise trace", rows, tuple(_COLUMNS), time_s).make_trace()

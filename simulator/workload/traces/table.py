@@ -21,7 +21,7 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._arrow import arrow
-from simulator.workload.traces._check import trace_from_rows
+from simulator.workload.traces._check import RawRequests
 from simulator.workload.traces._rows import Kind
 from simulator.workload.traces._tables import (
     column_names,
@@ -70,7 +70,7 @@ class Table(Frozen):
             raise UserError(
                 f"{path}: prefix_block_tokens must be the same number, at least 1, in every row"
             )
-        return trace_from_rows(
+        return RawRequests(
             path,
             "request table",
             rows,
@@ -83,7 +83,7 @@ class Table(Frozen):
             request_ids=columns.get("request_id"),
             attributes=attributes,
             notes=tell_left_out(others, attributes),
-        )
+        ).make_trace()
 
 
 def list_columns(trace: RequestTrace) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.base.reading import parse_json
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, make_trace
+from simulator.workload.traces._check import RawRequests
+from simulator.workload.traces._rows import Rows
 from simulator.workload.unpacking import json_keys
 
 
@@ -65,20 +66,20 @@ class VllmBench(Frozen):
             time_s = _numbers(path, result, "start_times", len(num_input))
         else:
             notes.append("the result has no start_times (an older vLLM): lengths only")
-        trace = make_trace(
-            RawRequests(
-                path=path,
-                title="vLLM benchmark result",
-                line=lambda row: f"entry {row + 1}",
-                time_s=np.zeros(len(num_input)) if concurrency is not None else time_s,
-                num_input=_whole(path, "input_lens", num_input),
-                num_output=_whole(path, "output_lens", num_output),
-                names=("start_times", "input_lens", "output_lens"),
-                drops_empty=True,
-                sorts=True,
-                notes=tuple(notes),
-            )
-        )
+        columns = {
+            "input_lens": _whole(path, "input_lens", num_input),
+            "output_lens": _whole(path, "output_lens", num_output),
+        }
+        trace = RawRequests(
+            path,
+            "vLLM benchmark result",
+            Rows(columns, lambda row: f"entry {row + 1}"),
+            ("start_times", *columns),
+            np.zeros(len(num_input)) if concurrency is not None else time_s,
+            drops_empty=True,
+            sorts=True,
+            notes=tuple(notes),
+        ).make_trace()
         return trace if concurrency is None else _with_concurrency(path, trace, concurrency)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import trace_from_rows
+from simulator.workload.traces._check import RawRequests
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.traces._text import APPROXIMATION, estimated_tokens
 from simulator.workload.unpacking import json_keys
@@ -40,13 +40,13 @@ class VllmCustom(Frozen):
                 told from its prompt.
         """
         rows = read_json_lines(data, {"prompt": "text", "output_tokens": "int"})
-        num_input = [estimated_tokens(prompt) for prompt in rows.columns["prompt"]]
-        return trace_from_rows(
+        prompts = rows.columns["prompt"]
+        rows.columns["prompt"] = np.array([estimated_tokens(one) for one in prompts], np.int64)
+        return RawRequests(
             path,
             "vLLM custom data set",
             rows,
             ("", "prompt", "output_tokens"),
             None,
-            num_input=np.array(num_input, np.int64),
             notes=(f"prompt {APPROXIMATION}",),
-        )
+        ).make_trace()
