@@ -147,35 +147,32 @@ def spare_nodes(trials: Trials, candidate: Candidate) -> list[SpareRow]:
     Where replicas are rented on nodes of their own, clusters of whole nodes are named beside them.
     """
     machines = trials.space.machines_at(candidate.shape)
-    rows = []
-    base: float | None = None
+    rows: list[SpareRow] = []
     for spare in (Spare(), *LOST):
         change = Change(spare=spare)
         evaluation = trials.find(candidate, change)
-        size = evaluation.size
-        cost = None if size is None else evaluation.cost_per_hour
-        base = cost if spare == Spare() else base
         host_gpus = trials.open_explorer(candidate, change).space.host_gpus(*candidate.sides)
-        enough = (
-            (None, None)
-            if size is None
-            else share_of_time_within(size, host_gpus, spare, trials.space.question.failures)
+        row = SpareRow(
+            lost=str(spare),
+            nodes_lost=spare.nodes,
+            gpus_lost=spare.gpus,
+            **machines.find_whole_nodes(host_gpus, evaluation.num_gpus, spare),
+            why=evaluation.why,
         )
-        rows.append(
-            SpareRow(
-                lost=str(spare),
-                nodes_lost=spare.nodes,
-                gpus_lost=spare.gpus,
-                gpus=size,
-                nodes=None if size is None else -(-size // host_gpus),
-                cost_per_hour=cost,
-                extra_cost_per_hour=None if cost is None or base is None else cost - base,
-                **machines.find_whole_nodes(host_gpus, evaluation.num_gpus, spare),
-                enough_low=enough[0],
-                enough_high=enough[1],
-                why=evaluation.why,
-            )
-        )
+        if (size := evaluation.size) is not None:
+            cost, failures = evaluation.cost_per_hour, trials.space.question.failures
+            base = rows[0].cost_per_hour if rows else cost
+            low, high = share_of_time_within(size, host_gpus, spare, failures)
+            found = {
+                "gpus": size,
+                "nodes": -(-size // host_gpus),
+                "cost_per_hour": cost,
+                "extra_cost_per_hour": None if base is None else cost - base,
+                "enough_low": low,
+                "enough_high": high,
+            }
+            row = row.model_copy(update=found)
+        rows.append(row)
     return rows
 
 

@@ -228,15 +228,12 @@ def describe_split(
         if (value := getattr(entry, key))
     }
     kind = "interleaved" if split.chunks > 1 else "one_f_one_b"
-    pipelining: dict[str, Any] = {"kind": kind}
-    if split.chunks > 1:
-        pipelining["chunks"] = split.chunks
     return TrainingDeployment(
         name=entry.title,
         cluster=offer.cluster,
         num_gpus=split.num_gpus,
         parallel=TrainingParallel(tp=split.tp, pp=split.pp, ep=split.ep if split.ep > 1 else None),
-        pipelining=pipelining,
+        pipelining={"kind": kind} | ({"chunks": split.chunks} if split.chunks > 1 else {}),
         micro_batch=split.micro_batch,
         dtype=entry.dtype,
         recompute=split.recompute,

@@ -244,14 +244,14 @@ def _run_all(
     return dict(zip(jobs, done, strict=True))
 
 
+@cache_lookups()
 def _explore(trials: Trials, exploration: Exploration) -> None:
-    with cache_lookups():
-        exploration.run(trials)
+    exploration.run(trials)
 
 
+@cache_lookups()
 def _run_job(job: Callable[[], Any]) -> Any:
-    with cache_lookups():
-        return job()
+    return job()
 
 
 def _assess_candidate(

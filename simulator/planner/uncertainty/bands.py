@@ -228,7 +228,7 @@ def find_second_choice(result: SearchResult) -> Evaluation | None:
     """
     met, variants = result.met, result.space.variants
 
-    def describe(evaluation: Evaluation) -> tuple[Any, ...]:
+    def describe(evaluation: Evaluation) -> tuple[object, ...]:
         shape, prefill = evaluation.candidate.shape, evaluation.candidate.prefill
         variant = variants[shape.model]
         plain = shape._replace(
@@ -289,7 +289,7 @@ def summarise_confidence(
     )
     if any(one.draws_hits for one in plans):
         return answer
-    compared: dict[str, Any] = {}
+    compared: dict[str, object] = {}
     if choices.second is not None and (theirs := costs.draw_costs(choices.second)) is not None:
         less, more = float((mine < theirs).mean()), float((mine > theirs).mean())
         compared |= {
@@ -612,7 +612,7 @@ def band_losses(
     resampled = [lose(change) for change in RESAMPLED]
     rows, note = with_losses(trials, candidate, cluster_size), describe_stretch(trials, candidate)
     for n, row in enumerate(rows):
-        changes: dict[str, Any] = {"note": note}
+        changes: dict[str, object] = {"note": note}
         for name in ("goodput_per_s", _SHARE):
             value = getattr(row, name)
             if value is None:

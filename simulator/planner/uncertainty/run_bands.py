@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -363,7 +363,7 @@ def _interpolate(
     return np.clip(found, 0.0, 1.0 if is_share else math.inf)
 
 
-def make_bands(drawn: Mapping[str, FigureSamples]) -> dict[str, Any]:
+def make_bands(drawn: Mapping[str, FigureSamples]) -> dict[str, object]:
     """Bands as ``run.json`` holds them: for each deployment where its prices' error is from, the
     requests that were served for it, the 10th and 90th percentile of each figure, and figures with
     a knee between two runs; notes on figures; and for each two the probability that the first is

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -162,26 +162,27 @@ class Sensitivity:
         best = _find_cheapest(priced)
         moe, dense = (self._find_best(priced, kind) for kind in ("MoE", "dense"))
         nothing = f"no deployment that was tried meets the targets then. {note}".strip()
-        row: dict[str, Any] = {
+        ratio = best.divide(base) if best else None
+        moe_ratio = moe.divide(dense) if moe and dense else None
+        row: dict[str, object] = {
             "name": name,
             "change": text,
             "cost_per_hour": None if best is None else best.cost,
             "base_cost_per_hour": base.cost,
-            "cost_ratio": best.divide(base) if best else None,
+            "cost_ratio": ratio,
             "deployment": None if best is None else text_of(self._result, best.evaluation),
             "flips": best is None or self._choice(best) != self._choice(base),
             "best_moe": self._summarise(moe),
             "best_dense": self._summarise(dense),
-            "cost_moe_over_dense": moe.divide(dense) if moe and dense else None,
+            "cost_moe_over_dense": moe_ratio,
             "note": note if best is not None else nothing,
         }
         best, moe, dense = (self._try_ends(one, change) for one in (best, moe, dense))
         mine, theirs, of_moe, of_dense = map(self._costs.draw_priced, (best, base, moe, dense))
         if best is not None and best.cost > 0:
             row |= name_band("cost_per_hour", best.cost, find_band(mine))
-        row |= name_band("cost_ratio", row["cost_ratio"], find_ratio_band(mine, theirs))
-        band = find_ratio_band(of_moe, of_dense)
-        row |= name_band("cost_moe_over_dense", row["cost_moe_over_dense"], band)
+        row |= name_band("cost_ratio", ratio, find_ratio_band(mine, theirs))
+        row |= name_band("cost_moe_over_dense", moe_ratio, find_ratio_band(of_moe, of_dense))
         return SensitivityRow.model_validate(row)
 
     def _try_ends(self, priced: Priced | None, change: Change) -> Priced | None:
@@ -224,7 +225,7 @@ class Sensitivity:
             [one for one in priced if space.kind(one.evaluation.candidate.shape) == kind]
         )
 
-    def _choice(self, priced: Priced) -> tuple[Any, ...]:
+    def _choice(self, priced: Priced) -> tuple[object, ...]:
         """Model, pruning and machines, whatever the settings."""
         shape = priced.evaluation.candidate.shape
         variant = self._result.space.variants[shape.model]
@@ -363,7 +364,7 @@ def _is_alike(one: Candidate, other: Candidate) -> bool:
     return (one.shape, one.budget, one.prefill) == (other.shape, other.budget, other.prefill)
 
 
-def _estimate_cost(result: SearchResult, candidate: Candidate, rate: float) -> tuple[Any, ...]:
+def _estimate_cost(result: SearchResult, candidate: Candidate, rate: float) -> tuple[object, ...]:
     """Cost of a candidate at another rate, going by the screen."""
     counts = (candidate.replicas, candidate.prefill_replicas)
     replicas, prompts = (math.ceil(count * rate) for count in counts)
@@ -548,7 +549,7 @@ def _point(
     is_known = 0 < dense.cost < math.inf and moe.cost < math.inf
     ratio = moe.cost / dense.cost if is_known else None
     drawn = [costs.draw_priced(one) for one in (moe, dense)]
-    point: dict[str, Any] = {"rate": rate, "requests_per_s": _read_rate(result.trials, rate)}
+    point: dict[str, object] = {"rate": rate, "requests_per_s": _read_rate(result.trials, rate)}
     for name, one, draws in zip(("moe", "dense"), (moe, dense), drawn, strict=True):
         key = f"{name}_cost_per_hour"
         point |= {key: one.finite_cost}
