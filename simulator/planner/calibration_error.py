@@ -31,7 +31,7 @@ from simulator.config.host import HostRates
 from simulator.deployment.fits import find_bands, fits_of, list_unseen
 from simulator.deployment.memory import start_probability
 from simulator.deployment.plan import DeploymentPlan
-from simulator.planner.closed_form import Terms
+from simulator.planner.analytical import Terms
 from simulator.planner.trial import Outcome
 
 Floats = NDArray[np.float64]
@@ -133,7 +133,7 @@ def read_bands(plan: DeploymentPlan, is_pooled: bool) -> LatencyBands:
     machine's own calibration those of its kernels, see :func:`_read_machine_bands`.
 
     Args:
-        is_pooled: whether prompts have a pool of their own, which a plan in closed form does not
+        is_pooled: whether prompts have a pool of their own, which the plan of one replica does not
             say.
     """
     if isinstance(plan.placement.calibration, HostRates):
@@ -177,7 +177,7 @@ def read_error(plan: DeploymentPlan, seconds: Floats, is_pooled: bool) -> Calibr
     """The error of a deployment whose typical step is known.
 
     Args:
-        seconds: ``[8]`` of the step's :class:`~simulator.planner.closed_form.Terms`.
+        seconds: ``[8]`` of the step's :class:`~simulator.planner.analytical.Terms`.
         is_pooled: as of :func:`read_bands`.
     """
     total = float(np.cumsum(seconds)[-1])
@@ -190,7 +190,7 @@ def read_error(plan: DeploymentPlan, seconds: Floats, is_pooled: bool) -> Calibr
 
 
 def name_kernels(plan: DeploymentPlan) -> tuple[str, ...]:
-    """For each of :class:`~simulator.planner.closed_form.Terms` the kernels that compute it:
+    """For each of :class:`~simulator.planner.analytical.Terms` the kernels that compute it:
     deployments with the same name err together there.
     """
     placement = plan.placement

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from simulator.config.capacity import Crossover, Question
 from simulator.config.pairing import model_text
 from simulator.deployment.plan import DeploymentPlan
+from simulator.planner.analytical import Curve, Floats
 from simulator.planner.calibration_error import compare_speeds, include_one, read_bands, read_error
-from simulator.planner.closed_form import Curve, Floats
 from simulator.planner.conditions import Conditions, apply_conditions
 from simulator.planner.screen import by_cost
 from simulator.planner.search import SearchResult
@@ -59,7 +59,7 @@ class Loads(NamedTuple):
     """Output tokens a second of a GPU."""
     terms: Floats
     """``[8, n]`` GPU-seconds of an output token, by
-    :class:`~simulator.planner.closed_form.Terms`."""
+    :class:`~simulator.planner.analytical.Terms`."""
     fits: NDArray[np.bool_]
     """Whether the cache holds them and a step can take their tokens."""
 
@@ -152,7 +152,7 @@ TERMS: dict[str, str] = {
     "all_reduces": "all-reduce",
     "host": "host overhead",
 }
-"""Names of :class:`simulator.planner.closed_form.Terms`, in its order."""
+"""Names of :class:`simulator.planner.analytical.Terms`, in its order."""
 MEMORY = "KV memory"
 WEIGHTS = "memory for weights"
 """Room that a model lacks which does not even load."""

@@ -1,8 +1,8 @@
-"""GPUs that a deployment would need if steps took longer, in closed form: for all that is not
+"""GPUs that a deployment would need if steps took longer, analytically: for all that is not
 simulated again and again.
 
 The screen's curves say what a replica carries by how far latencies may go. Their limits are
-stretched until the closed form needs just as many replicas as simulation found, the least stretch
+stretched until the estimate needs just as many replicas as simulation found, the least stretch
 that does; then steps are made longer. Limits on throughput alone are met by a factor on what is
 carried. Other experts' choices and burstier arrivals are not in it: other samples of requests count
 by their rate and lengths.
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simulator.planner.analytical import Curve
 from simulator.planner.calibration_error import (
     CalibrationError,
     Edges,
@@ -23,7 +24,6 @@ from simulator.planner.calibration_error import (
     include_one,
     read_error,
 )
-from simulator.planner.closed_form import Curve
 from simulator.planner.conditions import AS_ASKED, Change, Trials
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.samples import RESAMPLES, GpuDemand
@@ -37,7 +37,7 @@ _NUM_BATCHES = 24
 _NEARLY = 1 - 1e-6
 """Share of what one replica fewer would need, which is not quite enough."""
 _BUSIEST = 0.97
-"""Share of the most that a replica carries: where the closed form puts one that simulation finds
+"""Share of the most that a replica carries: where the estimate puts one that simulation finds
 able to carry its share."""
 
 
@@ -119,7 +119,7 @@ class FittedPool(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """One deployment, in closed form."""
+    """Analytical estimate of one deployment."""
 
     demand: GpuDemand
     factors: dict[str, Edges]
@@ -127,7 +127,7 @@ class Estimate(NamedTuple):
     band."""
     attainment: Edges | None = None
     """Shares of the requests that keep their limits at both ends, where that is a target:
-    simulated, there is no closed form of it."""
+    simulated, as it has no analytical estimate."""
     latest: float = math.inf
     """Factor on the seconds to first token up to which it meets the targets at its size."""
 
@@ -168,7 +168,7 @@ class Estimator:
         self._known: dict[tuple[ReplicaShape, int, str], tuple[Curve, list[Served]]] = {}
 
     def estimate(self, evaluation: Evaluation, rate_per_s: float | None = None) -> Estimate | None:
-        """Estimate an evaluation's demand; ``None`` where nothing was found, or the closed form
+        """Estimate an evaluation's demand; ``None`` where nothing was found, or the model
         knows no load that the targets allow.
 
         Args:

@@ -49,7 +49,7 @@ def find_pareto(
     """Points that no other of the same model on the same machines beats in both, and what was
     simulated.
 
-    The closed form is of one replica that is kept busy, whatever the targets; of a pool that
+    The analytical front is of one replica that is kept busy, whatever the targets; of a pool that
     decodes, with the pool for prompts that keeps the targets in fewest GPU-seconds, in whatever
     ratio of their sizes, the handover of caches for nothing: more than whole replicas reach. Its
     band is that of a step's seconds, which moves both figures the same way. What was simulated is

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from simulator.config.engine import find_kv_transfer
 from simulator.cost.engine_time import streams_s
 from simulator.deployment.plan import DeploymentPlan
-from simulator.planner.closed_form import Curve, Floats
+from simulator.planner.analytical import Curve, Floats
 from simulator.planner.space import (
     NO_CACHE,
     NO_SPARES,

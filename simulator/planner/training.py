@@ -87,7 +87,7 @@ def _time_operation(operation: Busy | Together) -> float:
 
 
 def estimate_step(times: LayerTimes, split: Split, batch: int) -> float:
-    """Estimate the seconds of a step in closed form; gradients and the optimizer are left out.
+    """Estimate the seconds of a step analytically; gradients and the optimizer are left out.
 
     Args:
         batch: sequences of a step.

@@ -13,7 +13,7 @@ from simulator.base.frozen import validate
 from simulator.config.capacity import Crossover, Question
 from simulator.config.engine import find_kv_transfer
 from simulator.cost.kernels.attention import kernels_s
-from simulator.planner.closed_form import Curve
+from simulator.planner.analytical import Curve
 from simulator.planner.crossover import (
     ALIKE,
     BEST,

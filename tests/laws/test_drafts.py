@@ -20,7 +20,7 @@ from simulator.deployment.plan import make_plan
 from simulator.engine.batching import count_kept_tokens, draw_uniform
 from simulator.engine.pool import PoolState, make_limits, start_requests
 from simulator.engine.timeline import run_plan, serve
-from simulator.planner.closed_form import Curve
+from simulator.planner.analytical import Curve
 from simulator.planner.screen import Judge
 from simulator.planner.search import search
 from simulator.planner.store import Store

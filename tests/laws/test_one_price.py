@@ -14,7 +14,7 @@ from simulator.engine.state import start_ranks, start_requests
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.table import start_table
 from simulator.engine.timeline import run_plan
-from simulator.planner.closed_form import Curve
+from simulator.planner.analytical import Curve
 from simulator.planner.crossover import make_fixed_traffic
 from simulator.step.mixes import single_mix
 from simulator.step.prices import Prices

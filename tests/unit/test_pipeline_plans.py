@@ -13,7 +13,7 @@ from simulator.base.frozen import validate
 from simulator.config.capacity import Question
 from simulator.engine.timeline import run_plan
 from simulator.planner import space as rules
-from simulator.planner.closed_form import Curve
+from simulator.planner.analytical import Curve
 from simulator.planner.crossover import make_fixed_traffic
 from simulator.planner.explore import Explorer
 from simulator.planner.launch import list_commands

@@ -18,8 +18,8 @@ from simulator.lab.validation import OK
 from simulator.lab.validation.serving import answer
 from simulator.lab.validation.serving.deployments import plan_of, table_key
 from simulator.lab.validation.serving.points import read_point
+from simulator.planner.analytical import Curve
 from simulator.planner.calibration_error import CalibrationError, compare_speeds, read_error
-from simulator.planner.closed_form import Curve
 from simulator.planner.crossover import make_fixed_traffic
 from tests.shared import shared_file
 

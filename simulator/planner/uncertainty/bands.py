@@ -3,7 +3,7 @@ calibration's error and other samples make of it.
 
 The few deployments that are compared most closely are simulated with the calibration off by what it
 may be off (:mod:`~simulator.planner.calibration_error`), and with other samples of requests and of
-experts' choices; all others are estimated in closed form (:mod:`~simulator.planner.estimate`);
+experts' choices; all others are estimated analytically (:mod:`~simulator.planner.estimate`);
 ``band`` says which. ``x_low`` and ``x_high`` beside a figure ``x`` hold it; ``None`` is an end that
 there is none of, where no cluster within the limits would do or queues would grow without bound.
 
@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.planner.analytical import Curve
 from simulator.planner.calibration_error import Z_80, Edges, Floats, compute_start_probability
-from simulator.planner.closed_form import Curve
 from simulator.planner.conditions import AS_ASKED, WHOLE, Change, Trials, describe_stretch
 from simulator.planner.estimate import Estimate, Estimator, estimate_candidate_error
 from simulator.planner.evaluations import FigureBands, row_of, text_of
@@ -452,7 +452,7 @@ _TOKENS = "output_tokens_per_s"
 def estimate_all(
     trials: Trials, evaluations: Sequence[Evaluation], rate_per_s: float
 ) -> list[Estimate | None]:
-    """The closed form of each evaluation about all requests, with other samples.
+    """The analytical estimate of each evaluation on all requests, with other samples.
 
     Args:
         rate_per_s: of all requests.

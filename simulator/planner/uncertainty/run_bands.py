@@ -29,8 +29,8 @@ from simulator.engine.pool import PoolState
 from simulator.engine.shards import share_table
 from simulator.engine.table import StepTable, slow_table
 from simulator.engine.timeline import MakeTable, run_plan
+from simulator.planner.analytical import Curve
 from simulator.planner.calibration_error import Z_80, CalibrationError, Edges, Floats, read_bands
-from simulator.planner.closed_form import Curve
 from simulator.planner.estimate import estimate_error
 from simulator.planner.samples import ErrorSamples
 from simulator.planner.traffic import Traffic, subset

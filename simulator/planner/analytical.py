@@ -1,5 +1,5 @@
-"""Seconds of a replica's steps, in closed form: the planner's screen goes by these instead of
-forming steps.
+"""Analytical seconds of a replica's steps: the planner's screen goes by these instead of forming
+steps.
 
 Every number comes from the same prices as the engine's; what is left out is chance: batches are
 what they are on average, and sequences are as long as the traffic's mean one.

@@ -26,7 +26,7 @@ from tests.laws.tiny_question import answer, candidate, error, found, trials
 @pytest.mark.parametrize(
     ("least", "most"), [(3.0, 4.0), (0.5, 0.7), (30.0, math.inf), (0.01, 0.02)]
 )
-def test_a_closed_form_is_fitted_to_what_was_found(least, most):
+def test_an_analytical_estimate_is_fitted_to_what_was_found(least, most):
     reach = ReplicaCapacity(
         1, np.array([1.0, 2.0, 4.0, 8.0]), np.array([0.5, 0.7, 1.1, 1.9]), np.ones(4), np.ones(4)
     )
@@ -49,7 +49,7 @@ def test_looser_limits_are_all_it_takes_between_the_loads_that_were_tried(least,
 
 @pytest.mark.parametrize("rate", [0.3, 10.0, 100.0, 900.0])
 @pytest.mark.parametrize(("replicas", "fewer"), [(1, 0), (2, 1), (16, 12), (7, 6)])
-def test_a_closed_form_needs_what_was_found(rate, replicas, fewer):
+def test_an_analytical_estimate_needs_what_was_found(rate, replicas, fewer):
     reach = ReplicaCapacity(
         1, np.array([1.0, 2.0, 4.0, 8.0]), np.array([0.5, 0.7, 1.1, 1.9]), np.ones(4), np.ones(4)
     )
@@ -82,7 +82,7 @@ def test_latencies_at_a_load_that_was_tried_are_those_found_there():
         assert steps_twice_as_long == pytest.approx(tuple(2 * expected))
 
 
-def test_a_closed_form_is_of_the_requests_that_were_asked_for():
+def test_an_analytical_estimate_is_of_the_requests_that_were_asked_for():
     def judge(name):
         return SimpleNamespace(
             space=trials().space,
@@ -126,7 +126,7 @@ def test_the_next_larger_cluster_has_as_many_replicas_as_it_holds():
         assert f"{larger.gpus} replicas" in larger.deployment
 
 
-def test_a_closed_form_starts_where_simulation_is_and_never_falls():
+def test_an_analytical_estimate_starts_where_simulation_is_and_never_falls():
     for estimate, evaluation in [
         (Estimator(trials(), resamples=True).estimate(one), one) for one in found().evaluations
     ]:
@@ -141,7 +141,7 @@ def test_a_closed_form_starts_where_simulation_is_and_never_falls():
             assert low <= 1.0 <= high
 
 
-def test_a_closed_form_is_near_what_simulation_finds():
+def test_an_analytical_estimate_is_near_what_simulation_finds():
     """Over the calibration's whole band, of both models: within the step of sizes that a tenth more
     load takes.
     """
