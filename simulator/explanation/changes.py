@@ -4,8 +4,8 @@ each as keys of its scenario.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from simulator.base.text import inline_toml
 from simulator.config.engine import Remedy
@@ -118,7 +118,7 @@ class _Keys:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def replace(self, **values: Any) -> tuple[str, ...]:
+    def replace(self, **values: object) -> tuple[str, ...]:
         """Overrides that give keys other values; ``__`` in a name stands for a dot."""
         return tuple(
             f"{self._path}.{name.replace('__', '.')}={inline_toml(value)}"
@@ -131,7 +131,7 @@ def _place_experts(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
     moe, ep = plan.placement.model.moe, plan.placement.layout.ep
     if moe is None or ep == 1:
         return
-    present: Mapping[str, Any] = plan.spec.placement
+    present = plan.spec.placement
     slots_before = int(present.get("num_slots") or moe.num_experts)
     num_slots = (-(-slots_before // ep) + 1) * ep
     spare = num_slots - moe.num_experts
@@ -180,12 +180,12 @@ def _offload_otherwise(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
     spec, offload = plan.spec.offload, plan.placement.offload
     if spec is None or offload is None:
         return
-    own: dict[str, Any] = {"tier": spec.tier, "slots": spec.slots, "caching": spec.caching}
+    own: dict[str, object] = {"tier": spec.tier, "slots": spec.slots, "caching": spec.caching}
     own |= {} if spec.uploads is None else {"uploads": spec.uploads}
     own |= {} if spec.prefetching["kind"] == "none" else {"prefetching": spec.prefetching}
     own |= {"bring_from_tokens": spec.bring_from_tokens}
 
-    def change(text: str, **values: Any) -> Change:
+    def change(text: str, **values: object) -> Change:
         kept = {key: value for key, value in (own | values).items() if value is not None}
         return Change(text, keys.replace(offload=kept), _BELOW)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class Shape:
 
     def model(self, num_ranks: int) -> ModelSpec:
         """Attention and feed-forward block, twice, and next to no vocabulary."""
-        ffn: dict[str, Any] = {"kind": "dense", "intermediate_size": self.width}
+        ffn: dict[str, object] = {"kind": "dense", "intermediate_size": self.width}
         if self.num_experts:
             ffn |= {"kind": "moe", "num_experts": self.num_experts, "top_k": self.top_k}
         heads, head_size = (

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -144,10 +143,10 @@ class _Timing:
     """Seconds of the reference on every rank, whenever it was timed."""
     overheads_s: list[float] = field(default_factory=list)
     """Seconds to start a step and hear of its end, of each round."""
-    products: list[Any] = field(default_factory=list)
+    products: list[list[list[list[float]]]] = field(default_factory=list)
     """Times of products over the reference's, ``[working_bytes][sizes][rows]``, of each round."""
     training: list[TrainingTimes] = field(default_factory=list)
-    pruned: list[list[Any]] = field(default_factory=list)
+    pruned: list[list[NDArray[np.float64]]] = field(default_factory=list)
     """Ratios by rows, of each round for each of ``_PRUNED``."""
     others: list[float] = field(default_factory=list)
     """Share of the cores that other programs took, of each round."""
