@@ -235,7 +235,7 @@ def _describe_miss(result: SearchResult, evaluation: Evaluation) -> WhyNot:
             if machines.bound
             else f"the most that {machines.offer.cluster} comes in"
         )
-    target = outcome.tightest
+    target = outcome.binding_target
     return WhyNot(
         deployment=text_of(result, there),
         target=target,

@@ -148,7 +148,7 @@ def row_of(
         "token_budget": evaluation.candidate.budget,
         "too_long_share": result.traffic.share_beyond(model.max_context_tokens),
         **price_cluster(result, evaluation),
-        "worst_target": outcome.tightest,
+        "worst_target": outcome.binding_target,
         "worst_ratio": outcome.worst,
         **outcome.measured,
         "preempted_share": outcome.preempted_share,

@@ -251,8 +251,8 @@ class Explorer:
 
     def _record_miss(self, largest: ClusterSize, found: Outcome) -> Evaluation:
         why = (
-            f"misses {found.tightest} by {found.worst:.2f}x on the largest cluster within the "
-            f"limits ({largest.size} GPUs)"
+            f"misses {found.binding_target} by {found.worst:.2f}x on the largest cluster within "
+            f"the limits ({largest.size} GPUs)"
         )
         spares = count_spares(self.space, self.candidate.sides, *largest[1:])
         if any(spares):

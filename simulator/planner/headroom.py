@@ -146,17 +146,17 @@ def find_sizes(result: SearchResult, evaluation: Evaluation) -> Sizes:
         if below is None
         else SmallerSize(
             gpus=machines.sizes[place - 1],
-            worst_target=below.tightest,
+            worst_target=below.binding_target,
             worst_ratio=below.worst,
-            measured=below.measured[below.tightest],
+            measured=below.measured[below.binding_target],
         ),
         also_meets=None
         if smaller is None
         else AlsoMeets(
             gpus=smaller.cluster_size.size,
-            worst_target=smaller.outcome.tightest,
+            worst_target=smaller.outcome.binding_target,
             worst_ratio=smaller.outcome.worst,
-            measured=smaller.outcome.measured[smaller.outcome.tightest],
+            measured=smaller.outcome.measured[smaller.outcome.binding_target],
             sampling_error=smaller.error,
         ),
         larger=_describe_larger(result, evaluation, larger[0]) if larger else None,
@@ -170,7 +170,7 @@ def _describe_larger(result: SearchResult, evaluation: Evaluation, size: int) ->
         gpus=size,
         cost_per_hour=size * result.space.machines_at(evaluation.candidate.shape).gpu_hour,
         deployment=None if best is None else text_of(result, best),
-        worst_target=None if outcome is None else outcome.tightest,
+        worst_target=None if outcome is None else outcome.binding_target,
         worst_ratio=None if outcome is None else outcome.worst,
     )
 

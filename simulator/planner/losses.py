@@ -132,7 +132,7 @@ def _row(
             "prefill_replicas_left": worst.prefill_replicas,
             "goodput_per_s": None if share is None else share * rate,
             "attainment": share,
-            "worst_target": hardest.tightest,
+            "worst_target": hardest.binding_target,
             "worst_ratio": hardest.worst,
             "met": all(one.met for _, one in outcomes),
             "text": "",

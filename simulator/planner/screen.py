@@ -46,7 +46,7 @@ class Rates(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """The tightest of the targets, as means."""
+    """Binding limits of the targets, as means."""
 
     ttft_s: float
     tpot_s: float

@@ -282,7 +282,7 @@ def best_first(evaluation: Evaluation) -> tuple[object, ...]:
     far off its calibration was elsewhere; then the one of the best model; and then within a fifth
     of a limit by every further tenth of it. Of these the one with fewest parts is run most easily;
     then the one that the screen expects to need fewest GPUs has most headroom in a cluster of that
-    price; then the one whose tightest target is least tight.
+    price; then the one whose binding target is least tight.
     """
     worst = evaluation.outcome.worst if evaluation.outcome is not None else math.inf
     tight = max(0, math.ceil(round(10 * worst, 6) - 8)) if worst <= 1 else worst

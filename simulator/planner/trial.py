@@ -57,7 +57,7 @@ class Outcome(NamedTuple):
         return max(self.ratios.values())
 
     @property
-    def tightest(self) -> str:
+    def binding_target(self) -> str:
         """The name of that target."""
         return max(self.ratios, key=self.ratios.__getitem__)
 
@@ -123,7 +123,7 @@ def estimate_sampling_error(
     Args:
         requests: those that are judged, in order of arrival.
     """
-    name, level = outcome.tightest.partition(".")[::2]
+    name, level = outcome.binding_target.partition(".")[::2]
     latency = latencies(requests)
     if name in targets.latencies:
         limit = targets.latencies[name][level]

@@ -278,7 +278,7 @@ def test_a_smaller_cluster_that_meets_the_targets_by_chance_is_named(meets, repl
     def fill(size):
         tried[size] = meets[sizes.index(size)]
         return ClusterSize(size, size), SimpleNamespace(
-            met=tried[size], size=size, tightest="", worst=0.9 if tried[size] else 1.1
+            met=tried[size], size=size, binding_target="", worst=0.9 if tried[size] else 1.1
         )
 
     explorer.fill = fill
@@ -398,6 +398,6 @@ def test_the_sampling_error_is_that_of_many_samples(target):
     for _ in range(4):
         requests = draw()
         outcome = measure(requests)
-        assert outcome.tightest == target
+        assert outcome.binding_target == target
         found.append(estimate_sampling_error(requests, outcome, targets, slo))
     assert np.mean(found) == pytest.approx(np.std(ratios), rel=0.25)
