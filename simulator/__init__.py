@@ -66,7 +66,7 @@ _HOMES = {
     "lab.commands.validate": ("validate",),
     "config.capacity": ("Question",),
     "results.answer": ("Answer",),
-    "results.columns_text": ("describe_columns",),
+    "results.metrics": ("describe_columns",),
     "results.executed": ("Executed",),
     "results.folder": ("Results",),
     "lab.results.scores": ("Scoreboard",),

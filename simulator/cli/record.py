@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from simulator.base.errors import UserError
 from simulator.base.partial import whole_file
 from simulator.cli import console
+
+if TYPE_CHECKING:
+    from simulator.commands.record_training import TrainedRecording
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -151,7 +154,7 @@ def runtime(
     _print_recording(target, describe(recording), as_json)
 
 
-def _print_recording(target: Path, found: dict[str, Any], as_json: bool) -> None:
+def _print_recording(target: Path, found: dict[str, object], as_json: bool) -> None:
     if as_json:
         console.emit({"files": {"recording": str(target)}, **found})
     else:
@@ -166,7 +169,7 @@ def _check_suffix(path: Path, suffix: str) -> None:
         raise UserError(f"{path}: must end in {suffix}")
 
 
-def _print_training(made: Any) -> None:
+def _print_training(made: TrainedRecording) -> None:
     """Print the headline, the table, and further findings."""
     console.out.print(made.headline, style="bold")
     console.out.print()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -11,6 +11,9 @@ from rich.table import Table
 from simulator.base.errors import UserError, did_you_mean
 from simulator.base.partial import whole_file
 from simulator.cli import console, record
+
+if TYPE_CHECKING:
+    from simulator.workload.traces import RequestTrace
 
 
 def cache(
@@ -116,7 +119,7 @@ def generate(
     _write_trace(workload, seed, target, strict=False)
 
 
-def _load_trace(source: str, seed: int | None, strict: bool) -> Any:
+def _load_trace(source: str, seed: int | None, strict: bool) -> RequestTrace:
     from simulator.base.data import available_files
     from simulator.config.workload import WorkloadSpec
     from simulator.workload.requests import load_requests, read_trace

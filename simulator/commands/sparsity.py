@@ -32,9 +32,7 @@ from simulator.cost.break_even import Product, find_break_even, find_speed_up, m
 from simulator.cost.compute import ComputeModel
 from simulator.results.sparsity import (
     MeasuredSpeeds,
-    PublishedLossRow,
     PublishedPoint,
-    PublishedReductionRow,
     SparseData,
     SparsityResults,
     SpeedCurve,
@@ -81,8 +79,8 @@ def compare_sparsity(
         tuple(_list_storage(shape, BYTES_PER_ELEMENT[dtype])),
         tuple(one for name in machines for one in _list_speeds(name, shape, dtype, tokens)),
         tuple(_compare_point(one) for one in published.speeds),
-        tuple(PublishedLossRow(**one.model_dump()) for one in published.losses),
-        tuple(PublishedReductionRow(**one.model_dump()) for one in published.reductions),
+        published.losses,
+        published.reductions,
         _describe_data(data, dtype),
         measured,
     )

@@ -137,6 +137,11 @@ def fold_json(title: str, value: object) -> Block:
     return Block(folded=_write_json(value), title=title)
 
 
+def show_table(table: TextTable) -> Block:
+    """A block with a table."""
+    return Block(table=table, look="metrics")
+
+
 def show_tables(tables: Iterable[TextTable]) -> list[Section]:
     """A section for each table."""
     return [Section(one.title, [Block(table=one)], one.lead) for one in tables]

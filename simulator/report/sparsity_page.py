@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from simulator.base.formats import TIMES, UNDEFINED, num_bytes
 from simulator.report import style
 from simulator.report.gallery import Card, FigureCards
-from simulator.report.rendering import Block, Section, render_blocks
+from simulator.report.rendering import Block, Section, render_blocks, show_table
 from simulator.results.results_folder import Cell, TextTable
 from simulator.results.sparsity import (
     PublishedPoint,
@@ -68,7 +68,7 @@ def render(folder: SparsityFolder) -> str:
     }
     speeds = cards.card(f"Speed with a {shape} matrix", _SPEED_TEXT, by_machine, "half")
     measured = _draw_measured(results, cards)
-    by_format, by_machines = map(_show_table, folder.list_tables())
+    by_format, by_machines = map(show_table, folder.list_tables())
     values = (
         f"{data.rows:,} x {data.columns:,} values in {data.dtype}, of which "
         f"{100 * data.density:.1f} % are not zero: {num_bytes(data.whole_bytes)} whole."
@@ -77,19 +77,15 @@ def render(folder: SparsityFolder) -> str:
         Section("Storage", [Block(cards=[storage]), by_format]),
         Section("Speed", [Block(cards=[speeds]), by_machines]),
         Section("Measured on this machine", [Block(cards=measured)] if measured else []),
-        Section("Sparse data", [_show_table(_list_formats(data))], values),
-        Section("Published speeds", [_show_table(_list_published(results.published))]),
+        Section("Sparse data", [show_table(_list_formats(data))], values),
+        Section("Published speeds", [show_table(_list_published(results.published))]),
         Section(
             "What pruning costs in quality, as published",
-            [_show_table(_list_losses(results)), _show_table(_list_reductions(results))],
+            [show_table(_list_losses(results)), show_table(_list_reductions(results))],
             _QUALITY,
         ),
     ]
     return render_blocks("Sparse matrices", cards, folder.verdict, sections)
-
-
-def _show_table(table: TextTable) -> Block:
-    return Block(table=table, look="metrics")
 
 
 def _list_formats(data: SparseData) -> TextTable:

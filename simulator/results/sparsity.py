@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 
 from pydantic import TypeAdapter
 
 from simulator.base.findings import Finding
 from simulator.base.formats import TIMES
+from simulator.config.sparsity import PublishedLoss, PublishedReduction
 from simulator.results.provenance import Provenance
 from simulator.results.results_folder import ResultsFolder, TextTable, Verdict, make_verdict
 
@@ -125,31 +126,6 @@ class PublishedPoint:
 
 
 @dataclass(frozen=True)
-class PublishedLossRow:
-    """Perplexity of a pruned model beside the whole one's, as published."""
-
-    model: str
-    method: str
-    pattern: str
-    whole: float
-    pruned: float
-    source: str
-
-
-@dataclass(frozen=True)
-class PublishedReductionRow:
-    """Accuracy that a model lost with some of its experts, as published."""
-
-    model: str
-    method: str
-    experts: int
-    experts_left: int
-    points: float
-    """Points of accuracy lost, mean of zero-shot tasks."""
-    source: str
-
-
-@dataclass(frozen=True)
 class MeasuredSpeeds:
     """Speeds of the runtime's pruned layers on this machine, against whole matrices."""
 
@@ -189,13 +165,14 @@ class SparsityResults:
     storage: tuple[StorageCurve, ...]
     speeds: tuple[SpeedCurve, ...]
     published: tuple[PublishedPoint, ...]
-    losses: tuple[PublishedLossRow, ...]
-    reductions: tuple[PublishedReductionRow, ...]
+    losses: tuple[PublishedLoss, ...]
+    reductions: tuple[PublishedReduction, ...]
     data: SparseData
     measured: MeasuredSpeeds | None = None
     """Speeds measured on this machine; ``None`` where nobody asked."""
 
 
+_RESULTS = TypeAdapter(SparsityResults)
 _BUSY = 0.1
 """Share of the cores from which other programs make timings doubtful."""
 
@@ -292,13 +269,12 @@ class SparsityFolder(ResultsFolder):
     @classmethod
     def make(cls, results: SparsityResults, made: Provenance) -> SparsityFolder:
         """Make the folder of some results."""
-        return cls({"sparsity": asdict(results), **made.describe()})
+        return cls({"sparsity": _RESULTS.dump_python(results), **made.describe()})
 
     @cached_property
     def results(self) -> SparsityResults:
         """Everything that is told."""
-        adapter = TypeAdapter(SparsityResults)
-        return adapter.validate_python(self.run["sparsity"], strict=False)
+        return _RESULTS.validate_python(self.run["sparsity"], strict=False)
 
     @property
     def verdict(self) -> Verdict:

@@ -29,9 +29,9 @@ class Front(Figure[Answer]):
     definition = (
         "Output tokens per second, on logarithmic axes; further up is cheaper, "
         "further right is faster for the reader. Lines are the analytical optimum of each model on "
-        "busy GPUs, whatever the targets, disaggregated where that is better. Large marks were "
-        "simulated at the planned traffic, on a cluster that is paid for whole. Hover or tap for "
-        "the whole deployment; pareto.csv holds every point."
+        "busy GPUs, whatever the targets, disaggregated where that is better. "
+        "Large marks were simulated at the planned traffic, on a cluster that is paid for whole. "
+        "Hover or tap for the whole deployment; pareto.csv holds every point."
     )
     absent = "No deployment was judged."
     order = 20
