@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from simulator.base.errors import UserError
@@ -18,6 +18,63 @@ from simulator.config.routing import complete_routing, routing_note
 from simulator.config.training_question import TrainingCluster, TrainingQuestion
 from simulator.workload.requests import load_requests
 from simulator.workload.traces import RequestTrace
+
+USUAL_LEVEL = "p95"
+"""Percentile that a limit without one is meant for."""
+_ASKED_REQUESTS = 2000
+"""Requests of a question without a log: as many as the shipped generated workloads have."""
+
+
+def ask(
+    models: str,
+    clusters: str,
+    rate_per_s: float,
+    num_input: int,
+    num_output: int,
+    limits: Mapping[str, str],
+) -> dict[str, object]:
+    """Put a question into the keys of a plan's file: requests of one length that come at random.
+
+    Args:
+        models: names or paths, between commas.
+        clusters: names of kinds of machines, between commas.
+        limits: by latency (``ttft_s``), seconds such as ``1.5`` (:data:`USUAL_LEVEL`) or
+            ``p50=0.5,p95=1.5``.
+
+    Raises:
+        UserError: if a limit is no such text.
+
+    >>> asked = ask("mixtral-8x7b,qwen3-32b", "h200-sxm", 3.0, 2000, 300, {"ttft_s": "1.5"})
+    >>> asked["targets"], asked["clusters"]
+    ({'ttft_s': {'p95': 1.5}}, [{'cluster': 'h200-sxm'}])
+    """
+    return {
+        "name": f"{models} on {clusters}",
+        "workload": {
+            "requests": {
+                "arrivals": {"kind": "poisson", "rate_per_s": rate_per_s},
+                "lengths": {"kind": "fixed", "num_input": num_input, "num_output": num_output},
+            },
+            "num_requests": _ASKED_REQUESTS,
+        },
+        "targets": {name: _read_limits(text) for name, text in limits.items()},
+        "models": [{"model": name.strip()} for name in models.split(",")],
+        "clusters": [{"cluster": name.strip()} for name in clusters.split(",")],
+    }
+
+
+def _read_limits(text: str) -> dict[str, float]:
+    limits = {}
+    for part in text.split(","):
+        level, _, seconds = part.rpartition("=")
+        try:
+            limits[level.strip() or USUAL_LEVEL] = float(seconds)
+        except ValueError:
+            raise UserError(
+                f"'{text}' is no limit: give seconds, such as 1.5 (of {USUAL_LEVEL}) or "
+                "p50=0.5,p95=1.5"
+            ) from None
+    return limits
 
 
 def check_question(question: Question, where: str) -> None:
