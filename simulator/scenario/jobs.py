@@ -50,8 +50,8 @@ def load_job(
         UserError: if the file is missing or wrong, is a job of another kind, or an override names
             no place.
 
-    >>> load_job("mixtral_vs_llama2_training", SCENARIOS).name
-    'Mixtral'
+    >>> load_job("mixtral_vs_llama2_training", (TrainingScenario,)).training.sequence_tokens
+    4096
     """
     first = kinds[0]
     if isinstance(source, Job):

@@ -27,17 +27,20 @@ _ASKED_REQUESTS = 2000
 
 def ask(
     models: str,
-    clusters: str,
-    rate_per_s: float,
-    num_input: int,
-    num_output: int,
+    cluster: str,
+    rate: float,
+    input: int,
+    output: int,
     limits: Mapping[str, str],
 ) -> dict[str, object]:
     """Put a question into the keys of a plan's file: requests of one length that come at random.
 
     Args:
         models: names or paths, between commas.
-        clusters: names of kinds of machines, between commas.
+        cluster: names of kinds of machines, between commas.
+        rate: requests per second.
+        input: tokens of each prompt.
+        output: tokens of each answer.
         limits: by latency (``ttft_s``), seconds such as ``1.5`` (:data:`USUAL_LEVEL`) or
             ``p50=0.5,p95=1.5``.
 
@@ -49,17 +52,17 @@ def ask(
     ({'ttft_s': {'p95': 1.5}}, [{'cluster': 'h200-sxm'}])
     """
     return {
-        "name": f"{models} on {clusters}",
+        "name": f"{models} on {cluster}",
         "workload": {
             "requests": {
-                "arrivals": {"kind": "poisson", "rate_per_s": rate_per_s},
-                "lengths": {"kind": "fixed", "num_input": num_input, "num_output": num_output},
+                "arrivals": {"kind": "poisson", "rate_per_s": rate},
+                "lengths": {"kind": "fixed", "num_input": input, "num_output": output},
             },
             "num_requests": _ASKED_REQUESTS,
         },
         "targets": {name: _read_limits(text) for name, text in limits.items()},
         "models": [{"model": name.strip()} for name in models.split(",")],
-        "clusters": [{"cluster": name.strip()} for name in clusters.split(",")],
+        "clusters": [{"cluster": name.strip()} for name in cluster.split(",")],
     }
 
 

@@ -217,3 +217,43 @@ def test_ctrl_c_keeps_what_is_done(plan, tmp_path, monkeypatch):
     assert "stopped; 1 of 2 simulations are kept in kept: run the same command to go on" in err
     assert not (tmp_path / "reports").exists()
     assert len(read_findings(tmp_path / "kept")) == 1
+
+
+ASKED = (
+    "--models",
+    "olmoe-1b-7b",
+    "--cluster",
+    "h100-sxm",
+    "--rate",
+    "1",
+    "--input",
+    "64",
+    "--output",
+    "4",
+)
+
+
+def test_a_question_by_options_names_what_is_missing_and_writes_nothing(moesim, tmp_path):
+    code, _, err = moesim("plan", "--models", "olmoe-1b-7b", "--rate", "3")
+    assert code == 2
+    for option in ("--cluster", "--input", "--output", "--ttft or --tpot"):
+        assert option in err
+    for wrong, word in ((("--ttft", "p95=soon"), "p50=0.5"), (("--tpot", "p42=1"), "p42")):
+        code, _, err = moesim("plan", *ASKED, *wrong)
+        assert (code, word in err) == (2, True), err
+    code, _, err = moesim("plan", "azure_conv", "--rate", "3")
+    assert (code, "--set" in err) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_question_by_options_is_the_file_that_it_writes(moesim, tmp_path):
+    small = ("--set", "space.max_gpus_per_replica=1", "--set", "workload.num_requests=50")
+    code, _, err = moesim("plan", *ASKED, "--ttft", "1.5", "--workers", "1", *small, "--out", "by")
+    assert (code, "that of p95" in err) == (0, True)
+    assert moesim("plan", "by.toml", "--workers", "1", *small, "--out", "file")[0] == 0
+    first, second = (
+        json.loads((tmp_path / name / "plan.json").read_text()) for name in ("by", "file")
+    )
+    assert first["recommended"] == second["recommended"]
+    assert first["targets"] == {"ttft_s.p95": 1.5}
