@@ -163,7 +163,8 @@ def _write_question(file: Path, asked: Mapping[str, Any]) -> Path:
             "plan needs a file, or a question by options; missing: "
             + ", ".join([*missing, *(() if limits else ("--ttft or --tpot",))])
         )
-    table = ask(**{name: asked[name] for name in needed}, limits=limits)
+    lengths = (asked["input"], asked["output"])
+    table = ask(asked["models"], asked["cluster"], asked["rate"], *lengths, limits)
     load_job(table, QUESTIONS)
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as partial:

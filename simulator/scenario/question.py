@@ -29,8 +29,8 @@ def ask(
     models: str,
     cluster: str,
     rate: float,
-    input: int,
-    output: int,
+    num_input: int,
+    num_output: int,
     limits: Mapping[str, str],
 ) -> dict[str, object]:
     """Put a question into the keys of a plan's file: requests of one length that come at random.
@@ -38,9 +38,9 @@ def ask(
     Args:
         models: names or paths, between commas.
         cluster: names of kinds of machines, between commas.
-        rate: requests per second.
-        input: tokens of each prompt.
-        output: tokens of each answer.
+        rate: requests a second.
+        num_input: tokens of each prompt.
+        num_output: tokens of each answer.
         limits: by latency (``ttft_s``), seconds such as ``1.5`` (:data:`USUAL_LEVEL`) or
             ``p50=0.5,p95=1.5``.
 
@@ -56,7 +56,7 @@ def ask(
         "workload": {
             "requests": {
                 "arrivals": {"kind": "poisson", "rate_per_s": rate},
-                "lengths": {"kind": "fixed", "num_input": input, "num_output": output},
+                "lengths": {"kind": "fixed", "num_input": num_input, "num_output": num_output},
             },
             "num_requests": _ASKED_REQUESTS,
         },

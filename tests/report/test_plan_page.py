@@ -116,7 +116,7 @@ def test_a_band_without_an_end_runs_off_the_plot():
     made["best_of_each_model"][HOSTILE] = best
     page = render(made, RUN)
     assert "5.98 or more" in section(page, "the-candidates")
-    assert "in italics are estimated" in section(page, "the-candidates")
+    assert "in italics are analytical estimates" in section(page, "the-candidates")
     plot = payload_of(page)["plots"][0]
     ends = [trace["error_x"]["array"][0] for trace in plot["data"] if "error_x" in trace]
     assert ends
