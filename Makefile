@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-# One a core (tests/suite.py); beyond eight each only compiles the same functions again.
-WORKERS := -n auto --maxprocesses 8
+# One a core (tests/suite.py); beyond eight each only compiles the same functions again. A suite that loses one ends: begun anew, one has hung.
+WORKERS := -n auto --maxprocesses 8 --max-worker-restart 0
 # Written once, or each worker, and each of the hundred commands that tests start, compiles all files it imports.
 export PYTHONDONTWRITEBYTECODE :=
 # Tests that compile the engine, without and with a prefill pool, in a worker each before all others: workers that come to it at once would
