@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from simulator.base.formats import chance_text
@@ -459,14 +460,21 @@ def test_the_better_of_two_figures_is_the_lower_one_unless_higher_is_better():
 
 
 def test_notes_and_bands_keep_their_deployments_where_runs_are_merged():
-    parts = {
-        part: {"own": {}} for part in ("sources", "requests", "deployments", "knees", "better")
-    }
+    parts = ("sources", "requests", "deployments", "knees", "better")
     note = {"kind": "near_saturation", "deployment": "own", "metric": "ttft_p50_s"}
-    renamed = folder._rename_bands({**parts, "notes": [note]}, {"own": "own (b)"})
-    assert {tuple(renamed[part]) for part in parts} == {("own (b)",)}
-    assert renamed["notes"] == [note | {"deployment": "own (b)"}]
-    assert folder._rename_bands(None, {})["notes"] == []
+    bands = {part: {"own": {}} for part in parts} | {"notes": [note]}
+    table = pd.DataFrame({"deployment": ["own"]})
+
+    def make_run(name, bands):
+        run = {"name": name, "workload": {}, "slo": {}, "deployments": {"own": {}}, "bands": bands}
+        return folder.Results(run, table, {}, {}, *(table for _ in folder.SHORT_TABLES))
+
+    runs = [
+        (Path(name), make_run(name, own)) for name, own in (("a", bands), ("b", bands), ("c", None))
+    ]
+    merged = folder.merge(runs).run["bands"]
+    assert {tuple(merged[part]) for part in parts} == {("own (a)", "own (b)")}
+    assert merged["notes"] == [note | {"deployment": f"own ({name})"} for name in "ab"]
 
 
 def test_the_page_the_terminal_and_json_carry_the_note(tmp_path, capsys):

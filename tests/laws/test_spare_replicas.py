@@ -3,6 +3,7 @@ for them; and as many replicas serve for as long as the plan says when GPUs fail
 """
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -123,11 +124,7 @@ def test_as_many_replicas_serve_as_long_when_gpus_fail_at_random(tiny, needed, s
     trace = tiny.trace(2, 1.0)
     trace.arrival_s[1] = end_s
     served = serve(plan, trace, until=end_s)
-    changes = [
-        {"at_s": one.at_s, "serves_s": one.serves_s, "kind": one.kind, "replicas": one.replicas}
-        | {"num_gpus": one.num_gpus}
-        for one in served.changed
-    ]
+    changes = [asdict(one) for one in served.changed]
     assert len(changes) > 1000
     facts = {"changes": changes, "num_gpus": total * num_gpus, "replicas": total}
     levels = np.array([(at_s, serving) for at_s, _, serving in list_held(facts)])
