@@ -35,11 +35,13 @@ def render(results: Results) -> str:
     """The page as one HTML document."""
     cards, run = FigureCards(), results.run
     verdict = run.get("verdict") or {}
+    first, stop, others = str(verdict.get("headline") or _NO_VERDICT).partition(". ")
     return render_page(
         "run.html",
         str(run.get("name") or "run"),
         cards,
-        headline=split_at_rumours(str(verdict.get("headline") or _NO_VERDICT), results),
+        headline=split_at_rumours(f"{first}{stop.strip()}", results),
+        more=split_at_rumours(others, results) if others else [],
         reasons=[split_at_rumours(str(r), results) for r in verdict.get("reasons") or []],
         workload=run.get("workload") or {},
         targets=run.get("slo") or {},
