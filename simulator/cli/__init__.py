@@ -147,9 +147,9 @@ def _version(wanted: bool) -> None:
 
 
 _WELCOME = """\
-moesim replays real request traffic on mixture-of-experts and dense deployments, and says which
+moesim replays real request traffic on mixture-of-experts and dense deployments, and says which \
 serves it better, at what cost, and why.
-A mixture of experts (MoE) is a model each of whose tokens uses a few of many expert networks: it
+A mixture of experts (MoE) is a model each of whose tokens uses a few of many expert networks: it \
 computes like a small model and fills the memory of a large one.
 
 Three commands to try:
