@@ -63,8 +63,11 @@ class SearchResult(NamedTuple):
         """Searches for a size; one for deployments whose first round was of all requests, however
         many replicas they turned out to need.
         """
-        first = [one._replace(candidate=resize_candidate(one)) for one in self.first]
-        return len(first) + sum(one not in first for one in self.evaluations)
+        first = [
+            one._replace(candidate=resize_candidate(one), was_stored=False) for one in self.first
+        ]
+        others = (one._replace(was_stored=False) for one in self.evaluations)
+        return len(first) + sum(one not in first for one in others)
 
     @property
     def num_legal(self) -> int:
