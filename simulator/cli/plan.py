@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 NOTHING_MEETS = 3
 """Exit status where the question was answered, and the answer is that nothing meets the targets
 within the limits."""
+_ASKED = "Asked on the command line: requests of one length."
+"""First line of a question's file that options made, which others may replace."""
 _RUNNERS_UP = 4
 _REASONS = 5
 _NARROWEST = 26
@@ -97,7 +99,7 @@ def plan(
     }
     if question is None:
         out_folder = out_folder or Path("reports/out/asked_plan")
-        question = str(_write_question(out_folder.with_suffix(".toml"), asked))
+        question = str(_write_question(Path(f"{out_folder}.toml"), asked))
     else:
         console.refuse_options(
             "is for a plan without a file; change a file's keys by --set",
@@ -151,6 +153,7 @@ def _write_question(file: Path, asked: Mapping[str, Any]) -> Path:
         UserError: naming the options that are missing, or what is wrong with the question.
     """
     from simulator.base.partial import whole_file
+    from simulator.base.reading import read_bytes
     from simulator.base.writing import toml_text
     from simulator.scenario.jobs import QUESTIONS, load_job
     from simulator.scenario.question import USUAL_LEVEL, ask
@@ -166,10 +169,11 @@ def _write_question(file: Path, asked: Mapping[str, Any]) -> Path:
     lengths = (asked["input"], asked["output"])
     table = ask(asked["models"], asked["cluster"], asked["rate"], *lengths, limits)
     load_job(table, QUESTIONS)
+    if file.exists() and not read_bytes(file).startswith(f"# {_ASKED}".encode()):
+        raise UserError(f"{file}: is no question asked by options; name another --out")
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as partial:
-        text = toml_text(table, "Asked on the command line: requests of one length.")
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(toml_text(table, _ASKED), encoding="utf-8")
     console.err.say(f"question: {file}")
     if any("=" not in text for text in limits.values()):
         console.say_notes([f"a limit without a percentile is that of {USUAL_LEVEL}"])

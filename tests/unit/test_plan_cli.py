@@ -246,6 +246,14 @@ def test_a_question_by_options_names_what_is_missing_and_writes_nothing(moesim, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_question_by_options_replaces_no_file_of_another_hand(moesim, tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text("name = 'mine'\n")
+    code, _, err = moesim("plan", *ASKED, "--ttft", "1.5", "--out", "mine")
+    assert (code, "another --out" in err) == (2, True)
+    assert mine.read_text() == "name = 'mine'\n"
+
+
 @pytest.mark.slow
 def test_a_question_by_options_is_the_file_that_it_writes(moesim, tmp_path):
     small = ("--set", "space.max_gpus_per_replica=1", "--set", "workload.num_requests=50")
