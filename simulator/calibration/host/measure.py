@@ -31,8 +31,8 @@ _PACES = 12
 """Times that the reference is taken for a pace: one lasts a few milliseconds, in which a shared
 machine is a quarter faster or slower than in others."""
 _PACE_NOISE = 0.12
-"""Spread of the logarithm of a pace between 45 moments of a machine (``make bench-twin``), which
-times of layers hardly followed (a slope of 0.2): so much of a pace says nothing of the machine."""
+"""Standard deviation of the logarithm of 42 paces of a machine (``make bench-twin``, beside other
+programs), which its layers' times did not follow: so much of a pace says nothing of the machine."""
 
 
 @cache
