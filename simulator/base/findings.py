@@ -1,6 +1,7 @@
 """Findings: what there is to say, as a kind and its numbers.
 
-``findings.toml`` has the sentence of each kind, a template of Jinja2, in one table.
+``findings.toml`` has the sentence of each kind, a template of Jinja2, in one table, how much some
+kinds matter, and the sections of pages that show more of them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TABLE = Path(__file__).with_name("findings.toml")
+LEVELS = ("warning", "finding", "detail")
+"""Severities, what a reader must know first."""
 
 
 class Finding:
@@ -34,13 +37,42 @@ class Finding:
     def __str__(self) -> str:
         return environment().get_template(self.kind).render(self.facts)
 
+    @property
+    def severity(self) -> str:
+        """One of :data:`LEVELS`; a detail where the condition of its rule does not hold."""
+        level, _, condition = _read_table("severity").get(self.kind, "finding").partition(" if ")
+        if not condition or environment().compile_expression(condition)(**self.facts):
+            return level
+        return "detail"
+
+    @property
+    def section(self) -> str:
+        """Title of the section of a page that shows more of it; empty where there is none."""
+        shown = _read_table("section")
+        return shown.get(self.kind) or shown.get(self.kind.partition(".")[0], "")
+
     def __repr__(self) -> str:
         return f"Finding({self.kind!r}, {self.facts!r})"
+
+
+class Said(Finding):
+    """A sentence of its own, such as a claim."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__("said", sentence=sentence)
+
+    def __str__(self) -> str:
+        return str(self.facts["sentence"])
 
 
 def tell(findings: Iterable[Finding]) -> list[str]:
     """Write each finding once, in their order."""
     return list(dict.fromkeys(map(str, findings)))
+
+
+def rank(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort findings by severity; those alike keep their order."""
+    return sorted(findings, key=lambda one: LEVELS.index(one.severity))
 
 
 def plural(number: float, one: str, many: str = "") -> str:
@@ -87,5 +119,12 @@ def sentences() -> dict[str, str]:
     return {
         f"{section}.{name}": " ".join(text.split())
         for section, rows in read_toml(TABLE).items()
+        if section not in ("severity", "section")
         for name, text in rows.items()
     }
+
+
+@cache
+def _read_table(name: str) -> dict[str, str]:
+    found: dict[str, str] = read_toml(TABLE)[name]
+    return found

@@ -43,6 +43,7 @@ from simulator.results.answer import (
 from simulator.results.answer.failures import SpareGpus
 from simulator.results.answer.relations import check_answer, find_undetermined
 from simulator.results.plan_sentences import headline, reasons, state_shortfall
+from simulator.results.results_folder import make_verdict
 
 
 def make_answer(
@@ -101,8 +102,9 @@ def make_answer(
         moe_vs_dense=found.moe_vs_dense,
     )
     answer = answer.model_copy(update={"undetermined": find_undetermined(answer)})
-    told = {"headline": str(headline(answer)), "reasons": tuple(map(str, reasons(answer)))}
-    answer = answer.model_copy(update=told)
+    told = make_verdict([headline(answer), *reasons(answer)])
+    lists = {name: tuple(told[name]) for name in ("reasons", "findings")}
+    answer = answer.model_copy(update={"headline": told["headline"], **lists})
     check_answer(answer)
     return answer
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import html
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from simulator.report import marks, style
@@ -76,29 +75,6 @@ def model_of(answer: Answer, deployment: str) -> OfModel | None:
 
 _BEYOND = 1000.0
 """Times its value at which a whisker without an end stops: far off any plot."""
-
-
-def band_text(found: Band | None, text: Callable[[float], str]) -> str:
-    """A band in words, a unit that both ends have said once; empty where there is none, or where
-    both ends read the same.
-
-    >>> band_text(Band(1.0, 2.0), lambda value: f"{value:g} ms")
-    '1 to 2 ms'
-    >>> band_text(Band(1.0, 1.0), str), band_text(None, str)
-    ('', '')
-    >>> band_text(Band(1.0, math.inf), str), band_text(Band(0.0, 2.0), str)
-    ('1.0 or more', '0.0 to 2.0')
-    """
-    if found is None:
-        return ""
-    if math.isinf(found.high):
-        return f"{text(found.low)} or more"
-    if text(found.low) == text(found.high):
-        return ""
-    (low, *unit), (high, *other) = text(found.low).split(" ", 1), text(found.high).split(" ", 1)
-    return " ".join(
-        [low, "to", high, *other] if unit == other else [low, *unit, "to", high, *other]
-    )
 
 
 def whiskers(

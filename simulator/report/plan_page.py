@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
-from simulator.base.formats import TIMES, amount, chance, number, percent
+from simulator.base.formats import TIMES, amount, chance, number, percent, times
 from simulator.report import style
 from simulator.report.deployment_tables import (
     KINDS,
@@ -17,18 +18,26 @@ from simulator.report.deployment_tables import (
     list_warnings,
     name_deployments,
 )
+from simulator.report.front import Gauge, find_doubt, make_front, make_mark
 from simulator.report.gallery import FigureCards, load_figures
-from simulator.report.plan_looks import band_text, colour_of, is_striped, model_of
+from simulator.report.plan_looks import colour_of, is_striped, model_of
 from simulator.report.rendering import render_page
 from simulator.results import plan_text
 from simulator.results.answer import Answer, DeploymentRow
 from simulator.results.answer.certainty import FigureBand
 from simulator.results.answer.folder import PlanResults
 from simulator.results.answer.handover import Handover, ServingCommand
-from simulator.results.answer.parts import Band, has_bands, make_band
-from simulator.results.plan_sentences import explain_traffic, share_of_time, warn_of_short_traffic
-from simulator.results.plan_text import kind_of, share, target_short, target_text, value_text
-from simulator.results.results_folder import ResultsFolder
+from simulator.results.answer.parts import Band, band_text, has_bands, make_band
+from simulator.results.plan_sentences import explain_traffic, share_of_time
+from simulator.results.plan_text import (
+    is_floor,
+    kind_of,
+    share,
+    target_short,
+    target_text,
+    value_text,
+)
+from simulator.results.results_folder import Cell, ResultsFolder
 
 
 def list_figures(answer: Answer) -> list[list[str]]:
@@ -280,18 +289,19 @@ def render(plan: PlanResults) -> str:
     """The page as one HTML document; what the answer lacks is left out."""
     answer, run = plan.answer, plan.run
     cards, stated = FigureCards(), _list_facts(answer)
+    gauges = list(_draw_gauges(answer))
     return render_page(
         "plan.html",
         answer.name,
         cards,
-        headline=answer.headline or "No answer.",
-        warning=warn_of_short_traffic(answer.traffic) or "",
-        reasons=answer.reasons,
+        front=make_front(
+            f"{answer.name} · plan", plan.verdict, None, _list_cards(answer, gauges), gauges
+        ),
         answer=answer,
         text=plan_text,
         band_text=band_text,
         share_of_time=share_of_time,
-        share_above=lambda times: percent(times - 1),
+        share_above=_share_above,
         limits=[plan_text.limit_text(name, limit) for name, limit in answer.targets.items()],
         candidates=list_candidates(answer),
         # A plan that was asked for less has less to show: no line says what is missing.
@@ -311,6 +321,93 @@ def render(plan: PlanResults) -> str:
         run=run,
         making=describe_making(run),
     )
+
+
+_MOST_MODELS = 4
+"""Models on the first screen."""
+
+
+def _list_cards(answer: Answer, gauges: Sequence[Gauge]) -> dict[str, Cell | None]:
+    """Machines, their cost, how sure they are to do, spare traffic, the cost of twice the traffic,
+    and what is known least.
+    """
+    best, sure = answer.recommended, answer.confidence
+    if best is None:
+        return {}
+    headroom = band_text(best.band_of("headroom"), _write_signed)
+    likely = None if sure is None else sure.meets_targets
+    return {
+        "Rent": Cell(plan_text.count_gpus(best.gpus), best.cluster),
+        "Cost an hour": Cell(
+            _amount(answer.currency, best.cost_per_hour), _describe_needed(answer)
+        ),
+        "How sure": None if likely is None else Cell(chance(likely), "that every target is met"),
+        "More traffic": None
+        if best.headroom is None
+        else Cell(f"{_share_above(best.headroom)} more", headroom and f"80 % of cases: {headroom}"),
+        "An hour of twice the traffic": _find_doubled(answer, best),
+        "Largest doubt": find_doubt(gauges),
+    }
+
+
+def _write_signed(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.0f} %".replace("-", "\N{MINUS SIGN}")
+
+
+def _share_above(ratio: float) -> str:
+    return percent(ratio - 1)
+
+
+def _describe_needed(answer: Answer) -> str:
+    """The band of the cost of the cluster that would be needed."""
+    if answer.confidence is None:
+        return ""
+    low, high = answer.confidence.needed_cost_low, answer.confidence.needed_cost_high
+    ends = format_ends(low, high, partial(plan_text.hourly, answer))
+    return f"80 % of cases need {ends}" if ends else ""
+
+
+def _find_doubled(answer: Answer, best: DeploymentRow) -> Cell | None:
+    """The cost of the cheapest deployment for twice the traffic."""
+    compared = answer.moe_vs_dense
+    point = next((one for one in compared.rates if one.rate == 2.0), None) if compared else None
+    costs = [] if point is None else [point.moe_cost_per_hour, point.dense_cost_per_hour]
+    known = [cost for cost in costs if cost]
+    if not known or not best.cost_per_hour:
+        return None
+    ratio = times(min(known) / best.cost_per_hour)
+    return Cell(_amount(answer.currency, min(known)), f"{ratio} as much")
+
+
+def _amount(currency: str, value: float) -> str:
+    return f"{amount(value)} {currency}".rstrip()
+
+
+def _draw_gauges(answer: Answer) -> Iterator[Gauge]:
+    """The cost of the best deployment of each model, and each target beside its limit."""
+    best = answer.recommended
+    others = answer.other_models() if best else [why.row for why in answer.why_not_models.values()]
+    rows = [row for row in (best, *others) if row is not None][:_MOST_MODELS]
+    for name, limit in {"cost_per_hour": None, **answer.targets}.items():
+        is_cost = name == "cost_per_hour"
+        unit = answer.currency if best is None or best.cost_per_hour else ""
+        text = partial(_amount, unit) if is_cost else partial(value_text, name)
+        marks = []
+        for row in rows:
+            value = row.measured_value(name)
+            found = row.band_of("needed_cost_per_hour" if is_cost else name)
+            if value:
+                swatch = style.swatch(colour_of(answer, row), is_striped(row))
+                label = f"{row.model} ({kind_of(row)})"
+                marks.append(make_mark(label, swatch, value, found, text))
+        if limit is None:
+            yield Gauge("Cost an hour, of the best of each model", marks)
+        else:
+            asked = "at least" if is_floor(name) else "limit"
+            title = target_text(name)
+            most = 1.0 if name == "attainment" else math.inf
+            said = f"{asked} {text(limit)}"
+            yield Gauge(f"{title[0].upper()}{title[1:]}", marks, limit, said, most)
 
 
 def _list_facts(answer: Answer) -> ResultsFolder:

@@ -27,10 +27,11 @@ from simulator.base.formats import (
     seconds,
 )
 from simulator.report import style
-from simulator.report.deployment_tables import name_deployments, split_at_rumours
+from simulator.report.deployment_tables import name_deployments
+from simulator.report.front import Gauge, make_front
 from simulator.report.gallery import Card, FigureCards
 from simulator.report.style import shorten
-from simulator.results.results_folder import ResultsFolder, TextTable, Verdict
+from simulator.results.results_folder import Cell, ResultsFolder, TextTable, Verdict
 
 _HOMES = ("simulator.report", "simulator.lab.report")
 """Packages that hold templates."""
@@ -82,6 +83,9 @@ class Contents:
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self._anchors.items())
+
+    def __contains__(self, title: object) -> bool:
+        return title in self._anchors
 
 
 def render_page(template: str | Template, name: str, cards: FigureCards, **shown: object) -> str:
@@ -156,6 +160,8 @@ def render_blocks(
     eyebrow: str = "",
     setting: Mapping[str, object] | None = None,
     shown: ResultsFolder | None = None,
+    answers: Mapping[str, Cell | None] | None = None,
+    gauges: Sequence[Gauge] = (),
 ) -> str:
     """Render a page that is a list of sections.
 
@@ -164,18 +170,14 @@ def render_blocks(
         eyebrow: line above the headline, by default the name.
         setting: short facts below it.
         shown: deployments whose names have their colours, and marks where they are rumoured.
+        answers: cards of the first screen.
+        gauges: its figures against their limits.
     """
-
-    def mark(sentence: str) -> str | list[tuple[str, bool]]:
-        return sentence if shown is None else split_at_rumours(sentence, shown)
-
     return render_page(
         "blocks.html",
         name,
         cards,
-        eyebrow=eyebrow or name,
-        headline=mark(verdict["headline"]),
-        reasons=[mark(one) for one in verdict["reasons"]],
+        front=make_front(eyebrow or name, verdict, shown, answers, gauges),
         setting=setting,
         sections=sections,
         names={} if shown is None else name_deployments(shown),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from simulator.base.formats import TIMES, UNDEFINED, parameters, seconds
 from simulator.report import style
 from simulator.report.deployment_tables import describe_making
+from simulator.report.front import Gauge, find_doubt, make_mark
 from simulator.report.gallery import FigureCards, load_figures, pair_up
 from simulator.report.marks import DOTTED, load_map, log_axis, whiskers
 from simulator.report.rendering import (
@@ -26,8 +28,9 @@ from simulator.report.rendering import (
     show_table,
     show_tables,
 )
+from simulator.results.answer.parts import Band
 from simulator.results.results_folder import Cell, TextTable, make_verdict
-from simulator.results.training import TrainingResults
+from simulator.results.training import TrainingResults, find_band, write_metric
 from simulator.results.training_answer import TrainingAnswer, list_sizes
 
 _LOSS = "Held-out loss (nats a byte)"
@@ -299,7 +302,9 @@ _FACTS = {
 def render_training_step(results: TrainingResults) -> str:
     """The page as one HTML document that opens offline."""
     cards, run, name = FigureCards(), results.run, str(results.run["name"])
+    gauges = list(_draw_gauges(results))
     facts = [results.facts(name) for name in results.deployments]
+    machines = {f"{one['num_gpus']:,} {TIMES} {one['accelerator']}": None for one in facts}
     rows: list[list[str | Cell]] = [["Deployment", *results.deployments]]
     rows += [
         [title, *(_write_fact(key, one.get(key)) for one in facts)] for title, key in _FACTS.items()
@@ -324,7 +329,38 @@ def render_training_step(results: TrainingResults) -> str:
         eyebrow=f"{name} · training",
         setting=_describe_training(run["training"]),
         shown=results,
+        answers={
+            "Machines": Cell(", ".join(machines), "for each" if len(facts) > len(machines) else ""),
+            "Largest doubt": find_doubt(gauges),
+        },
+        gauges=gauges,
     )
+
+
+_SHOWN = {
+    "tokens_per_s_per_gpu": "Tokens a second on each GPU",
+    "days": "Days until all tokens are trained on",
+    "cost": "Cost of the training",
+}
+
+
+def _draw_gauges(results: TrainingResults) -> Iterator[Gauge]:
+    """Speed, days and cost of each deployment."""
+    swatches, summary = style.swatches(results), results.summary.set_index("deployment")
+    for key, title in _SHOWN.items():
+        marks = []
+        for name, value in summary[key].items() if key in summary else ():
+            facts = results.facts(str(name))
+            if math.isfinite(value):
+                ends = find_band(key, value, facts)
+                band = None if ends is None else Band(*ends)
+                write = partial(write_metric, key, currency=facts["currency"])
+                marks.append(make_mark(str(name), swatches[str(name)], value, band, write))
+        yield Gauge(title, marks[:_MOST_MARKS])
+
+
+_MOST_MARKS = 4
+"""Deployments on the first screen."""
 
 
 def _write_fact(key: str, value: object) -> str:

@@ -19,7 +19,7 @@ from simulator.results.answer.deployments import BACKLOG
 from simulator.results.plan_text import hourly, is_floor, target_text, value_text
 
 _SURE = 0.8
-"""Probability below which the first sentence says how likely a recommendation is to hold."""
+"""Probability below which a recommendation is said to be unlikely to hold."""
 _MOST_MODELS = 3
 """Models for which the headline gives reasons; more make it unreadable."""
 
@@ -29,14 +29,9 @@ def headline(answer: Answer) -> Finding:
     best, targets = answer.recommended, len(answer.targets)
     if best is None:
         return Finding("plan.impossible", targets=targets, why=answer.why_not)
-    sure = None if answer.confidence is None else answer.confidence.meets_targets
+    compared = _compare_best(answer, best)
     return Finding(
-        "plan.met",
-        row=best,
-        targets=targets,
-        currency=answer.currency,
-        sure=None if sure is None or sure >= _SURE else sure,
-        compared=_compare_best(answer, best),
+        "plan.met", row=best, targets=targets, currency=answer.currency, compared=compared
     )
 
 
@@ -82,11 +77,25 @@ def _compare_best(answer: Answer, best: DeploymentRow) -> Finding | None:
         return _compare_costs(best, other, f"best {name_kind(other)}")
     listed = [model.name for model in answer.models if model.is_moe != best.is_moe]
     if listed:
-        stopped = [(name, answer.why_not_models.get(name)) for name in listed]
-        kind = "dense model" if best.is_moe else "mixture of experts"
-        more = len(stopped[_MOST_MODELS:])
-        return Finding("plan.no_rival", kind=kind, stopped=stopped[:_MOST_MODELS], more=more)
+        return Finding("plan.no_rival", kind=_name_other_kind(best))
     return _compare_costs(best, others[0], "next model") if others else None
+
+
+def _name_other_kind(best: DeploymentRow) -> str:
+    return "dense model" if best.is_moe else "mixture of experts"
+
+
+def _find_without_rival(answer: Answer, best: DeploymentRow) -> Iterator[Finding]:
+    """Find what stops the models of the other kind, where none of them meets the targets."""
+    listed = [model.name for model in answer.models if model.is_moe != best.is_moe]
+    if listed and all(row.is_moe == best.is_moe for row in answer.other_models()):
+        stopped = [(name, answer.why_not_models.get(name)) for name in listed]
+        yield Finding(
+            "plan.without_rival",
+            kind=_name_other_kind(best),
+            stopped=stopped[:_MOST_MODELS],
+            more=len(stopped[_MOST_MODELS:]),
+        )
 
 
 def _compare_costs(best: DeploymentRow, other: DeploymentRow, what: str) -> Finding:
@@ -106,7 +115,13 @@ def reasons(answer: Answer) -> Iterator[Finding]:
 
 def _explain_choice(answer: Answer, best: RecommendedRow) -> Iterator[Finding]:
     yield from find_start(answer)
+    sure = None if answer.confidence is None else answer.confidence.meets_targets
+    if sure is not None and sure < _SURE:
+        yield Finding("plan.unlikely", sure=sure, targets=len(answer.targets))
     yield Finding("plan.deploy", deployment=best.deployment, token_budget=best.token_budget)
+    if best.cost_per_hour:
+        yield Finding("plan.cost", row=best, currency=answer.currency)
+    yield from _find_without_rival(answer, best)
     yield from _find_binding(answer, best)
     yield from _find_unscored(answer)
     yield from _explain_size(answer, best)
@@ -207,6 +222,7 @@ def _find_left_out(answer: Answer, best: RecommendedRow) -> Iterator[Finding]:
 
 
 def _explain_failure(answer: Answer) -> Iterator[Finding]:
+    yield from _find_unsteady(answer)
     why = answer.why_not
     target = None if why is None else why.target
     if why is not None and target is not None:
@@ -245,12 +261,17 @@ def _find_short_traffic(answer: Answer, best: DeploymentRow) -> Iterator[Finding
     traffic = answer.traffic
     for note in () if traffic is None else traffic.notes:
         yield Finding("traffic.note", note=note)
-    if traffic is not None and traffic.is_steady is False:
-        yield Finding("traffic.short", traffic=traffic)
+    yield from _find_unsteady(answer)
     if best.preempted_share >= _OFTEN_PREEMPTED:
         yield Finding("traffic.preempted", share=best.preempted_share)
     if best.too_long_share:
         yield Finding("traffic.too_long", share=best.too_long_share, model=best.model)
+
+
+def _find_unsteady(answer: Answer) -> Iterator[Finding]:
+    """Find whether the traffic is too short to judge by."""
+    if answer.traffic is not None and answer.traffic.is_steady is False:
+        yield Finding("traffic.short", traffic=answer.traffic)
 
 
 def explain_traffic(traffic: TrafficFacts) -> Iterator[Finding]:
@@ -266,12 +287,6 @@ def explain_traffic(traffic: TrafficFacts) -> Iterator[Finding]:
         yield Finding("traffic.stretch", requests=traffic.num_on_stretch)
     if traffic.lengthened_from:
         yield Finding("traffic.lengthened", requests=traffic.lengthened_from)
-
-
-def warn_of_short_traffic(traffic: TrafficFacts | None) -> Finding | None:
-    """Find whether the traffic is too short to judge by."""
-    is_short = traffic is not None and traffic.is_steady is False
-    return Finding("traffic.too_short", traffic=traffic) if is_short else None
 
 
 _NEVER = 0.005

@@ -20,6 +20,7 @@ import pandas as pd
 from simulator import __version__
 from simulator.base.columns import Columns, ParquetParts, StoredColumns, list_frames
 from simulator.base.errors import UserError
+from simulator.base.findings import Finding, Said, rank
 from simulator.base.partial import hold_partial, new_path, refuse_dangling, replace_whole
 from simulator.base.reading import load_file, open_file, read_bytes
 from simulator.base.spreadsheet import restore_texts, write_csv
@@ -133,14 +134,25 @@ class Verdict(TypedDict):
 
     headline: str
     reasons: list[str]
+    findings: NotRequired[list[dict[str, str]]]
+    """Kind, severity, and section of the page of each reason."""
     winner: NotRequired[str | None]
     """Better deployment of a run; ``None`` for a tie, a trade-off or a single one."""
+    chance: NotRequired[float | None]
+    """Probability that it is better; ``None`` where none was drawn."""
+    ranking: NotRequired[list[str]]
+    """Deployments of a run, the best first."""
 
 
-def make_verdict(findings: Iterable[object]) -> Verdict:
-    """Write findings as sentences, the first as the headline."""
-    headline, *reasons = map(str, findings)
-    return {"headline": headline, "reasons": reasons}
+def make_verdict(findings: Iterable[Finding | str]) -> Verdict:
+    """Write findings as sentences: the first as the headline, the others by severity, each once."""
+    headline, *others = (one if isinstance(one, Finding) else Said(one) for one in findings)
+    reasons = {str(one): one for one in rank(others)}
+    kinds = [
+        {"kind": one.kind, "severity": one.severity, "section": one.section}
+        for one in reasons.values()
+    ]
+    return {"headline": str(headline), "reasons": list(reasons), "findings": kinds}
 
 
 Content: TypeAlias = str | pd.DataFrame | Mapping[str, Columns]

@@ -70,9 +70,7 @@ def find_undetermined(
             if note.deployment == name and note.metric in keys
         ]
         if figures:
-            yield Finding(
-                "band.undetermined", name=short[name], figures=figures, why=NEAR_SATURATION
-            )
+            yield Finding("band.undetermined", name=short[name], figures=figures)
 
 
 def _find_stretches(
@@ -103,13 +101,11 @@ def find_chance(results: Results, first: str, second: str, key: str) -> float | 
     return None if found is None else float(found)
 
 
-def find_bands(
-    results: Results, short: dict[str, str], better: Finding | None
-) -> Iterator[Finding]:
+def find_bands(results: Results, short: dict[str, str], better: str | None) -> Iterator[Finding]:
     """Find the 80 % bands of the median latencies, where any were drawn.
 
     Args:
-        better: which deployment is better with which probability; ``None`` for a single one.
+        better: deployment that is better with a probability; ``None`` where none is known.
     """
     names = [name for name in results.deployments if name in _bands(results).get("deployments", {})]
     values = results.summary.set_index("deployment")
@@ -122,7 +118,6 @@ def find_bands(
         knees = _bands(results).get("knees", {}) if better else {}
         yield Finding(
             "band.latencies",
-            better=better,
             names=[short[name] for name in names],
             pieces=pieces,
             takes_nearer=any(_JUDGED & {*knees.get(name, [])} for name in names),

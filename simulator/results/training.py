@@ -228,16 +228,21 @@ _RATES = ("tokens_per_s_per_gpu", "tokens_per_s", "flops_per_s_per_gpu", "mfu")
 _DURATIONS = ("step_s", "days", "gpu_hours", "cost")
 
 
-def write_band(name: str, value: float, facts: Mapping[str, Any]) -> str:
-    """Write the ends of a metric's 80 % band; empty for one without.
+def find_band(name: str, value: float, facts: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The ends of a metric's 80 % band; ``None`` for one without.
 
-    >>> write_band("step_s", 2.0, {"band": [0.9, 1.25], "currency": "USD"})
-    '1.8 s to 2.5 s'
+    >>> find_band("step_s", 2.0, {"band": [0.9, 1.25]})
+    (1.8, 2.5)
     """
     low, high = facts["band"]
     if not math.isfinite(value) or name not in _RATES + _DURATIONS:
-        return ""
-    ends = (value / high, value / low) if name in _RATES else (value * low, value * high)
+        return None
+    return (value / high, value / low) if name in _RATES else (value * low, value * high)
+
+
+def write_band(name: str, value: float, facts: Mapping[str, Any]) -> str:
+    """Write the ends of a metric's 80 % band; empty for one without."""
+    ends = find_band(name, value, facts) or ()
     return " to ".join(write_metric(name, end, facts["currency"]) for end in ends)
 
 

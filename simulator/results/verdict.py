@@ -62,12 +62,19 @@ class Judgement(NamedTuple):
     reasons: list[Finding]
     winner: str | None
     """Better deployment; ``None`` for a tie, a trade-off or a single one."""
+    chance: float | None
+    """Probability that it is better; ``None`` where none was drawn."""
+    ranking: list[str]
+    """Deployments, the best first."""
 
 
 def verdict(results: Results) -> Verdict:
     """Judge a run in sentences."""
     found = find_verdict(results)
-    return {**make_verdict([found.headline, *found.reasons]), "winner": found.winner}
+    told = make_verdict([found.headline, *found.reasons])
+    told["winner"], told["ranking"] = found.winner, found.ranking
+    told["chance"] = None if found.winner is None else found.chance
+    return told
 
 
 def find_verdict(results: Results) -> Judgement:
@@ -76,8 +83,9 @@ def find_verdict(results: Results) -> Judgement:
     short = short_names(results)
     insides = list(_list_insides(results, rows, short))
     if len(rows) == 1:
-        headline = _describe_single(results, rows, short)
-        return Judgement(headline, [*find_bands(results, short, None), *insides], None)
+        headline, *others = _describe_single(results, rows, short)
+        reasons = [*others, *find_bands(results, short, None), *insides]
+        return Judgement(headline, reasons, None, None, list(rows))
     ranked = sorted(rows, key=lambda name: _order(rows[name]))
     best, second = ranked[:2]
     if abs(
@@ -91,17 +99,17 @@ def find_verdict(results: Results) -> Judgement:
     if has_targets or not differs:
         chance = chance_of(results, best, second, has_targets and differs)
     winner = best if differs else _find_quicker(rows, best, second)
-    better = None
-    if chance is not None and winner is not None:
-        told = results.run["deployments"]
-        is_drawn = _draws_hits(told[best], told[second])
-        kind = "verdict.chance_unknown" if is_drawn else "verdict.chance"
-        better = Finding(kind, name=short[best], chance=chance)
-    is_sure = chance is None or chance >= SURE
-    pair = _Pair(results, rows, short, best, second, winner if is_sure else None)
+    told, doubts, named = results.run["deployments"], [], winner
+    if chance is not None and winner is not None and _draws_hits(told[best], told[second]):
+        doubts = [Finding("verdict.chance_unknown", name=short[best])]
+        named = winner if chance >= SURE else None
+        chance = None
+    pair = _Pair(results, rows, short, best, second, named, chance)
+    headline, *others = pair.compare(ranked[2:])
     why = explain(results.token_time, best, second, short)
-    bands = find_bands(results, short, better)
-    return Judgement(pair.compare(ranked[2:]), [*bands, *why, *insides], winner)
+    bands = find_bands(results, short, best if chance is not None else None)
+    reasons = [*doubts, *others, *why, *bands, *insides]
+    return Judgement(headline, reasons, winner, chance, [best, second, *ranked[2:]])
 
 
 def _list_insides(
@@ -133,19 +141,24 @@ def _list_insides(
 
 def _describe_single(
     results: Results, rows: dict[str, pd.Series], short: dict[str, str]
-) -> Finding:
-    """Describe the service of the only deployment."""
+) -> Iterator[Finding]:
+    """Describe the service of the only deployment, first in one sentence."""
     ((name, row),) = rows.items()
-    return Finding(
+    output_tokens_per_s = float(row["output_tokens_per_s"])
+    yield Finding(
         "verdict.single",
         name=short[name],
-        ttft_s=float(row["ttft_p50_s"]),
-        tpot_s=float(row["tpot_p50_s"]),
-        output_tokens_per_s=float(row["output_tokens_per_s"]),
+        output_tokens_per_s=output_tokens_per_s,
         gpus=tell_gpus(row),
         attained=float(row["slo_attainment"]),
-        undetermined=list(find_undetermined(results, short, [name], _TOLD)),
     )
+    yield Finding(
+        "verdict.single_figures",
+        ttft_s=float(row["ttft_p50_s"]),
+        tpot_s=float(row["tpot_p50_s"]),
+        output_tokens_per_s=output_tokens_per_s,
+    )
+    yield from find_undetermined(results, short, [name], _TOLD)
 
 
 def _find_headroom(rows: dict[str, pd.Series], short: dict[str, str]) -> Finding:
@@ -247,10 +260,18 @@ class _Pair(NamedTuple):
     best: str
     second: str
     winner: str | None
-    """The better one, as far as that is sure."""
+    """The better one; ``None`` for a tie or a trade-off."""
+    chance: float | None
+    """Probability that it is better; ``None`` where none was drawn."""
 
-    def compare(self, behind: Sequence[str]) -> Finding:
-        """Compare them: first what is sure, then the rest with its probability.
+    @property
+    def sure_winner(self) -> str | None:
+        """The better one, where that is sure."""
+        return self.winner if self.chance is None or self.chance >= SURE else None
+
+    def compare(self, behind: Sequence[str]) -> Iterator[Finding]:
+        """Compare them: the answer in one sentence, what is sure, then the rest with its
+        probability.
 
         Args:
             behind: further deployments, the best first.
@@ -264,28 +285,36 @@ class _Pair(NamedTuple):
             name: [float(row[f"{name}_p50_s"]) for row in (first, second)]
             for name in ("ttft", "tpot")
         }
-        undetermined = find_undetermined(self.results, self.short, (self.best, self.second), _TOLD)
-        return Finding(
-            "verdict.compared",
-            lead=self._choose_lead(found, sure),
-            first=self.short[self.best],
-            second=self.short[self.second],
-            sure=[one.finding for one in sure],
-            medians={name: both for name, both in medians.items() if not np.isnan(both).all()},
-            attained=min(attained) if is_alike else None,
-            unsure=[(one.chance, one.finding) for one in found if not one.is_sure],
-            undetermined=list(undetermined),
-            behind=[self.short[name] for name in behind],
-        )
+        names = {"first": self.short[self.best], "second": self.short[self.second]}
+        lead = self._choose_lead(found, sure)
+        facts = [one.finding for one in sure]
+        yield Finding("verdict.compared", lead=lead, sure=facts, chance=self.chance, **names)
+        medians = {name: both for name, both in medians.items() if not np.isnan(both).all()}
+        is_told = lead not in ("better", "likely")
+        attained_by_both = min(attained) if is_alike else None
+        if medians or attained_by_both is not None:
+            yield Finding(
+                "verdict.figures",
+                sure=[] if is_told else facts,
+                medians=medians,
+                attained=attained_by_both,
+                **names,
+            )
+        for one in found:
+            if not one.is_sure:
+                yield Finding("verdict.unsure", chance=one.chance, one=one.finding)
+        yield from find_undetermined(self.results, self.short, (self.best, self.second), _TOLD)
+        if behind:
+            yield Finding("verdict.behind", behind=[self.short[name] for name in behind])
 
     def _choose_lead(self, found: list[_Difference], sure: list[_Difference]) -> str:
         """Choose what the comparison begins with, a row of the table."""
-        if self.winner is not None:
+        if self.sure_winner is not None:
             return "better"
         if all(one.is_cost for one in found):
             return "alike"
         if not sure:
-            return "unsure"
+            return "unsure" if self.winner is None else "likely"
         is_mixed = len({one.better for one in sure if not one.is_cost}) > 1
         return "trade_off" if is_mixed else "differs"
 
@@ -300,7 +329,7 @@ class _Pair(NamedTuple):
         """
         pair = (self.best, self.second)
         who, other = pair if first_is_better else pair[::-1]
-        named = "" if who == self.winner else self.short[who]
+        named = "" if who == self.sure_winner else self.short[who]
         found = Finding(f"difference.{what}", who=named, other=self.short[other], **facts)
         drawn = None if chance is None else find_chance(self.results, who, other, chance)
         return _Difference(found, who, drawn, what in ("cost", "price"))

@@ -35,7 +35,7 @@ from simulator.results.folder import gather
 from simulator.results.metrics import METRICS, summarise
 from simulator.results.run_bands_text import NEAR_SATURATION, note_on
 from simulator.results.shown_steps import describe_record
-from simulator.results.verdict import verdict
+from simulator.results.verdict import find_verdict
 from simulator.scenario.jobs import load_scenario
 from tests.parts import change_plan
 from tests.small_scenario import small_scenario
@@ -56,6 +56,21 @@ def make_from(plans, trace, slo, seed, summary, records):
         for plan, (_, own), record in zip(plans, summary.iterrows(), records, strict=True)
     }
     return make_bands(drawn)
+
+
+def results_of(plans, bands, summary, records):
+    facts = {
+        plan.name: facts_of(plan) | describe_record(record)
+        for plan, record in zip(plans, records, strict=True)
+    }
+    run = {
+        "bands": bands,
+        "slo": {},
+        "deployments": facts,
+        "fidelity": "step",
+        "workload": {"num_requests": len(records[0].requests)},
+    }
+    return gather(run, summary, records)
 
 
 def named(tiny, model, name, band=None, **keys):
@@ -221,17 +236,8 @@ def test_a_figure_near_saturation_is_noted_and_at_half_the_load_it_is_not(tiny):
         for one in found["notes"]:
             assert [one["low"], one["high"]] == found["deployments"]["dense"][one["metric"]]
         if load == 0.95:
-            facts = {"dense": facts_of(plan) | describe_record(records[0])}
-            run = {
-                "bands": found,
-                "slo": {},
-                "deployments": facts,
-                "fidelity": "step",
-                "workload": {"num_requests": len(records[0].requests)},
-            }
-            results = gather(run, summary, records)
-            told = verdict(results)
-            assert NEAR_SATURATION in told["headline"]
+            results = results_of([plan], found, summary, records)
+            assert "band.undetermined" in [one.kind for one in find_verdict(results).reasons]
             assert note_on(results, "dense", "ttft_p50_s") == NEAR_SATURATION
             assert note_on(results, "dense", "tpot_p50_s") == ""
     assert ("near_saturation", "ttft_p50_s") in noted[0.95]
@@ -339,16 +345,9 @@ def test_shares_stay_shares_and_the_page_names_the_stretch(tiny, monkeypatch):
     assert last - first == 39
     low, high = found["deployments"]["it"]["slo_attainment"]
     assert 0.0 <= low <= float(summary["slo_attainment"].iloc[0]) <= high <= 1.0
-    facts = {"it": facts_of(plan) | describe_record(records[0])}
-    run = {
-        "bands": found,
-        "slo": {},
-        "deployments": facts,
-        "fidelity": "step",
-        "workload": {"num_requests": len(records[0].requests)},
-    }
-    told = verdict(gather(run, summary, records))
-    assert f"Bands from requests {first} to {last} of 100." in told["reasons"][0]
+    reasons = find_verdict(results_of([plan], found, summary, records)).reasons
+    [bands] = [one for one in reasons if one.kind == "band.latencies"]
+    assert bands.facts["stretches"] == [((first, last), ["it"])]
 
 
 def test_a_chance_is_never_told_as_a_certainty():
@@ -364,35 +363,23 @@ def test_a_chance_is_never_told_as_a_certainty():
 def test_a_verdict_that_is_not_sure_says_so_first(tiny):
     plans = quick_and_slow(tiny, (0.2, 5.0))
     found, summary, records = bands_for(plans, tiny.trace(40, 2.0))
-    facts = {
-        plan.name: facts_of(plan) | describe_record(record)
-        for plan, record in zip(plans, records, strict=True)
-    }
-    run = {
-        "bands": found,
-        "slo": {},
-        "deployments": facts,
-        "fidelity": "step",
-        "workload": {"num_requests": len(records[0].requests)},
-    }
-    told = verdict(gather(run, summary, records))
-    better = found["better"]["quick"]["slow"]
-    assert told["headline"].startswith("The GPUs cost 4.00 times less with slow (")
-    for key, what in (("tpot_p50_s", "the following tokens"), ("ttft_p50_s", "the first token")):
-        assert f"With a probability of {chance_text(better[key])}, {what} " in told["headline"]
-    assert told["reasons"][0].startswith("quick is better with a probability of ")
-
-    def told_of(**offloaded):
-        changed = {**run, "deployments": {**facts, "quick": {**facts["quick"], **offloaded}}}
-        return verdict(gather(changed, summary, records))["reasons"][0]
+    results = results_of(plans, found, summary, records)
+    judged, better = find_verdict(results), found["better"]["quick"]["slow"]
+    facts = judged.headline.facts
+    assert [one.kind for one in facts["sure"]] == ["difference.price"]
+    unsure = [one.facts for one in judged.reasons if one.kind == "verdict.unsure"]
+    assert [(one["chance"], one["one"].kind) for one in unsure] == [
+        (better[key], f"difference.{key}") for key in ("tpot_p50_s", "ttft_p50_s")
+    ]
+    assert judged.chance == better["latency"]
 
     # Hits of a cache of experts rest on how often tokens repeat themselves, which no band is of.
-    cache = "in dram, 4 of a layer cached by lru"
-    drawn = told_of(offload=cache, routing="lognormal (sigma 1.0)")
-    assert "synthetic routing cannot tell" in drawn
-    assert "with a probability of" not in drawn
-    recorded = told_of(offload=cache, routing="replay (trace ids.npz)")
-    assert recorded == told["reasons"][0]
+    results.run["deployments"]["quick"]["offload"] = "in dram, 4 of a layer cached by lru"
+    for routing, is_known in (("lognormal (sigma 1.0)", False), ("replay (trace ids.npz)", True)):
+        results.run["deployments"]["quick"]["routing"] = routing
+        judged = find_verdict(results)
+        assert (judged.reasons[0].kind != "verdict.chance_unknown") == is_known
+        assert (judged.chance is not None) == is_known
 
 
 def test_shares_move_by_their_difference_and_other_figures_by_their_ratio():
@@ -495,4 +482,3 @@ def test_the_page_the_terminal_and_json_carry_the_note(tmp_path, capsys):
     assert NEAR_SATURATION in cell
     print_run(folder.Results.read(out))
     assert f"* {NEAR_SATURATION}" in capsys.readouterr().out
-    assert f"({NEAR_SATURATION})." in found.run["verdict"]["headline"]

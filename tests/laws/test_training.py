@@ -366,7 +366,6 @@ def test_models_train_to_one_loss_by_the_law_that_is_named():
     assert rows.loc["dense", "tokens"] < 1e12  # more parameters a token
     days = rows["tokens"] / rows["tokens_per_s"] / 86_400
     assert days.tolist() == pytest.approx(rows["days"].tolist())
-    assert "reaches a loss of" in results.run["verdict"]["headline"]
     assert any("beyond what it was fitted on" in note for note in results.run["notes"])
 
 

@@ -63,7 +63,6 @@ def test_candidates_keep_their_promises(answer):
     assert (rows["days_low"] < rows["days"]).all()
     assert (rows["days"] < rows["days_high"]).all()
     assert set(rows["num_gpus"]) <= {1, 2, 4, 8, 16}
-    assert "The cheapest training in 3 days" in answer.run["verdict"]["headline"]
     assert all(count > 0 for count in answer.run["ruled_out"].values())
 
 
@@ -124,7 +123,6 @@ def test_a_deadline_that_nothing_keeps_is_answered_with_the_fastest():
     answer = ask(targets={"days": 0.01}, **SMALL)
     assert answer.recommended is None
     assert not answer.candidates["keeps_target"].any()
-    assert "No model is trained in 0.01 days on up to 8 GPUs" in answer.run["verdict"]["headline"]
 
 
 def test_models_of_equal_loss_train_on_their_own_tokens():

@@ -1,4 +1,4 @@
-"""The words about an execution: they say what was measured whichever way it came out."""
+"""What an execution finds, whichever way the measurement came out."""
 
 from __future__ import annotations
 
@@ -7,43 +7,39 @@ import math
 
 import pytest
 
-from simulator.base.formats import TIMES
+from simulator.results.executed import find_executed
 from tests.report.made_up_executions import MOE, TOTAL, deployment, make
 
 
-@pytest.mark.parametrize(
-    ("speed", "words"),
-    [
-        (500, f"prompts at 0.5{TIMES} the speed of the dense"),
-        (1000, "prompts about as fast as the dense"),
-        (3000, f"prompts 3{TIMES} as"),
-    ],
-)
-def test_headline_says_whichever_way_it_came_out(speed, words):
+def find(run, kind, **changes):
+    """The facts of what is found of a kind; every sentence is written."""
+    found = [*find_executed(dataclasses.replace(run, **changes))]
+    assert all(str(one).endswith(".") for one in found)
+    return [one.facts for one in found if one.kind == f"executed.{kind}"]
+
+
+@pytest.mark.parametrize(("speed", "is_equal"), [(500, False), (1000, True), (3000, False)])
+def test_headline_says_whichever_way_it_came_out(speed, is_equal):
     run = make([deployment("MoE", speed, is_moe=True), TOTAL])
     steady = run.summary.assign(tokens_per_s=[speed, speed / 10, 1000, 100])
-    assert words in dataclasses.replace(run, summary=steady).verdict["headline"]
+    [headline] = find(run, "headline", summary=steady)
+    [compared] = headline["first"].facts["others"]
+    assert (compared.facts["ratio"], compared.facts["is_equal"]) == (speed / 1000, is_equal)
 
 
-def test_reference_that_differs_or_is_missing_is_said():
-    assert any(
-        "do not equal" in reason and "5.0e-02" in reason
-        for reason in make([TOTAL], difference=0.05).verdict["reasons"]
-    )
-    assert any(
-        "were not compared" in reason
-        for reason in make([TOTAL], difference=math.nan).verdict["reasons"]
-    )
+@pytest.mark.parametrize("difference", [0.05, math.nan])
+def test_reference_that_differs_or_is_missing_is_said(difference):
+    [found] = find(make([TOTAL], difference=difference), "reference")
+    assert not found["is_equal"]
+    assert found["most"] == pytest.approx(difference, nan_ok=True)
+    assert bool(found["compared"]) is not math.isnan(difference)
 
 
 def test_order_of_the_prediction_is_counted():
     run = make([MOE, TOTAL])
     swapped = run.summary.assign(predicted_tokens_per_s=[1.0, 2.0, 2.0, 1.0])
-    said = " ".join(dataclasses.replace(run, summary=swapped).verdict["reasons"])
-    assert (
-        "Of 2 pairs whose measured speeds differ by more than 5 %, it puts 1 in the right order."
-        in said
-    )
+    [found] = find(run, "errors", summary=swapped)
+    assert (found["pairs"], found["right"]) == (2, 1)
 
 
 def test_recovery_is_no_spread(executions):
@@ -55,10 +51,6 @@ def test_recovery_is_no_spread(executions):
         & (steps["source"] == "measured")
     )
     steps.loc[is_broken, "duration_s"] = 30.0
-    assert not any(
-        reason.startswith("Steps vary")
-        for reason in dataclasses.replace(run, steps=steps).verdict["reasons"]
-    )
+    assert not find(run, "noise", steps=steps)
     busy = steps["duration_s"].where(steps["number"] % 2 == 0, 3 * steps["duration_s"])
-    noisy = dataclasses.replace(run, steps=steps.assign(duration_s=busy)).verdict["reasons"]
-    assert any(reason.startswith("Steps vary: the 90th percentile is ") for reason in noisy)
+    assert find(run, "noise", steps=steps.assign(duration_s=busy))

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.base.formats import seconds_text
 from simulator.base.plugins import build
 from simulator.commands.run import run as run_scenario
 from simulator.policies.failures import Change, Machines
@@ -92,10 +91,6 @@ def test_a_run_says_what_stopped_and_what_became_of_the_requests(tmp_path):
     assert row["num_requests"] == 5
     assert row["num_retries"] == stops["num_requests"] == len(results.moves)
     assert "kill" in facts["failures"]
-    (said,) = (text for text in results.run["verdict"]["reasons"] if "stops at" in text)
-    assert said.startswith(f"Of own, replica 1 stops at {seconds_text(at_s)} with ")
-    share = f"{100 * row['availability']:.4g} %"
-    assert said.endswith(f"and none is lost. Its GPUs serve {share} of the time.")
     assert row["availability"] == pytest.approx(1 - 0.01 / 2 / row["duration_s"])
     json.dumps(results.run, allow_nan=False)
 
@@ -116,7 +111,6 @@ def test_who_loses_requests_is_not_better_whatever_the_latencies(tmp_path):
     path.write_text(text.replace('"own"', '"stays"') + dies)
     results = run_scenario(path)
     assert results.run["verdict"]["winner"] == "stays"
-    assert "no request is lost, against " in results.run["verdict"]["headline"]
     rows = results.summary.set_index("deployment")
     assert rows["num_lost"]["dies"] > 0
     assert rows["duration_s"]["dies"] >= float(results.requests["dies"]["arrival_s"].max())

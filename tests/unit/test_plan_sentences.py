@@ -100,14 +100,7 @@ def test_what_is_nearly_certain_reads_so():
         (10.0, 25.0, f"the best dense model, dense, costs 2.5{TIMES} as much."),
         (30.0, 15.0, f"the best mixture of experts, moe, costs 2.0{TIMES} as much."),
         (20.0, 20.0, "the best dense model, dense, costs the same."),
-        (
-            0.0,
-            0.0,
-            (
-                "no price, since the machines are there; the best dense model, dense, "
-                "needs 2 GPUs (h100-sxm-2)."
-            ),
-        ),
+        (0.0, 0.0, "every target; the best dense model, dense, needs 2 GPUs (h100-sxm-2)."),
     ],
 )
 def test_the_headline_holds_the_kinds_against_each_other(moe, dense, said):
@@ -117,13 +110,13 @@ def test_the_headline_holds_the_kinds_against_each_other(moe, dense, said):
 def test_the_headline_says_what_the_list_cannot_do():
     made = rows(10.0, 20.0)
     del made["best_of_each_model"]["dense"]
-    text = "misses TPOT by 1.2x on 8 GPUs, all that limits.gpus = 8 allows"
     assert str(headline(read(made))) == (
-        "moe on 2 GPUs (h100-sxm-2) meets every target for 10.00 EUR per hour, 1.00 EUR per million "
-        "output tokens; no dense model of the list does (dense)."
+        "moe on 2 GPUs meets every target for 10.00 EUR an hour; no dense model of the list does."
     )
+    text = "misses TPOT by 1.2x on 8 GPUs, all that limits.gpus = 8 allows"
     made["why_not_models"] = {"dense": {"target": "tpot_s.p90", "text": text}}
-    assert str(headline(read(made))).endswith(f"no dense model of the list does (dense {text}).")
+    [stopped] = [one for one in reasons(read(made)) if one.kind == "plan.without_rival"]
+    assert [(name, why.text) for name, why in stopped.facts["stopped"]] == [("dense", text)]
 
 
 def test_the_reasons_say_what_binds_and_what_is_left():

@@ -14,7 +14,7 @@ from simulator.commands.run import run as run_scenario
 from simulator.commands.sweep import list_points, run_sweep
 from simulator.report.sweep_page import render
 from simulator.results.metrics import METRICS
-from simulator.results.sweep import Sweep, measure_spread
+from simulator.results.sweep import Sweep, find_sweep, measure_spread
 from simulator.scenario.jobs import load_scenario
 from tests.small_scenario import small_scenario
 from tests.unit.test_run_shards import check_equal
@@ -93,9 +93,6 @@ def test_a_point_is_the_run_that_its_command_makes_and_refused_ones_are_told(sce
         )
         own = json.loads((folder / "points" / point.name / "run.json").read_text())
         assert own["command"].startswith(f"moesim run {scenario} --seed {point.seed} --set dep")
-    headline, reasons = found.verdict.values()
-    assert headline.startswith("own: TTFT p50 from ")
-    assert any("2 of 4 points are refused" in reason for reason in reasons)
     again = Sweep.read(folder)
     assert again.run == found.run
     pd.testing.assert_frame_equal(again.table, found.table, check_dtype=False)
@@ -177,29 +174,29 @@ def made_up(winners, ttft_s):
 
 
 @pytest.mark.parametrize(
-    ("winners", "headline"),
+    ("winners", "kind"),
     [
-        ([(1, "A"), (2, "A")], "better at every setting."),
-        ([(1, "A"), (1, "A"), (1, "A")], "better with all 3 seeds."),
-        ([(1, "A"), (1, "B"), (1, "A")], "on the seed: A for 2 of 3 seeds, B for 1 of 3 seeds."),
-        ([(1, "A"), (1, "A"), (2, "B"), (2, None)], "depends on the setting."),
+        ([(1, "A"), (2, "A")], "everywhere"),
+        ([(1, "A"), (1, "A"), (1, "A")], "seeds"),
+        ([(1, "A"), (1, "B"), (1, "A")], "seeds"),
+        ([(1, "A"), (1, "A"), (2, "B"), (2, None)], "depends"),
     ],
 )
-def test_who_is_better_is_said_of_every_setting_where_it_depends_on_it(winners, headline):
-    told, reasons = made_up(winners, [1.0, 1.1, 2.0, 2.0]).verdict.values()
-    assert told.endswith(headline)
-    assert ("B for 1 of 2 seeds, none is better" in " ".join(reasons)) == (
-        None in dict(winners).values()
-    )
+def test_who_is_better_is_said_of_every_setting_where_it_depends_on_it(winners, kind):
+    headline, *reasons = find_sweep(made_up(winners, [1.0, 1.1, 2.0, 2.0]))
+    assert headline.kind == f"sweep.{kind}"
+    assert all(str(one).endswith(".") for one in (headline, *reasons))
+    settings = [one for one in reasons if one.kind == "sweep.at_setting"]
+    assert len(settings) == 2 * (kind == "depends")
 
 
 def test_many_settings_are_left_to_the_table_and_refused_ones_told():
-    many = made_up([(rate, "AB"[rate % 2]) for rate in range(1, 31)], [1.0] * 30)
-    assert many.verdict["reasons"][12] == "18 more settings are in the table."
+    many = [*find_sweep(made_up([(rate, "AB"[rate % 2]) for rate in range(1, 31)], [1.0] * 30))]
+    assert [one.facts for one in many if one.kind == "sweep.more_settings"] == [{"more": 18}]
     part = made_up([(1, "A"), (2, "A"), (4, "A")], [1.0] * 3)
     del part.run["points"][1]["winner"]
     part.run["points"][1]["refusal"] = "too large"
-    assert part.verdict["headline"].endswith("that was not refused.")
+    assert next(find_sweep(part)).facts["has_refused"]
 
 
 def test_spread_is_of_the_seeds_that_have_a_value():

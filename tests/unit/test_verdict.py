@@ -1,4 +1,4 @@
-"""The verdict's sentences, on runs made by hand."""
+"""What a verdict finds, on runs made by hand."""
 
 import re
 from decimal import Decimal
@@ -14,7 +14,7 @@ from simulator.results.folder import TABLES, Results
 from simulator.results.metrics import METRICS
 from simulator.results.phases import STEP_PHASES
 from simulator.results.tables import MOVE_COLUMNS
-from simulator.results.verdict import short_names, verdict, with_verdict
+from simulator.results.verdict import find_verdict, short_names, with_verdict
 from simulator.results.why import explain
 from tests.cases import cases
 
@@ -120,51 +120,58 @@ def results(*made):
     )
 
 
-def said(*made):
-    found = verdict(results(*made))
-    for sentence in (found["headline"], *found["reasons"]):
+def judge(*made, **run):
+    """Judge, and render every sentence."""
+    found = results(*made)
+    found.run.update(run)
+    judged = find_verdict(found)
+    for sentence in map(str, (judged.headline, *judged.reasons)):
         assert sentence.endswith("."), sentence
         assert not re.search(r"nan|100\.0|inf\b|  |\.\.", sentence), sentence
-    return found
+    return judged
+
+
+def facts_of(judged, kind):
+    return [one.facts for one in judged.reasons if one.kind == kind]
+
+
+def sure_of(judged):
+    """Who is better by how much, as far as it is sure; nobody is named beside a winner."""
+    return {
+        one.kind.removeprefix("difference."): (one.facts["who"], one.facts.get("ratio"))
+        for one in judged.headline.facts["sure"]
+    }
 
 
 def test_more_requests_in_time_wins_whatever_the_latencies():
-    found = said(deployment("A, split", ttft_s=0.2), deployment("B, whole", slo=0.5))
-    assert found["winner"] == "A, split"
-    assert "98.0 % of requests meet the targets, against 50.0 % with B" in found["headline"]
+    judged = judge(deployment("A, split", ttft_s=0.2), deployment("B, whole", slo=0.5))
+    assert judged.winner == "A, split"
+    (attained, *_) = judged.headline.facts["sure"]
+    assert (attained.facts["most"], attained.facts["least"]) == (0.98, 0.5)
 
 
-def headline_of(*made, better, workload=None):
+def judge_drawn(*made, better, workload=None):
     """With the probability that a figure of A is better than B's."""
-    found = results(*made)
     chances = {"A": {"B": better}, "B": {"A": {key: 1 - one for key, one in better.items()}}}
-    found.run["bands"] = {"better": chances}
-    found.run["workload"] = workload or {}
-    return verdict(found)["headline"]
+    return judge(*made, bands={"better": chances}, workload=workload or {})
 
 
 def test_what_is_sure_is_said_first_and_the_rest_with_its_probability():
     made = deployment("A", tpot_s=0.01, ttft_s=0.1), deployment("B", tpot_s=0.027, ttft_s=0.09)
-    better = {"latency": 0.97, "tpot_p50_s": 0.99, "ttft_p50_s": 0.4}
-    assert headline_of(*made, better=better) == (
-        "The following tokens come 2.70 times faster with A (A against B: TTFT p50 100 ms against "
-        "90 ms, TPOT p50 10 ms against 27 ms). Both meet the targets for at least 98.0 % of "
-        "requests. With a probability of 60 %, the first token comes 1.11 times sooner with B."
-    )
+    judged = judge_drawn(*made, better={"latency": 0.97, "tpot_p50_s": 0.99, "ttft_p50_s": 0.4})
+    assert sure_of(judged) == {"tpot_p50_s": ("A", pytest.approx(2.7))}
+    [unsure] = facts_of(judged, "verdict.unsure")
+    assert unsure["chance"] == 0.6
+    assert (unsure["one"].kind, unsure["one"].facts["who"]) == ("difference.ttft_p50_s", "B")
 
 
 @pytest.mark.parametrize(("chance", "is_sure"), [(0.89, False), (0.9, True)])
 def test_a_winner_is_named_as_far_as_that_is_sure(chance, is_sure):
     made = deployment("A"), deployment("B", slo=0.9)
-    said_first = headline_of(*made, better={"slo_attainment": chance})
-    fact = "98.0 % of requests meet the targets"
-    if is_sure:
-        assert said_first.startswith(f"A serves this traffic better than B: {fact}, against 90.0 %")
-    else:
-        assert said_first.startswith("Between A and B no difference is sure (")
-        assert said_first.endswith(
-            f" With a probability of 89 %, {fact} with A, against 90.0 % with B."
-        )
+    judged = judge_drawn(*made, better={"slo_attainment": chance})
+    assert judged.headline.facts["lead"] == ("better" if is_sure else "likely")
+    unsure = facts_of(judged, "verdict.unsure")
+    assert [one["chance"] for one in unsure] == [0.89] * (not is_sure)
 
 
 def test_a_runs_tail_is_no_difference_of_cost_or_goodput():
@@ -173,95 +180,72 @@ def test_a_runs_tail_is_no_difference_of_cost_or_goodput():
     first = deployment("A", cost_per_million_output_tokens=10.3, output_tokens_per_s=1100.0, **cost)
     tail = {"goodput_per_s": 2.83, "output_tokens_per_s": 1000.0}
     second = deployment("B", cost_per_million_output_tokens=11.33, **tail, **cost)
-    headline = said(first, second)["headline"]
-    assert headline.startswith("A and B serve this traffic equally well (")
-    assert "cost" not in headline
+    judged = judge(first, second)
+    assert (judged.headline.facts["lead"], sure_of(judged)) == ("alike", {})
     twice = deployment("B", cost_per_million_output_tokens=22.66, **tail, **cost)
-    assert "equally well; the GPUs cost 2.00 times less with A" in said(first, twice)["headline"]
-    closed = headline_of(first, second, better={}, workload={"concurrency": 4})
-    assert "equally well; a token costs 1.10 times less with A" in closed
-
-
-def test_all_requests_in_time_is_not_written_with_a_decimal():
-    assert (
-        "100 % of requests" in said(deployment("A", slo=1.0), deployment("B", slo=0.5))["headline"]
-    )
-    assert (
-        "99.9 % of requests"
-        in said(deployment("A", slo=0.99999), deployment("B", slo=0.5))["headline"]
-    )
+    assert sure_of(judge(first, twice)) == {"price": ("A", pytest.approx(2.0))}
+    closed = judge_drawn(first, second, better={}, workload={"concurrency": 4})
+    assert sure_of(closed) == {"cost": ("A", pytest.approx(1.1))}
 
 
 def test_equal_latencies_are_a_tie():
-    found = said(deployment("A"), deployment("B", ttft_s=0.1005))
-    assert found["winner"] is None
-    assert "equally well" in found["headline"]
+    judged = judge(deployment("A"), deployment("B", ttft_s=0.1005))
+    assert (judged.winner, judged.headline.facts["lead"]) == (None, "alike")
 
 
 def test_sooner_but_slower_is_a_trade_off():
-    found = said(deployment("A", ttft_s=0.05, tpot_s=0.02), deployment("B"))
-    assert found["winner"] is None
-    assert found["headline"].startswith(
-        "It is a trade-off: the following tokens come 2.00 times faster with B; "
-        "the first token comes 2.00 times sooner with A (A against B: "
-    )
+    judged = judge(deployment("A", ttft_s=0.05, tpot_s=0.02), deployment("B"))
+    assert (judged.winner, judged.headline.facts["lead"]) == (None, "trade_off")
+    assert sure_of(judged) == {"tpot_p50_s": ("B", 2.0), "ttft_p50_s": ("A", 2.0)}
 
 
 @pytest.mark.parametrize(
-    ("imbalance", "uniform", "wanted"),
+    ("imbalance", "uniform", "dropped", "load"),
     [
-        (2.12, 2.11, "2.12 times the mean rank's tokens, which is no skew: uniform routing of the"),
-        (1.22, 1.20, "1.22 times the mean rank's tokens, which is no skew: uniform routing of the"),
-        (2.12, 1.62, "would come to 1.62 by chance, and the skew of its routing adds 0.50."),
-        (1.40, 1.001, "1.40 times the mean rank's tokens, which is the skew of its routing."),
+        (2.12, 2.11, 0.0, "chance"),
+        (1.22, 1.20, 0.0, "chance"),
+        (2.12, 1.62, 0.0, "both"),
+        (1.40, 1.001, 0.0, "skew"),
+        (1.4, 1.5, 0.1, "dropped"),
+        (1.0, 1.0, 0.0, "even"),
     ],
 )
-def test_what_chance_gives_is_not_called_skew(imbalance, uniform, wanted):
-    found = said(deployment("A", is_moe=True, load_imbalance=imbalance, uniform_imbalance=uniform))
-    assert wanted in " ".join(found["reasons"])
-
-
-def test_what_is_left_by_a_capacity_is_not_held_to_chance():
-    loads = {"load_imbalance": 1.4, "uniform_imbalance": 1.5}
-    found = said(deployment("A", is_moe=True, dropped_share=0.1, **loads))
-    told = " ".join(found["reasons"])
-    assert "1.40 times the mean rank's tokens, of those that are not dropped." in told
-    assert "skew" not in told
-
-
-def test_even_ranks_are_worth_no_word():
-    found = said(deployment("A", is_moe=True, load_imbalance=1.0, uniform_imbalance=1.0))
-    assert "busiest rank" not in " ".join(found["reasons"])
+def test_what_chance_gives_or_a_capacity_leaves_is_not_called_skew(
+    imbalance, uniform, dropped, load
+):
+    loads = {"load_imbalance": imbalance, "uniform_imbalance": uniform, "dropped_share": dropped}
+    [facts] = facts_of(judge(deployment("A", is_moe=True, **loads)), "verdict.steps")
+    assert facts["load"] == load
 
 
 def test_dropped_choices_are_a_reason_of_the_deployment_that_drops_them():
     free, capped = deployment("free", is_moe=True), deployment("capped", dropped_share=0.125)
-    for found in (said(capped), said(free, capped)):
-        told = [reason for reason in found["reasons"] if "drops" in reason]
-        assert [reason.split(" of its")[0] for reason in told] == ["capped drops 12 %"]
+    for judged in (judge(capped), judge(free, capped)):
+        [facts] = facts_of(judged, "run.drops")
+        assert (facts["name"], facts["dropped"]) == ("capped", 0.125)
 
 
 def test_shares_on_either_side_of_a_step_do_not_make_the_slower_one_win():
-    found = said(
+    judged = judge(
         deployment("slow", slo=0.9976, tpot_s=0.02, ttft_s=0.2), deployment("quick", slo=0.9974)
     )
-    assert found["winner"] == "quick"
-    assert "the following tokens come 2.00 times faster; the first" in found["headline"]
+    assert judged.winner == "quick"
+    assert sure_of(judged) == {"tpot_p50_s": ("", 2.0), "ttft_p50_s": ("", 2.0)}
 
 
 def test_three_are_ranked():
-    found = said(
+    judged = judge(
         deployment("A", tpot_s=0.03), deployment("B", tpot_s=0.01), deployment("C", tpot_s=0.02)
     )
-    assert found["winner"] == "B"
-    assert found["headline"].endswith("Behind them: A.")
+    assert judged.winner == "B"
+    assert judged.ranking == ["B", "C", "A"]
+    assert facts_of(judged, "verdict.behind") == [{"behind": ["A"]}]
 
 
 def test_a_single_one_is_described_and_wins_nothing():
-    found = said(deployment("A, alone"))
-    assert found["winner"] is None
-    assert "8 GPUs; 98.0 % of requests meet the targets" in found["headline"]
-    assert "1 GPU;" in said(deployment("A", num_gpus=1.0))["headline"]
+    judged = judge(deployment("A, alone"))
+    assert (judged.winner, judged.headline.kind) == (None, "verdict.single")
+    assert judged.headline.facts["attained"] == 0.98
 
 
 def test_answers_of_one_token_and_no_targets():
@@ -269,11 +253,11 @@ def test_answers_of_one_token_and_no_targets():
         deployment(name, tpot_s=np.nan, slo=np.nan, ttft_s=ttft_s)
         for name, ttft_s in (("A", 0.1), ("B", 0.3))
     ]
-    found = said(*one)
-    assert found["winner"] == "A"
-    assert "the first token comes 3.00 times sooner (" in found["headline"]
-    assert "undefined" not in found["headline"]
-    assert "targets" not in found["headline"]
+    judged = judge(*one)
+    assert judged.winner == "A"
+    assert sure_of(judged) == {"ttft_p50_s": ("", pytest.approx(3.0))}
+    [facts] = facts_of(judged, "verdict.figures")
+    assert (list(facts["medians"]), facts["attained"]) == (["ttft"], None)
 
 
 @pytest.mark.parametrize("moe_wins", [True, False])
@@ -284,16 +268,12 @@ def test_why_names_what_differs_most_whoever_wins(moe_wins):
     dense = deployment(
         "dense", tpot_s=0.012, phases_s={"attention": 0.003, "dense": 0.007, "collective": 0.002}
     )
-    found = said(moe, dense)
-    why = found["reasons"][0]
-    assert found["winner"] == ("MoE" if moe_wins else "dense")
-    assert why.startswith("Why: an output token takes")
-    saved, paid = why.split(", spends")
-    assert ("7.00 ms of dense blocks" in saved, "7.00 ms more on dense blocks" in paid) == (
-        moe_wins,
-        not moe_wins,
-    )
-    assert ("sending tokens to experts" in saved) != moe_wins
+    judged = judge(moe, dense)
+    assert judged.winner == ("MoE" if moe_wins else "dense")
+    [why] = facts_of(judged, "why.differs")
+    assert why["is_best"]
+    assert why["gained" if moe_wins else "lost"]["dense"] == pytest.approx(7.0)
+    assert "dispatch" in why["lost" if moe_wins else "gained"]
 
 
 def numbers_of(text):
@@ -334,53 +314,41 @@ def test_terms_that_are_shown_add_up_to_the_difference_that_is_shown(quick, slow
 
 def test_no_cause_is_claimed_where_the_winner_has_the_longer_output_token():
     slower = deployment("A", ttft_s=0.01, phases_s={"dense": 0.012})
-    assert said(slower, deployment("B", ttft_s=0.3))["reasons"][0].startswith(
-        "Yet an output token takes"
-    )
+    [why] = facts_of(judge(slower, deployment("B", ttft_s=0.3)), "why.differs")
+    assert not why["is_best"]
 
 
 def test_steps_that_compute_prompts_too_are_named_where_they_are_much_of_the_time():
-    found = said(deployment("A", num_mixed=3), deployment("B", tpot_s=0.02))
-    assert any(
-        "60 % with A and 0 % with B pass in steps that compute prompts" in reason
-        for reason in found["reasons"]
-    )
+    judged = judge(deployment("A", num_mixed=3), deployment("B", tpot_s=0.02))
+    assert facts_of(judged, "why.prompts") == [{"shares": {"A": pytest.approx(0.6), "B": 0.0}}]
 
 
 def test_calm_runs_have_room_unless_the_cache_is_full():
-    calm = said(deployment("A", slo=1.0), deployment("B", slo=0.99, tpot_s=0.02))["reasons"][1]
-    assert calm.startswith("No queue builds up")
-    assert "room for more" in calm
-    assert "25 % (A), 25 % (B) full" in calm
+    calm = judge(deployment("A", slo=1.0), deployment("B", slo=0.99, tpot_s=0.02))
+    peaks = {"A": 0.25, "B": 0.25}
+    assert facts_of(calm, "verdict.no_queue") == [{"peaks": peaks, "has_room": True}]
     for changes in ({"kv_used_max": 0.97}, {"slo": 0.9}, {"slo": np.nan}):
         other = deployment("B", tpot_s=0.02, **({"slo": np.nan} if "slo" in changes else {}))
-        reasons = said(deployment("A", **changes), other)["reasons"]
-        assert not any("room for more" in reason for reason in reasons)
+        [facts] = facts_of(judge(deployment("A", **changes), other), "verdict.no_queue")
+        assert not facts["has_room"]
 
 
 def test_queues_and_overload_are_told_apart():
     busy = deployment("A", waiting=3)
     lost = deployment("B", slo=0.1, waiting=40, late_s=60.0, limited_by="kv_cache")
-    reasons = said(busy, lost)["reasons"]
-    assert any(
-        "A queues at times: 3.0 requests wait on average, for one of the 256 places of a rank "
-        "(max_sequences) (100 % of that time)" in reason
-        for reason in reasons
-    )
-    assert any(
-        "B is overloaded: 40 requests wait on average, for blocks of the KV cache "
-        "(100 % of that time); it ends 60 s after the last arrival" in reason
-        for reason in reasons
-    )
-    assert not any("busy" in reason for reason in reasons)
+    judged = judge(busy, lost)
+    [queues], [overloaded] = (facts_of(judged, f"run.{kind}") for kind in ("queues", "overloaded"))
+    assert (queues["name"], queues["waiting"]) == ("A", pytest.approx(3.0))
+    assert queues["limits"] == {"max_sequences": 1.0}
+    assert (overloaded["name"], overloaded["waiting"]) == ("B", pytest.approx(40.0))
+    assert (overloaded["limits"], overloaded["late_s"]) == ({"kv_cache": 1.0}, 60.0)
 
 
 def test_unequal_hardware_and_rumours_are_said():
-    reasons = said(
-        deployment("A", num_gpus=1.0), deployment("B, big", is_rumour=True, tpot_s=0.02)
-    )["reasons"]
-    assert "Not the same hardware: A has 1 GPU, B, big has 8 GPUs." in reasons
-    assert any(reason.startswith("Rumour:") for reason in reasons)
+    judged = judge(deployment("A", num_gpus=1.0), deployment("B, big", is_rumour=True, tpot_s=0.02))
+    [hardware] = facts_of(judged, "verdict.other_hardware")
+    assert hardware["gpus"] == {"A": "1 GPU", "B, big": "8 GPUs"}
+    assert [one["name"] for one in facts_of(judged, "verdict.rumour")] == ["B, big"]
 
 
 def test_short_names_stay_apart_and_a_rumour_keeps_its_own():
@@ -400,32 +368,21 @@ def test_a_merged_run_gets_a_verdict_of_its_own():
 
 
 def test_seconds_read_well():
-    assert [seconds_text(s) for s in (16.3e-6, 0.00804, 1.2, 1896.0, 10_800.0)] == [
-        "16.3 us",
-        "8.04 ms",
-        "1.2 s",
-        "31.6 min",
-        "3 h",
-    ]
-    assert seconds_text(float("nan")) == "undefined"
+    times_s = (16.3e-6, 0.00804, 1.2, 1896.0, 10_800.0, float("nan"))
+    told = ["16.3 us", "8.04 ms", "1.2 s", "31.6 min", "3 h", "undefined"]
+    assert [*map(seconds_text, times_s)] == told
 
 
 def test_work_that_is_done_again_is_named_with_its_share():
     def again(share):
-        found = said(deployment("A", num_preemptions=4.0, recomputed_share=share))
-        return [text for text in found["reasons"] if "second time" in text]
+        judged = judge(deployment("A", num_preemptions=4.0, recomputed_share=share))
+        return [(one["share"], one["preemptions"]) for one in facts_of(judged, "run.recomputes")]
 
-    assert not again(0.01)
-    (text,) = again(0.88)
-    assert "A computes 88 % of its prompt tokens a second time" in text
-    assert "4 times" in text
+    assert again(0.01) == []
+    assert again(0.88) == [(0.88, 4)]
 
 
-def test_more_sequences_than_were_measured_are_called_extrapolated():
-    def notes(running):
-        reasons = said(deployment("A", running=running))["reasons"]
-        return [text for text in reasons if text.startswith("Extrapolated")]
-
-    assert not notes(2 * 512)
-    (text,) = notes(2 * 700)
-    assert "some 700 sequences in a batch of A" in text
+@pytest.mark.parametrize(("running", "found"), [(2 * 512, []), (2 * 700, [700])])
+def test_more_sequences_than_were_measured_are_called_extrapolated(running, found):
+    judged = judge(deployment("A", running=running))
+    assert [one["sequences"] for one in facts_of(judged, "verdict.extrapolated")] == found

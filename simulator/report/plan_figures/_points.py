@@ -13,9 +13,9 @@ import plotly.graph_objects as go
 from simulator.base.formats import amount, number, seconds
 from simulator.report import style
 from simulator.report.marks import log_axis
-from simulator.report.plan_looks import SYMBOLS, band_text, by_label, colour_of, line_of, whiskers
+from simulator.report.plan_looks import SYMBOLS, by_label, colour_of, line_of, whiskers
 from simulator.results.answer import Answer, DeploymentRow, ParetoPoint
-from simulator.results.answer.parts import Band
+from simulator.results.answer.parts import Band, band_text
 from simulator.results.plan_text import (
     count_gpus,
     hover,

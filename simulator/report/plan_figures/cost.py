@@ -11,8 +11,9 @@ from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import DOTTED
 from simulator.report.plan_figures import _points, _rows
-from simulator.report.plan_looks import band_text, by_label, colour_of, is_striped, label_of
+from simulator.report.plan_looks import by_label, colour_of, is_striped, label_of
 from simulator.results.answer import Answer, ParetoPoint
+from simulator.results.answer.parts import band_text
 from simulator.results.plan_text import gpus, hover, per_hour
 
 _USER, _GPU = _points.Axis("tokens_per_s_user"), _points.Axis("tokens_per_s_gpu")

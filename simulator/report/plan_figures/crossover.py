@@ -13,9 +13,9 @@ import plotly.graph_objects as go
 from simulator.base.formats import TIMES, chance, number, percent, seconds, times
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.report.plan_looks import band_text
 from simulator.results.answer import Answer
 from simulator.results.answer.crossover import FullPoint, MapPoint, Side, SpeedPoint
+from simulator.results.answer.parts import band_text
 from simulator.results.plan_text import doubt, hover
 
 _REACH = 2.0

@@ -11,9 +11,10 @@ from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import DOTTED, log_axis
 from simulator.report.plan_figures import _rows
-from simulator.report.plan_looks import band_text, colour_of, whiskers
+from simulator.report.plan_looks import colour_of, whiskers
 from simulator.results.answer import Answer, LossRow
 from simulator.results.answer.certainty import RatePoint
+from simulator.results.answer.parts import band_text
 from simulator.results.plan_text import hover, per_hour
 
 

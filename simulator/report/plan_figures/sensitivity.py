@@ -10,15 +10,9 @@ from simulator.base.formats import log_ticks, times
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.plan_figures import _rows
-from simulator.report.plan_looks import (
-    SYMBOLS,
-    band_text,
-    colour_of,
-    is_striped,
-    label_of,
-    model_of,
-)
+from simulator.report.plan_looks import SYMBOLS, colour_of, is_striped, label_of, model_of
 from simulator.results.answer import Answer, SensitivityRow
+from simulator.results.answer.parts import band_text
 from simulator.results.plan_text import hover, kind_of, per_hour
 
 

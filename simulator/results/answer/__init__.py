@@ -159,6 +159,8 @@ class Answer(Part):
     """The answer in a sentence."""
     reasons: tuple[str, ...] = ()
     """Further answers to a buyer's questions, a sentence each."""
+    findings: tuple[dict[str, str], ...] = ()
+    """Kind, severity, and section of the page of each of these."""
 
     def other_models(self) -> list[DeploymentRow]:
         """The best deployments of the models that are not recommended, the cheapest first."""

@@ -41,7 +41,12 @@ class PlanResults(ResultsFolder):
     @property
     def verdict(self) -> Verdict:
         """Headline, and further answers."""
-        return {"headline": self.answer.headline, "reasons": list(self.answer.reasons)}
+        answer = self.answer
+        return {
+            "headline": answer.headline,
+            "reasons": list(answer.reasons),
+            "findings": list(answer.findings),
+        }
 
     def list_others(self) -> dict[str, Content]:
         """The answer, its tables, and what is handed over."""

@@ -47,6 +47,29 @@ def make_band(low: float | None, high: float | None) -> Band | None:
     return Band(0.0 if low is None else low, math.inf if high is None else high)
 
 
+def band_text(found: Band | None, text: Callable[[float], str]) -> str:
+    """A band in words, a unit that both ends have said once; empty where there is none, or where
+    both ends read the same.
+
+    >>> band_text(Band(1.0, 2.0), lambda value: f"{value:g} ms")
+    '1 to 2 ms'
+    >>> band_text(Band(1.0, 1.0), str), band_text(None, str)
+    ('', '')
+    >>> band_text(Band(1.0, math.inf), str), band_text(Band(0.0, 2.0), str)
+    ('1.0 or more', '0.0 to 2.0')
+    """
+    if found is None:
+        return ""
+    if math.isinf(found.high):
+        return f"{text(found.low)} or more"
+    if text(found.low) == text(found.high):
+        return ""
+    (low, *unit), (high, *other) = text(found.low).split(" ", 1), text(found.high).split(" ", 1)
+    return " ".join(
+        [low, "to", high, *other] if unit == other else [low, *unit, "to", high, *other]
+    )
+
+
 class Part(Frozen):
     """A part of an answer. JSON has no infinite numbers: they are ``None``."""
 
