@@ -5,6 +5,7 @@ up.
 import gzip
 import json
 import re
+from html.parser import HTMLParser
 
 import numpy as np
 
@@ -36,3 +37,19 @@ def unpacked(page, name):
 def payload_of(page):
     """What the page's script draws."""
     return json.loads(unpacked(page, "payload"))
+
+
+class Cells(HTMLParser):
+    """The cells of metrics on a page, and every text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.cells, self.words = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        if "data-metric" in dict(attrs):
+            self.cells.append(dict(attrs))
+
+    def handle_data(self, data):
+        self.words.append(data)

