@@ -14,8 +14,7 @@ INTERRUPTED = 130
 _LONGEST_WORD = 300
 """Most characters of an error's word: a path is rarely longer, a damaged file's keys may be."""
 _LONGEST_MESSAGE = 4000
-"""Most characters of an error: the longest of ours, which lists all known formats, has half of
-them."""
+"""Most characters of an error, beyond the longest of ours."""
 _LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
 
 

@@ -62,6 +62,14 @@ Strict = Annotated[
     bool,
     console.option("Refuse a file in which rows have to be left out or sorted.", flag="--strict"),
 ]
+Column = Annotated[
+    list[str] | None,
+    console.option(
+        "Name of a log's column, such as arrival=evt_epoch, input=ctx_toks or output=gen_toks.",
+        "KEY=NAME",
+        flag="--column",
+    ),
+]
 app.add_typer(record.app, name="record")
 app.command()(cache)
 
@@ -73,6 +81,7 @@ def info(
     ],
     seed: console.Seed = None,
     strict: Strict = False,
+    column: Column = None,
     allow_code: console.AllowCode = False,
     as_json: console.AsJson = False,
 ) -> None:
@@ -81,7 +90,7 @@ def info(
     """
     from simulator.workload.requests import describe, describe_hours
 
-    trace = _load_trace(source, seed, strict)
+    trace = _load_trace(source, seed, strict, column)
     found = {
         "source": source,
         "provenance": trace.provenance,
@@ -100,10 +109,11 @@ def convert(
     source: Annotated[str, console.argument("A trace in any known format.")],
     target: Annotated[Path, console.argument("Parquet or CSV file to write.")],
     strict: Strict = False,
+    column: Column = None,
     allow_code: console.AllowCode = False,
 ) -> None:
     """Convert a trace to our own table (Parquet or CSV)."""
-    _write_trace(source, None, target, strict)
+    _write_trace(source, None, target, strict, column)
 
 
 @app.command()
@@ -119,14 +129,21 @@ def generate(
     _write_trace(workload, seed, target, strict=False)
 
 
-def _load_trace(source: str, seed: int | None, strict: bool) -> RequestTrace:
+def _load_trace(
+    source: str, seed: int | None, strict: bool, column: list[str] | None
+) -> RequestTrace:
     from simulator.base.data import available_files
-    from simulator.config.workload import WorkloadSpec
+    from simulator.base.frozen import validate
+    from simulator.config.workload import LogColumns, WorkloadSpec
     from simulator.workload.requests import load_requests, read_trace
 
     path, shipped = Path(source), available_files("workloads/requests")
     if path.exists() and path.suffix != ".toml":
-        return read_trace(path, strict=strict)
+        given = dict(one.partition("=")[::2] for one in column or ())
+        columns = validate(LogColumns, given, "--column")
+        return read_trace(path, columns=columns, strict=strict)
+    if column:
+        raise UserError(f"--column {column[0]}: {source} is no log, and has no columns")
     if not path.exists() and source not in shipped:
         raise UserError(
             f"{source}: no such file, and no workload of that name; {did_you_mean(source, shipped)}"
@@ -134,13 +151,15 @@ def _load_trace(source: str, seed: int | None, strict: bool) -> RequestTrace:
     return load_requests(WorkloadSpec(requests=source), Path.cwd(), seed or 0, source)
 
 
-def _write_trace(source: str, seed: int | None, target: Path, strict: bool) -> None:
+def _write_trace(
+    source: str, seed: int | None, target: Path, strict: bool, column: list[str] | None = None
+) -> None:
     from simulator.workload.traces.table import write_table
 
     if target.suffix not in (".parquet", ".csv"):
         raise UserError(f"{target}: must end in .parquet or .csv, which says the format to write")
     with whole_file(target) as partial:
-        trace = _load_trace(source, seed, strict)
+        trace = _load_trace(source, seed, strict, column)
         write_table(trace, partial)
     console.say_notes(trace.notes)
     console.err.say(f"{trace.num_requests:,} requests: {target}")

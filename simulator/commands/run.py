@@ -15,6 +15,7 @@ from simulator.base.findings import Finding, tell
 from simulator.base.progress import Progress, show_nothing
 from simulator.commands.deployments import Question, prepare_run, serve_deployments
 from simulator.commands.explain import explain_run
+from simulator.config.workload import LogSpec
 from simulator.deployment.facts import facts_of
 from simulator.deployment.notes import (
     default_notes,
@@ -140,12 +141,14 @@ def run(
     served = serve_deployments(plans, question, progress, workers, address)
     records = [one.record for one in served]
     requests = scenario.workload.requests
+    if isinstance(requests, LogSpec):
+        requests = requests.file
     facts: dict[str, Any] = {
         "name": scenario.name,
         "seed": scenario.seed,
         "fidelity": fidelity,
         "workload": {
-            "name": Path(requests).name if isinstance(requests, str) else "generated",
+            "name": "generated" if isinstance(requests, dict) else Path(requests).name,
             "provenance": trace.provenance,
             "notes": list(trace.notes),
             **describe(trace),

@@ -7,7 +7,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from simulator.base.frozen import Frozen, Policy
 from simulator.base.kinds import PolicyOf, TableOf
@@ -112,12 +112,53 @@ class DomainsSpec(Frozen):
         return self
 
 
+class LogColumns(Frozen):
+    """Names of a log's columns, by what they hold; an absent one is found by the names that logs
+    use.
+    """
+
+    arrival: str | None = None
+    """Column of the times of arrival: ISO 8601, or a number of seconds, ms, us or ns."""
+    input: str | None = None
+    """Column of the prompts' tokens."""
+    output: str | None = None
+    """Column of the outputs' tokens."""
+
+
+class LogSpec(Frozen):
+    """A log of requests whose columns have names of their own."""
+
+    file: str
+    """Path of the log, relative to the scenario's folder: CSV, Parquet or JSON lines."""
+    columns: LogColumns = LogColumns()
+    """Names of its columns; a table in JSON lines is named with a dot: ``usage.prompt``."""
+
+    @field_validator("file")
+    @classmethod
+    def _is_no_generator(cls, file: str) -> str:
+        if file.endswith(".toml"):
+            raise ValueError(f'generates requests, and has no columns; write requests = "{file}"')
+        return file
+
+
+def _name_form(given: object) -> str:
+    """Form in which a workload says its requests."""
+    if isinstance(given, LogSpec) or (isinstance(given, dict) and "file" in given):
+        return "log"
+    return "generated" if isinstance(given, dict) else "name"
+
+
 class WorkloadSpec(Frozen):
     """The ``[workload]`` table of a scenario."""
 
-    requests: str | Annotated[dict[str, Any], TableOf(GeneratorSpec)]
-    """Requests: a shipped name, the path of a trace relative to the scenario's folder, or a table
-    with ``arrivals`` and ``lengths``."""
+    requests: Annotated[
+        Annotated[str, Tag("name")]
+        | Annotated[LogSpec, Tag("log")]
+        | Annotated[dict[str, Any], TableOf(GeneratorSpec), Tag("generated")],
+        Discriminator(_name_form),
+    ]
+    """Requests: a shipped name, the path of a trace relative to the scenario's folder, a log's
+    ``file`` and ``columns``, or a table with ``arrivals`` and ``lengths``."""
     start_s: Seconds = 0.0
     """Seconds of the source to leave out at its beginning, in its own time."""
     num_requests: Requests | None = None

@@ -14,7 +14,7 @@ from simulator.base.data import available_files
 from simulator.base.writing import toml_text
 from simulator.config.capacity import Question, Spare
 from simulator.config.failures import FailureRates
-from simulator.config.workload import WorkloadSpec
+from simulator.config.workload import LogSpec, WorkloadSpec
 from simulator.deployment.plan import make_plan
 from simulator.planner.conditions import choose_slo
 from simulator.planner.evaluations import best_of_each, deployment_of, text_of
@@ -201,6 +201,10 @@ def _requests(workload: WorkloadSpec, base: Path, folder: Path | None) -> dict[s
             if isinstance(value, Mapping)
         }
         changes["requests"] = {**requests, **tables}
+    elif isinstance(requests, LogSpec):
+        changes["requests"] = requests.model_copy(
+            update={"file": _path(requests.file, base, folder)}
+        )
     elif requests != TRAFFIC and requests not in available_files("workloads/requests"):
         changes["requests"] = _path(requests, base, folder)
     if workload.arrivals is not None:

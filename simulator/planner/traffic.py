@@ -320,11 +320,9 @@ def asked_rate(question: Question, folder: Path) -> float | None:
 def is_generated(workload: WorkloadSpec) -> bool:
     """Whether a workload's requests are drawn, so that it can have more than it says."""
     requests = workload.requests
-    return (
-        isinstance(requests, dict)
-        or requests.endswith(".toml")
-        or requests in available_files("workloads/requests")
-    )
+    if not isinstance(requests, str):
+        return isinstance(requests, dict)
+    return requests.endswith(".toml") or requests in available_files("workloads/requests")
 
 
 def stay(question: Question, trace: RequestTrace) -> float:

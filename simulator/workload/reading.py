@@ -12,20 +12,23 @@ from simulator.base import parquet, plugins
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.base.reading import read_bytes, refuse_damage
-from simulator.config.workload import DomainsSpec
+from simulator.config.workload import DomainsSpec, LogColumns
 from simulator.workload.bounds import check_bounds
 from simulator.workload.traces import RequestTrace, TraceFormat
-from simulator.workload.traces.request_log import names_in
+from simulator.workload.traces.request_log import list_columns, read_log, suggest
 from simulator.workload.unpacking import csv_header, head_of, json_keys, read_unpacked
 
 ANY_LOG = "request_log"
 """Format that is asked when no other fits: the others know the units of their source."""
 
 
-def read_trace(path: Path, *, strict: bool = False) -> RequestTrace:
+def read_trace(
+    path: Path, *, columns: LogColumns | None = None, strict: bool = False
+) -> RequestTrace:
     """Read a request trace of any known format.
 
     Args:
+        columns: names of a log's columns; a file of which any is given is read as a log.
         strict: refuse a file in which rows have to be left out or sorted.
 
     Raises:
@@ -35,7 +38,10 @@ def read_trace(path: Path, *, strict: bool = False) -> RequestTrace:
     path = Path(path)
     data = read_unpacked(path)
     with refuse_damage(path, "a request trace"):
-        trace = _format_of(path, head_of(data)).read(path, data)
+        if columns is not None and any(columns.model_dump().values()):
+            trace = read_log(path, data, columns)
+        else:
+            trace = _format_of(path, head_of(data)).read(path, data)
     if strict and trace.repairs:
         raise UserError(f"{path}, {trace.repairs[0]}")
     return check_bounds(trace, str(path))
@@ -54,11 +60,15 @@ def _format_of(path: Path, head: bytes) -> TraceFormat:
         return formats[fitting[0]]
     if any_log.recognises(path, head):
         return any_log
-    names = "" if path.is_dir() else f" (found are {names_in(path, head)})"
-    layouts = "; ".join(f"{kind}: {reader.layout}" for kind, reader in formats.items())
+    names = [] if path.is_dir() else list_columns(path, head)
+    remedy = (
+        suggest(path, names)
+        if names[1:]
+        else "a log is CSV, Parquet or JSON lines with columns of arrival, prompt and output "
+        f"tokens; other formats are {', '.join(formats)}"
+    )
     raise UserError(
-        f"{path}: not a request trace of a known format; {_describe(path, head)}; a log needs "
-        f"columns of arrival, prompt and output tokens{names}; other formats are {layouts}"
+        f"{path}: not a request trace of a known format; {_describe(path, head)}; {remedy}"
     )
 
 

@@ -19,7 +19,12 @@ from simulator.base.home import fetch, fetch_files
 from simulator.base.quantities import MOST_REQUESTS
 from simulator.base.reading import read_toml
 from simulator.base.streams import open_stream
-from simulator.config.workload import GeneratorSpec, NamedWorkloadSpec, WorkloadSpec
+from simulator.config.workload import (
+    GeneratorSpec,
+    LogSpec,
+    NamedWorkloadSpec,
+    WorkloadSpec,
+)
 from simulator.workload.arrivals import ArrivalProcess
 from simulator.workload.bounds import check_bounds
 from simulator.workload.contracts import draw_arrivals, draw_lengths
@@ -202,7 +207,7 @@ def _load_requests(spec: WorkloadSpec, folder: Path, seed: int, where: str) -> R
         generator = validate(GeneratorSpec, spec.requests, f"{where} requests")
         _refuse_thickening(spec, where)
         return _generate(generator, spec, folder, seed, f"{where} requests", "generated")
-    path = _path_of(spec.requests, folder, where)
+    path = _path_of(spec, folder, where)
     if path.suffix == ".toml":
         named = validate(NamedWorkloadSpec, read_toml(path), str(path))
         _refuse_thickening(spec, where)
@@ -230,7 +235,8 @@ def _load_requests(spec: WorkloadSpec, folder: Path, seed: int, where: str) -> R
         raise UserError(
             f"{where}: {path} lists lengths without arrival times; "
             'add arrivals = { kind = "poisson", rate_per_s = ... } or another '
-            f"process ({', '.join(plugins.available('arrivals'))})"
+            f"process ({', '.join(plugins.available('arrivals'))}); the times of a log may stand "
+            'in any column: requests = { file = ..., columns = { arrival = "its name" } }'
         )
     if spec.num_requests is not None and spec.num_requests > trace.num_requests:
         note = f"{spec.num_requests} requests were asked for; the source has {trace.num_requests}"
@@ -267,8 +273,7 @@ def source_arrivals_s(
     """
     generator, process = _find_process(spec, folder, where)
     if generator is None:
-        assert isinstance(spec.requests, str), "requests in a table are generated"
-        trace = _read_recorded(_path_of(spec.requests, folder, where), spec, seed, where)
+        trace = _read_recorded(_path_of(spec, folder, where), spec, seed, where)
         if process is None:
             return trace.arrival_s
         return _draw_once("arrivals", draw_arrivals, process, trace.num_requests, seed)
@@ -297,7 +302,7 @@ def _find_process(
     beside = folder
     if isinstance(spec.requests, dict):
         generator = validate(GeneratorSpec, spec.requests, f"{where} requests")
-    elif (path := _path_of(spec.requests, folder, where)).suffix == ".toml":
+    elif (path := _path_of(spec, folder, where)).suffix == ".toml":
         generator, beside = validate(NamedWorkloadSpec, read_toml(path), str(path)), path.parent
     table = spec.arrivals or (None if generator is None else generator.arrivals)
     if table is None:
@@ -307,7 +312,8 @@ def _find_process(
 
 def _read_recorded(path: Path, spec: WorkloadSpec, seed: int, where: str) -> RequestTrace:
     """Read the requests of a file, thickened as the workload asks."""
-    trace = read_trace(path, strict=spec.strict)
+    columns = spec.requests.columns if isinstance(spec.requests, LogSpec) else None
+    trace = read_trace(path, columns=columns, strict=spec.strict)
     if spec.thickening == 1.0:
         return trace
     if spec.arrivals is not None or not trace.has_arrivals or trace.concurrency is not None:
@@ -422,8 +428,12 @@ def fano_factor(arrival_s: NDArray[np.float64], window_s: float) -> float | None
     return float(variance / mean)
 
 
-def _path_of(requests: str, folder: Path, where: str) -> Path:
+def _path_of(spec: WorkloadSpec, folder: Path, where: str) -> Path:
     """Find a shipped (or the user's own) named workload's TOML file, or the path of a trace."""
+    requests = spec.requests
+    if isinstance(requests, LogSpec):
+        return fetch_files(folder / os.path.expanduser(requests.file))
+    assert isinstance(requests, str), "requests in a table are generated"
     named = available_files(_FAMILY)
     if requests in named:
         return named[requests]

@@ -286,6 +286,21 @@ def test_traces_are_generated_described_and_converted(moesim, tmp_path):
     assert first["input"] == second["input"]
 
 
+def test_columns_of_a_log_are_named_by_options(moesim, tmp_path):
+    Path("log.csv").write_text("evt_epoch,ctx_toks,gen_toks\n1700000000,10,1\n1700000001,11,2\n")
+    named = [f"--column={one}" for one in ("arrival=evt_epoch", "input=ctx_toks")]
+    assert moesim("trace", "info", "log.csv")[0] == 2
+    assert (
+        moesim("trace", "convert", "log.csv", "a.csv", *named, "--column=output=gen_toks")[0] == 0
+    )
+    assert Path("a.csv").read_text().splitlines() == [
+        "arrival_s,num_input,num_output",
+        "0.0,10,1",
+        "1.0,11,2",
+    ]
+    assert moesim("trace", "info", "sharegpt-like", *named)[0] == 2
+
+
 def test_help_is_quick_because_it_loads_nothing_heavy():
     heavy = ("torch", "ray", "numba", "pandas", "plotly", "simpy", "scipy", "jinja2")
     program = (

@@ -4,13 +4,15 @@ that cannot be used.
 
 import gzip
 import json
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.workload.requests import read_trace
+from simulator.config.workload import LogColumns, WorkloadSpec
+from simulator.workload.requests import load_requests, read_trace
 from simulator.workload.traces._names import find_names
 from simulator.workload.traces._times import read_times, split_unit
 from tests.unit.trace_texts import AZURE, lines, read, written
@@ -82,6 +84,49 @@ def test_columns_go_by_the_names_that_logs_use(tmp_path, header):
     assert trace.arrival_s.tolist() == [0, 1.5]
     assert trace.num_input.tolist() == [10, 11]
     assert trace.num_output.tolist() == [1, 2]
+
+
+OWN = {"arrival": "evt_epoch", "input": "ctx_toks", "output": "gen_toks"}
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.jsonl", "log.parquet"])
+def test_a_workload_names_the_columns_of_a_log(tmp_path, name):
+    import pandas as pd
+
+    frame = pd.DataFrame({"evt_epoch": [MOMENT_S, MOMENT_S + 1.5], "ctx_toks": [10, 11]})
+    frame["gen_toks"] = [1, 2]
+    if name == "log.csv":
+        frame.to_csv(tmp_path / name, index=False)
+    elif name == "log.jsonl":
+        frame.to_json(tmp_path / name, orient="records", lines=True)
+    else:
+        frame.to_parquet(tmp_path / name)
+    spec = WorkloadSpec.model_validate({"requests": {"file": name, "columns": OWN}})
+    trace = load_requests(spec, tmp_path, 0)
+    assert trace.arrival_s.tolist() == [0, 1.5]
+    assert trace.num_input.tolist() == [10, 11]
+    assert trace.num_output.tolist() == [1, 2]
+
+
+def test_named_columns_go_before_those_that_are_recognised(tmp_path):
+    path = written(tmp_path, "num_input,num_output,arrival_s,billed\n10,1,0.0,7\n11,2,1.5,8\n")
+    assert read_trace(path).num_input.tolist() == [10, 11]
+    billed = read_trace(path, columns=LogColumns(input="billed"))
+    assert billed.num_input.tolist() == [7, 8]
+    assert billed.num_output.tolist() == [1, 2]
+    with pytest.raises(UserError, match="'biled'; did you mean 'billed'"):
+        read_trace(path, columns=LogColumns(input="biled"))
+
+
+def test_a_refused_log_ends_with_a_line_that_reads_it(tmp_path):
+    path = written(tmp_path, log(3.0, 4.5, header="evt_epoch,ctx_toks,gen_toks"), "log.csv")
+    with pytest.raises(UserError) as refusal:
+        read_trace(path)
+    _, copied = str(refusal.value).split("; say in the workload which column holds what: ")
+    assert len(str(refusal.value).replace(str(path), "log.csv")) < 300
+    trace = load_requests(WorkloadSpec.model_validate(tomllib.loads(copied)), tmp_path, 0)
+    assert trace.arrival_s.tolist() == [0, 1.5]
+    assert trace.num_input.tolist() == [10, 11]
 
 
 def test_of_several_times_the_arrival_is_taken():
@@ -230,11 +275,8 @@ def test_an_unknown_header_is_refused_with_what_is_known_and_what_was_found(tmp_
     with pytest.raises(UserError) as refusal:
         read(tmp_path, "when,prompt_tokens,answer\n1,2,3\n")
     message = str(refusal.value)
-    assert "arrival: none, such as timestamp" in message
-    assert "prompt tokens: 'prompt_tokens'" in message
-    assert "output tokens: none, such as completion_tokens" in message
-    assert "azure: CSV TIMESTAMP, ContextTokens, GeneratedTokens" in message
-    assert "mooncake: JSON lines timestamp" in message
+    assert "the columns 'when', 'prompt_tokens', 'answer'" in message
+    assert 'arrival = "...", input = "prompt_tokens", output = "..."' in message
     assert len(message.splitlines()) == 1
 
 

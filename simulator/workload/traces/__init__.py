@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,9 +104,6 @@ class RequestTrace:
 
 class TraceFormat(Protocol):
     """Interface of the files in this folder: a frozen pydantic model without fields."""
-
-    layout: ClassVar[str]
-    """Layout of such a file, for users who have another: ``"CSV TIMESTAMP, ContextTokens"``."""
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the file (or folder, then ``head`` is empty) is of this format, judged by its

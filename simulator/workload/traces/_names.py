@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from simulator.workload.traces._times import split_unit
@@ -41,12 +42,8 @@ _STATUS = (
     *("status", "statuscode", "httpstatus", "httpstatuscode", "responsestatus"),
     *("responsestatuscode", "httpresponsestatuscode", "responsecode", "httpcode"),
 )
-EXAMPLES = {
-    "arrival": "timestamp, arrival_time, created_at, startTime",
-    "prompt tokens": "prompt_tokens, input_tokens, context_tokens, input_length",
-    "output tokens": "completion_tokens, output_tokens, generated_tokens, output_length",
-}
-"""Examples for users whose columns have other names; all are in the module."""
+_NEAR = 0.45
+"""Least likeness of a name to one that logs use, from 0 to 1, for it to be suggested."""
 _SIGNS = re.compile(r"[\W_]+")
 
 
@@ -58,14 +55,6 @@ class Names(NamedTuple):
     num_output: str | None
     status: str | None = None
     """Column of the HTTP status, which a log may do without."""
-
-    def __str__(self) -> str:
-        """Describe the columns that were found, and those that were not."""
-        pairs = zip(EXAMPLES.items(), self[:3], strict=True)
-        return ", ".join(
-            f"{what}: '{name}'" if name else f"{what}: none, such as {examples}"
-            for (what, examples), name in pairs
-        )
 
 
 def find_names(columns: Iterable[str]) -> Names:
@@ -81,6 +70,25 @@ def find_names(columns: Iterable[str]) -> Names:
     bare = {_plain(split_unit(name)[0]): name for name in reversed(listed)}
     found = (_first(_ARRIVAL, bare | known), _first(_INPUT, known), _first(_OUTPUT, known))
     return Names(*found, _first(_STATUS, known))
+
+
+def guess_names(columns: Iterable[str]) -> dict[str, str]:
+    """Guess which column holds what, by the likeness of names; ``...`` where none is near.
+
+    >>> guess_names(["evt_epoch", "ctx_toks", "gen_toks"])
+    {'arrival': 'evt_epoch', 'input': 'ctx_toks', 'output': 'gen_toks'}
+    """
+    wanted = {"arrival": _ARRIVAL, "input": _INPUT, "output": _OUTPUT}
+    likeness = {
+        (what, column): max(SequenceMatcher(None, _plain(column), one).ratio() for one in names)
+        for column in columns
+        for what, names in wanted.items()
+    }
+    found: dict[str, str] = {}
+    for what, column in sorted(likeness, key=lambda pair: -likeness[pair]):
+        if likeness[what, column] >= _NEAR and column not in found.values():
+            found.setdefault(what, column)
+    return {what: found.get(what, "...") for what in wanted}
 
 
 def _plain(name: str) -> str:

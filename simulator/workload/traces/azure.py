@@ -8,7 +8,6 @@ ticks of 100 ns, with or without a zone. https://github.com/Azure/AzurePublicDat
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
@@ -22,8 +21,6 @@ _COLUMNS: dict[str, Kind] = {"TIMESTAMP": "clock", "ContextTokens": "int", "Gene
 
 class Azure(Frozen):
     """Wall-clock arrivals, token counts, no prompts and no prefixes."""
-
-    layout: ClassVar[str] = "CSV TIMESTAMP, ContextTokens, GeneratedTokens"
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the header names the three columns."""

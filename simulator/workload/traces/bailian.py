@@ -6,7 +6,6 @@ https://github.com/alibaba-edu/qwen-bailian-usagetraces-anon, Apache-2.0.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
@@ -18,8 +17,6 @@ class Bailian(Frozen):
     """Arrivals in seconds, with prefix blocks of 16 tokens; turns of a chat are separate requests
     at their own times.
     """
-
-    layout: ClassVar[str] = "JSON lines chat_id, timestamp, input_length, output_length"
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the keys fit, ``chat_id`` among them."""

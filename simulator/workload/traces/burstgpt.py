@@ -9,7 +9,6 @@ a note.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
@@ -27,8 +26,6 @@ _COLUMNS: dict[str, Kind] = {
 
 class BurstGPT(Frozen):
     """All models of the trace together, conversations and API calls alike."""
-
-    layout: ClassVar[str] = "CSV Timestamp, Request tokens, Response tokens"
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the header names the columns."""

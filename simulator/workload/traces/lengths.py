@@ -7,7 +7,6 @@ https://github.com/microsoft/vidur (MIT), https://github.com/project-etalon/etal
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
@@ -21,8 +20,6 @@ _COLUMNS: dict[str, Kind] = {"num_prefill_tokens": "int", "num_decode_tokens": "
 
 class Lengths(Frozen):
     """Pairs of lengths; arrivals must come from an arrival process."""
-
-    layout: ClassVar[str] = "CSV num_prefill_tokens, num_decode_tokens"
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the header names the two columns and no arrival time."""

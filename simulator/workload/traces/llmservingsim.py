@@ -8,7 +8,6 @@ layout and are not read.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
@@ -23,8 +22,6 @@ class LLMServingSim(Frozen):
     """Arrivals and token counts; a benchmark log is sorted by arrival, since it may be written in
     order of completion.
     """
-
-    layout: ClassVar[str] = "JSON lines arrival_time_ns (or arrival_time), input_toks, output_toks"
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the keys fit, with either unit of time."""

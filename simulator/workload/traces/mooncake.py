@@ -7,7 +7,6 @@ https://github.com/kvcache-ai/Mooncake, FAST'25 release, Apache-2.0. Also what A
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
@@ -20,8 +19,6 @@ _BLOCK_TOKENS = 512
 
 class Mooncake(Frozen):
     """Arrivals in whole milliseconds, with prefix blocks of 512 tokens or none."""
-
-    layout: ClassVar[str] = "JSON lines timestamp, input_length, output_length and perhaps hash_ids"
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the keys fit and the blocks are not those of 16 tokens that other sources use."""

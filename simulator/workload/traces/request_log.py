@@ -13,16 +13,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
-from simulator.base.errors import UserError
+from simulator.base.errors import UserError, check_known
 from simulator.base.frozen import Frozen
+from simulator.base.text import inline_toml
+from simulator.config.workload import LogColumns
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._check import RawRequests
 from simulator.workload.traces._columns import read_json_lines
-from simulator.workload.traces._names import EXAMPLES, Names, find_names
+from simulator.workload.traces._names import find_names, guess_names
 from simulator.workload.traces._rows import Kind, Rows, hold_codes
 from simulator.workload.traces._tables import (
     column_names,
@@ -38,62 +39,79 @@ from simulator.workload.unpacking import head_of, json_rows
 class RequestLog(Frozen):
     """Arrivals and token counts, found by the names of their columns."""
 
-    layout: ClassVar[str] = "CSV, Parquet or JSON lines with " + "; ".join(
-        f"{what} ({examples})" for what, examples in EXAMPLES.items()
-    )
-
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether there are columns of prompt and of output tokens."""
-        names = names_in(path, head)
+        names = find_names(list_columns(path, head))
         return names.num_input is not None and names.num_output is not None
 
     def read(self, path: Path, data: bytes) -> RequestTrace:
         """Read the whole log."""
-        arrival, num_input, num_output, status = names_in(path, head_of(data))
-        if num_input is None or num_output is None:
-            raise UserError(f"{path}: has no columns of prompt and output tokens")
-        kinds: dict[str, Kind] = {num_input: "int", num_output: "int"}
-        if arrival is not None:
-            kinds[arrival] = "time"
-        if status is not None:
-            kinds[status] = "status"
-        is_json = data.lstrip().startswith(b"{")
-        names = () if is_json else column_names(path, head_of(data))
-        kinds |= {name: "text" for name in ("domain", "request_id") if name in names}
-        others = list_others(names, kinds)
-        rows = read_json_lines(data, kinds) if is_json else read_table(path, data, kinds, others)
-        if status in rows.columns:
-            rows = rows.leave_refused(status)
-            if not (is_json or rows.refused or hold_codes(rows.columns[status].tolist())):
-                others.append(status)
-        if rows.refused and not len(rows.columns[num_input]):
-            raise UserError(
-                f"{path}: no request was served, all rows have an HTTP status other than 200 "
-                f"({_count_codes(rows)}); leave that column out to take them as served"
-            )
-        time_s, note = None, "no column of arrival times: lengths only"
-        if arrival is not None:
-            times = rows.columns[arrival]
-            time_s, note = read_times(times, arrival)
-            is_no_time = np.isnan(time_s)
-            rows = rows.leave_out(is_no_time, lambda row: f"{arrival} {RULE}, got '{times[row]}'")
-            time_s = time_s[~is_no_time]
-        attributes = read_others(rows, others)
-        return RawRequests(
-            path,
-            "request log",
-            rows,
-            (arrival or "", num_input, num_output),
-            time_s,
-            domain=rows.columns.get("domain"),
-            request_ids=rows.columns.get("request_id"),
-            attributes=attributes,
-            notes=(
-                f"prompt tokens from {num_input}, output tokens from {num_output}; {note}",
-                *_tell_refused(rows),
-                *tell_left_out(others, attributes),
-            ),
-        ).make_trace()
+        return read_log(path, data, LogColumns())
+
+
+def read_log(path: Path, data: bytes, given: LogColumns) -> RequestTrace:
+    """Read a whole log.
+
+    Args:
+        given: columns that the user names; the others are found by the names that logs use.
+
+    Raises:
+        UserError: as :meth:`TraceFormat.read`, and if the log has no column of a given name, or
+            none of prompt or of output tokens.
+    """
+    listed = list_columns(path, head_of(data))
+    for what, name in given:
+        if name is not None:
+            check_known(name, listed, f"{path}: columns.{what}: has no column")
+    arrival, num_input, num_output, status = find_names(listed)
+    arrival = given.arrival or arrival
+    num_input, num_output = given.input or num_input, given.output or num_output
+    if num_input is None or num_output is None:
+        raise UserError(
+            f"{path}: has no columns of prompt and output tokens; {suggest(path, listed)}"
+        )
+    kinds: dict[str, Kind] = {num_input: "int", num_output: "int"}
+    if arrival is not None:
+        kinds[arrival] = "time"
+    if status is not None:
+        kinds[status] = "status"
+    is_json = data.lstrip().startswith(b"{")
+    names = () if is_json else column_names(path, head_of(data))
+    kinds |= {name: "text" for name in ("domain", "request_id") if name in names}
+    others = list_others(names, kinds)
+    rows = read_json_lines(data, kinds) if is_json else read_table(path, data, kinds, others)
+    if status in rows.columns:
+        rows = rows.leave_refused(status)
+        if not (is_json or rows.refused or hold_codes(rows.columns[status].tolist())):
+            others.append(status)
+    if rows.refused and not len(rows.columns[num_input]):
+        raise UserError(
+            f"{path}: no request was served, all rows have an HTTP status other than 200 "
+            f"({_count_codes(rows)}); leave that column out to take them as served"
+        )
+    time_s, note = None, "no column of arrival times: lengths only"
+    if arrival is not None:
+        times = rows.columns[arrival]
+        time_s, note = read_times(times, arrival)
+        is_no_time = np.isnan(time_s)
+        rows = rows.leave_out(is_no_time, lambda row: f"{arrival} {RULE}, got '{times[row]}'")
+        time_s = time_s[~is_no_time]
+    attributes = read_others(rows, others)
+    return RawRequests(
+        path,
+        "request log",
+        rows,
+        (arrival or "", num_input, num_output),
+        time_s,
+        domain=rows.columns.get("domain"),
+        request_ids=rows.columns.get("request_id"),
+        attributes=attributes,
+        notes=(
+            f"prompt tokens from {num_input}, output tokens from {num_output}; {note}",
+            *_tell_refused(rows),
+            *tell_left_out(others, attributes),
+        ),
+    ).make_trace()
 
 
 def _tell_refused(rows: Rows) -> Iterator[str]:
@@ -108,17 +126,23 @@ def _count_codes(rows: Rows) -> str:
     return ", ".join(f"{count} of {code}" for code, count in counts)
 
 
-def names_in(path: Path, head: bytes) -> Names:
-    """Find which of the three columns a file has; the values of a JSON line may lie in a table
+def list_columns(path: Path, head: bytes) -> list[str]:
+    """List the names of a file's columns; the values of a JSON line may lie in a table
     (``usage.prompt_tokens``).
     """
     objects = json_rows(head)[:1]
     if not objects:
-        return find_names(column_names(path, head))
+        return list(column_names(path, head))
     inner = [
         f"{key}.{name}"
         for key, value in objects[0].items()
         if isinstance(value, dict)
         for name in value
     ]
-    return find_names([*objects[0], *inner])
+    return [*objects[0], *inner]
+
+
+def suggest(path: Path, columns: list[str]) -> str:
+    """Say how a workload names the columns of a log, in a line to copy."""
+    source = {"file": str(path), "columns": guess_names(columns)}
+    return f"say in the workload which column holds what: requests = {inline_toml(source)}"

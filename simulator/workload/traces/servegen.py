@@ -17,7 +17,7 @@ import re
 import tarfile
 import zlib
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,8 +58,6 @@ class ServeGen(Frozen):
     """All clients over the whole day, the same requests every time; input and output lengths are
     drawn independently.
     """
-
-    layout: ClassVar[str] = "a folder or tar of chunk-N-trace.csv and chunk-N-dataset.json"
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether a folder holds, or an archive begins with, files of the two kinds."""

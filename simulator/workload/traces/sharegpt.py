@@ -5,7 +5,6 @@ TEXT}, ...]}``.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -24,8 +23,6 @@ class ShareGPT(Frozen):
 
     The file has text only, so lengths are estimated and a note says so.
     """
-
-    layout: ClassVar[str] = "a JSON list of conversations"
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether it is a JSON list of conversations."""

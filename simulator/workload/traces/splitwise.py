@@ -7,7 +7,6 @@ Vidur's ``splitwise_conv`` and ``splitwise_code`` are the Azure 2023 traces row 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
@@ -25,8 +24,6 @@ _COLUMNS: dict[str, Kind] = {
 
 class Splitwise(Frozen):
     """Arrivals in seconds and token counts."""
-
-    layout: ClassVar[str] = "CSV arrived_at, num_prefill_tokens, num_decode_tokens"
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the header names the three columns."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -38,8 +38,6 @@ _PREFIXES: dict[str, Kind] = {"prefix_block_tokens": "int", "prefix_ids": "ids"}
 
 class Table(Frozen):
     """Table that :func:`write_table` writes, and that a user's own script can easily write."""
-
-    layout: ClassVar[str] = "CSV or Parquet num_input, num_output and perhaps arrival_s"
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the columns of lengths are there, in a CSV header or a Parquet schema."""

@@ -8,7 +8,6 @@ read as such.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
@@ -18,8 +17,6 @@ from simulator.workload.unpacking import json_keys
 
 class TimedTrace(Frozen):
     """Arrivals in seconds, with prefix blocks of 16 tokens."""
-
-    layout: ClassVar[str] = "JSON lines timestamp, input_length, output_length, hash_ids"
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the keys fit and only blocks of 16 tokens explain the number of ids."""

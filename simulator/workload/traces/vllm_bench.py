@@ -8,7 +8,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,6 @@ class VllmBench(Frozen):
     not the workload's, so the trace is a closed loop of that concurrency. Failed requests (0 output
     tokens) are left out with a note.
     """
-
-    layout: ClassVar[str] = "JSON request_rate, num_prompts, input_lens, output_lens"
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether it is one JSON object with the keys that every such result has."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -19,8 +18,6 @@ class VllmCustom(Frozen):
     """Prompts as text (their tokens are estimated, with a note) and the exact tokens of each
     answer; no arrival times.
     """
-
-    layout: ClassVar[str] = "JSON lines prompt, output_tokens"
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the first line has a prompt and none of the counts that other formats have."""
