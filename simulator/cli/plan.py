@@ -225,6 +225,7 @@ def print_plan(answer: Answer) -> None:
     console.print_points(answer.reasons)
     for line in _candidates(answer):
         console.out.say(line)
+    _print_start(answer)
     ruled = sorted((row for row in answer.ruled_out if row.count), key=lambda row: -row.count)
     if ruled:
         judged = answer.num_legal + answer.num_ruled_out
@@ -233,6 +234,21 @@ def print_plan(answer: Answer) -> None:
         for row in ruled[:_REASONS]:
             count = f"{row.count:,}".rjust(count_width)
             console.out.say(console.fill(row.reason, f"{count}  ", " " * (count_width + 2)))
+
+
+def _print_start(answer: Answer) -> None:
+    """The commands that start the recommended deployment, one of those that differ in numbers only,
+    and what they do not express.
+    """
+    from simulator.report.plan_page import list_servers
+
+    for servers in list_servers(answer.handover)[:1]:
+        console.out.say("\nTo start it, as the scripts and the manifest in serve/ do:", "bold")
+        for (name, command), *others in servers.commands:
+            like = f", and {len(others)} more like it" if others else ""
+            console.out.say(f"# {name}{like}\n{command}")
+        console.out.say("Not in the flags:", "bold")
+        console.print_points(servers.notes)
 
 
 def _candidates(answer: Answer) -> Iterator[Text]:

@@ -15,11 +15,12 @@ from simulator.base.writing import toml_text
 from simulator.config.capacity import Question, Spare
 from simulator.config.failures import FailureRates
 from simulator.config.workload import LogSpec, WorkloadSpec
-from simulator.deployment.plan import make_plan
+from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.planner.conditions import choose_slo
 from simulator.planner.evaluations import best_of_each, deployment_of, text_of
 from simulator.planner.explore import Evaluation
-from simulator.planner.launch import Command, list_commands
+from simulator.planner.launch import Command, list_commands, prepare_launch
+from simulator.planner.launch_files import list_files
 from simulator.planner.search import SearchResult
 from simulator.planner.space import inline_keys
 from simulator.results.answer.handover import (
@@ -27,7 +28,7 @@ from simulator.results.answer.handover import (
     RECOMMENDED,
     TRAFFIC,
     Handover,
-    ScenarioFile,
+    HandoverFile,
     ServingCommand,
 )
 
@@ -82,7 +83,7 @@ def hand_over(result: SearchResult, target: Path | None = None) -> Handover:
     return Handover(
         traffic=result.traffic.trace if result.traffic.workload is None else None,
         scenarios=tuple(
-            ScenarioFile(file=file, text=scenario_text(result, shown, target))
+            HandoverFile(file=file, text=scenario_text(result, shown, target))
             for file, shown in files.items()
         ),
         commands=tuple(
@@ -97,6 +98,7 @@ def hand_over(result: SearchResult, target: Path | None = None) -> Handover:
             for name, evaluation in best_of_each(result).items()
             for one in commands(result, evaluation)
         ),
+        serving=tuple(file for best in result.met[:1] for file in _list_serving(result, best)),
     )
 
 
@@ -240,11 +242,26 @@ def _explain_slo(question: Question) -> Iterator[str]:
 
 def commands(result: SearchResult, evaluation: Evaluation) -> list[Command]:
     """Commands that start an evaluation's servers, and the router in front of them."""
+    return list_commands(*_choose_servers(result, evaluation))
+
+
+def _list_serving(result: SearchResult, evaluation: Evaluation) -> list[HandoverFile]:
+    """List files of the same commands; none where they are not known."""
+    launch = prepare_launch(*_choose_servers(result, evaluation))
+    if launch is None:
+        return []
+    return list_files(launch, text_of(result, evaluation), commands(result, evaluation))
+
+
+def _choose_servers(
+    result: SearchResult, evaluation: Evaluation
+) -> tuple[DeploymentPlan, str, int, int, int | None]:
+    """Find what :func:`prepare_launch` takes of an evaluation."""
     spec = deployment_of(result, evaluation)
     plan = make_plan(spec, result.question.seed, "plan", result.space.folder)
     trace = result.traffic.trace
     host_gpus = result.space.host_gpus(*evaluation.candidate.sides)
-    return list_commands(
+    return (
         plan,
         spec.model or plan.placement.model.name,
         int(trace.num_input.max()),

@@ -5,7 +5,7 @@ them, whatever the engine.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from simulator.base.findings import Finding
@@ -16,18 +16,19 @@ from simulator.planner.serving import (
     Place,
     Role,
     Server,
-    Weights,
     find_weights,
     place_replicas,
 )
 from simulator.planner.serving.engines import ENGINES, Engine
 
-_NAMES: dict[Role, str] = {
+NAMES: dict[Role, str] = {
     "both": "server",
     "prompts": "prompt server",
     "decoding": "decode server",
 }
+"""Servers by what they compute."""
 
+ROUTER = "router"
 _HOST_GPUS = 8
 """GPUs that one machine holds at most; larger fast domains are racks of them."""
 
@@ -44,14 +45,46 @@ class Command(NamedTuple):
     command."""
 
 
-def list_commands(
+class Launch(NamedTuple):
+    """Servers of a deployment, an entry for each pool, and where their replicas are."""
+
+    engine: Engine
+    servers: dict[Role, Server]
+    places: dict[Role, list[Place]]
+    node_gpus: int
+    """GPUs that are rented on one node."""
+
+    @property
+    def plan(self) -> DeploymentPlan:
+        """Plan of the pool that decodes."""
+        return next(one.plan for role, one in self.servers.items() if role != "prompts")
+
+    @property
+    def spans_nodes(self) -> bool:
+        """Whether some replica is on several nodes."""
+        return any(len(place.hosts) > 1 for places in self.places.values() for place in places)
+
+    @property
+    def router(self) -> str:
+        """The command that starts the router; empty where there is none."""
+        servers = {
+            role: [(place.hosts[0], place.first_gpu) for place in places]
+            for role, places in self.places.items()
+        }
+        if sum(map(len, servers.values())) == 1:
+            return ""
+        return self.engine.start_router(servers, self.plan.spec.balancing["kind"])
+
+
+def prepare_launch(
     plan: DeploymentPlan,
     model: str,
     longest_prompt: int,
     longest_tokens: int,
     host_gpus: int | None = None,
-) -> list[Command]:
-    """The commands that start all servers of a deployment, and the router in front of them.
+) -> Launch | None:
+    """Find the servers of a deployment and their places; ``None`` where its engine's commands are
+    not known.
 
     Args:
         model: how the deployment names its model.
@@ -59,14 +92,10 @@ def list_commands(
             included.
         host_gpus: GPUs that are rented on one node; absent = whole nodes of the cluster.
     """
-    spec = plan.spec
-    name, balancing = spec.engine.partition("@")[0], spec.balancing["kind"]
-    engine = ENGINES.get(name)
+    engine = ENGINES.get(plan.spec.engine.partition("@")[0])
     if engine is None:
-        note = Finding("launch.unknown_engine", engine=spec.engine, known=tuple(ENGINES))
-        return [Command("servers", "", (str(note),))]
-    programs = engine.programs
-    weights = find_weights(plan, model, programs.quantises)
+        return None
+    weights = find_weights(plan, model, engine.programs.quantises)
     pools: dict[Role, DeploymentPlan] = {"both": plan}
     if plan.prefill is not None:
         pools = {"prompts": plan.prefill, "decoding": plan}
@@ -79,22 +108,38 @@ def list_commands(
         ],
         node_gpus,
     )
-    given: list[Command] = []
-    for role, pool in pools.items():
-        server = Server(pool, role, weights, longest_prompt, longest_tokens)
-        found = *engine.list_unexpressed(server), *_find_notes(server, engine)
-        given += _start_pool(engine, server, placed[role], tuple(map(str, found)))
-    given = [one._replace(flags_read=programs.server.sentence) for one in given]
     servers = {
-        role: [(place.hosts[0], place.first_gpu) for place in places]
-        for role, places in placed.items()
+        role: Server(pool, role, weights, longest_prompt, longest_tokens)
+        for role, pool in pools.items()
     }
-    is_single = sum(map(len, servers.values())) == 1
-    if not is_single and (command := engine.start_router(servers, balancing)):
-        notes = tuple(filter(None, [engine.describe_router(balancing)]))
+    return Launch(engine, servers, placed, node_gpus)
+
+
+def list_commands(
+    plan: DeploymentPlan,
+    model: str,
+    longest_prompt: int,
+    longest_tokens: int,
+    host_gpus: int | None = None,
+) -> list[Command]:
+    """The commands that start all servers of a deployment, and the router in front of them; takes
+    what :func:`prepare_launch` does.
+    """
+    launch = prepare_launch(plan, model, longest_prompt, longest_tokens, host_gpus)
+    if launch is None:
+        note = Finding("launch.unknown_engine", engine=plan.spec.engine, known=tuple(ENGINES))
+        return [Command("servers", "", (str(note),))]
+    engine, programs = launch.engine, launch.engine.programs
+    given: list[Command] = []
+    for role, server in launch.servers.items():
+        found = *engine.list_unexpressed(server), *_find_notes(server, engine)
+        given += _start_pool(engine, server, launch.places[role], tuple(map(str, found)))
+    given = [one._replace(flags_read=programs.server.sentence) for one in given]
+    if command := launch.router:
+        notes = tuple(filter(None, [engine.describe_router(plan.spec.balancing["kind"])]))
         flags_read = programs.router.sentence
-        given.append(Command("router in front of all servers", command, notes, flags_read))
-    general = map(str, _find_general(plan, weights, node_gpus, placed))
+        given.append(Command(f"{ROUTER} in front of all servers", command, notes, flags_read))
+    general = map(str, _find_general(launch))
     return [given[0]._replace(not_expressed=(*general, *given[0].not_expressed)), *given[1:]]
 
 
@@ -102,7 +147,7 @@ def _start_pool(
     engine: Engine, server: Server, places: list[Place], notes: tuple[str, ...]
 ) -> list[Command]:
     """The commands of one pool: one for all replicas that differ in their host only."""
-    name, first = _NAMES[server.role], places[0]
+    name, first = NAMES[server.role], places[0]
     if len(first.hosts) > 1:
         if others := [place.hosts[0] for place in places[1:]]:
             notes += (str(Finding("launch.other_hosts", name=name, hosts=others)),)
@@ -156,10 +201,10 @@ def _find_notes(server: Server, engine: Engine) -> Iterator[Finding]:
         yield Finding("launch.kv_tiers", tiers=[policy_text(table) for table in spec.kv_tiers])
 
 
-def _find_general(
-    plan: DeploymentPlan, weights: Weights, node_gpus: int, placed: Mapping[Role, list[Place]]
-) -> Iterator[Finding]:
+def _find_general(launch: Launch) -> Iterator[Finding]:
     """Find what to know of the weights and of the cluster as a whole."""
+    plan, node_gpus = launch.plan, launch.node_gpus
+    weights = next(iter(launch.servers.values())).weights
     release, cluster = plan.spec.engine.partition("@")[2], plan.placement.cluster
     if weights.note:
         yield Finding("launch.weights", note=weights.note)
@@ -167,11 +212,15 @@ def _find_general(
         yield Finding("launch.release", release=release)
     if cluster.num_gpus > plan.num_gpus:
         yield Finding("launch.free", cluster_gpus=cluster.num_gpus, gpus=plan.num_gpus)
-    nodes = len({host for group in placed.values() for place in group for host in place.hosts})
+    nodes = len(
+        {host for group in launch.places.values() for place in group for host in place.hosts}
+    )
     if nodes > math.ceil(cluster.num_gpus / node_gpus):
         yield Finding("launch.across_nodes", nodes=nodes, node_gpus=node_gpus)
     if node_gpus > _HOST_GPUS:
         yield Finding("launch.large_domain", gpus=node_gpus)
     if nodes > 1:
         yield Finding("launch.node_names")
+    if launch.spans_nodes and not launch.engine.starts_each_node:
+        yield Finding("launch.no_manifest", title=launch.engine.programs.server.title)
     yield Finding("launch.open")

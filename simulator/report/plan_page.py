@@ -26,7 +26,7 @@ from simulator.results import plan_text
 from simulator.results.answer import Answer, DeploymentRow
 from simulator.results.answer.certainty import FigureBand
 from simulator.results.answer.folder import PlanResults
-from simulator.results.answer.handover import Handover, ServingCommand
+from simulator.results.answer.handover import Handover, ServingCommand, by_flag
 from simulator.results.answer.parts import Band, band_text, has_bands, make_band
 from simulator.results.plan_sentences import explain_traffic, share_of_time
 from simulator.results.plan_text import (
@@ -209,12 +209,6 @@ def _is_banded(answer: Answer) -> bool:
     )
 
 
-_WIDEST = 76
-"""Letters of a command's line; a longer one goes on below."""
-_FLAGS = re.compile(r"""(?:(?! --)(?:'[^']*(?:'|$)|"[^"]*(?:"|$)|.))+""")
-"""Pieces of a line, cut before each flag that stands outside quotes."""
-
-
 class Servers(NamedTuple):
     """Commands that start the servers of a deployment."""
 
@@ -249,36 +243,6 @@ def list_servers(found: Handover | None) -> list[Servers]:
 
 def _hide_numbers(row: ServingCommand) -> str:
     return re.sub(r"[0-9]+(,[0-9]+)*", "0", row.command)
-
-
-def by_flag(command: str) -> str:
-    r"""A command with each flag of a long line on a line of its own, which a shell reads as the
-    same command.
-
-    Quoted text and here-documents stay as they are.
-
-    >>> parallel = "--tensor-parallel-size 8 --pipeline-parallel-size 2"
-    >>> print(by_flag(f"serve model --port 8000 --kv '{{a --b: 1}}' {parallel}"))
-    serve model \
-      --port 8000 \
-      --kv '{a --b: 1}' \
-      --tensor-parallel-size 8 \
-      --pipeline-parallel-size 2
-    """
-    lines, end = [], None
-    for line in command.split("\n"):
-        if end is not None:
-            end = None if line.strip() == end else end
-            lines.append(line)
-            continue
-        opened = re.search(r"<<-?\s*['\"]?(\w+)", line)
-        end = opened[1] if opened else None
-        lines.append(
-            line
-            if opened or len(line) <= _WIDEST or line.endswith("\\")
-            else " \\\n  ".join(_FLAGS.findall(line))
-        )
-    return "\n".join(lines)
 
 
 FIGURES = load_figures("report.plan_figures")

@@ -202,7 +202,8 @@ class ResultsFolder:
     files: ClassVar[Mapping[str, str]] = {}
     """Files of tables by field."""
     own_files: ClassVar[frozenset[str]] = frozenset()
-    """Names of further files that an earlier folder of the same command may hold."""
+    """Names of further files that an earlier folder of the same command may hold, some in folders
+    of it (``serve/server.sh``)."""
 
     @property
     def deployments(self) -> list[str]:
@@ -231,9 +232,11 @@ class ResultsFolder:
     def list_foreign(cls, folder: Path) -> list[str]:
         """Files of a folder that the command did not write."""
         own = cls.own_files if find_writer(folder) == cls.writer else frozenset()
-        known = FILES | own | frozenset(cls.files.values())
-        entries = folder.iterdir()
-        return sorted(one.name for one in entries if one.name not in known or not one.is_file())
+        known = {folder / name for name in FILES | own | frozenset(cls.files.values())}
+        inner = {one.parent for one in known if one.parent.is_dir()}
+        entries = {one for place in inner for one in place.iterdir()} - (inner - {folder})
+        foreign = (one for one in entries if one not in known or not one.is_file())
+        return sorted(one.relative_to(folder).as_posix() for one in foreign)
 
     @classmethod
     def check_writable(cls, folder: Path) -> None:
@@ -312,9 +315,12 @@ class ResultsFolder:
 
 
 def _write_file(content: Content, path: Path) -> None:
-    """Write a text, or a table as CSV or Parquet."""
+    """Write a text (that of a script to be run), or a table as CSV or Parquet."""
     if isinstance(content, str):
+        path.parent.mkdir(exist_ok=True)
         path.write_text(content, encoding="utf-8")
+        if path.suffix == ".sh":
+            path.chmod(path.stat().st_mode | 0o111)
     elif not isinstance(content, pd.DataFrame):
         write_long(content, path)
     elif path.suffix == ".csv":

@@ -6,9 +6,10 @@ import subprocess
 
 import pytest
 
-from simulator.report.plan_page import by_flag, list_servers, render
+from simulator.report.plan_page import list_servers, render
 from simulator.results.answer import Answer, Handover
 from simulator.results.answer.folder import PlanResults
+from simulator.results.answer.handover import by_flag
 from tests.report.plan_answers import RUN, answer
 
 

@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 
 from simulator.base.data import find_file
+from simulator.base.errors import UserError
 from simulator.cli.plan import tell_simulated
 from simulator.planner import search
 from simulator.planner.space import OTHER_PROMPTS
 from simulator.planner.store import Store
 from simulator.results.answer.folder import PlanResults
+from simulator.results.answer.handover import by_flag
 from simulator.scenario.jobs import load_question
 from tests.findings_database import read_findings
 
@@ -72,6 +74,15 @@ def plan(moesim, tmp_path):
     return run
 
 
+def read_all(folder):
+    """Contents of a folder, but for what is said of its making."""
+    return {
+        entry.relative_to(folder).as_posix(): entry.read_bytes()
+        for entry in folder.rglob("*")
+        if entry.is_file() and entry.name not in ("run.json", "report.html")
+    }
+
+
 @pytest.mark.slow
 def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan, moesim, tmp_path):
     code, out, err = plan()
@@ -103,19 +114,20 @@ def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan,
     }
     assert written <= {entry.name for entry in folder.iterdir()}
 
-    first = {
-        entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name != "run.json"
-    }
+    first = read_all(folder)
+    assert first["serve/server.sh"].startswith(b"#!/usr/bin/env bash")
+    assert (folder / "serve/server.sh").stat().st_mode & 0o100
+    command = next(one for one in answer.handover.commands if one.model == best.model)
+    assert by_flag(command.command) in out
+    assert all(note in out for note in command.not_expressed)
     code, printed, err = plan("--json", "--cache", "another")
     assert code == 0, err
     assert json.loads(printed) == answer.model_dump(mode="json")
-    assert {
-        entry.name: entry.read_bytes()
-        for entry in folder.iterdir()
-        if entry.name not in ("run.json", "report.html")
-    } == {name: content for name, content in first.items() if name != "report.html"}, (
-        "the same seed gives the same bytes, whatever was kept"
-    )
+    assert read_all(folder) == first, "the same seed gives the same bytes, whatever was kept"
+    (folder / "serve/mine.sh").write_text("keep me")
+    with pytest.raises(UserError, match=r"serve/mine\.sh"):
+        PlanResults.check_writable(folder)
+    (folder / "serve/mine.sh").unlink()
 
     (folder / "report.html").unlink()
     code, _, err = moesim("report", folder)

@@ -26,6 +26,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 
 from simulator.base.findings import Finding
+from simulator.base.writing import yaml_lines
 from simulator.deployment.memory import Capacity
 from simulator.planner.serving import (
     Address,
@@ -48,6 +49,9 @@ class Engine(ABC):
     """An engine with a router of its project, which is started on each node of a replica."""
 
     name: str
+    starts_each_node = True
+    """Whether a replica of several nodes is started by a command on each of them, not by a
+    launcher."""
 
     @property
     def programs(self) -> Programs:
@@ -60,11 +64,13 @@ class Engine(ABC):
 
     def count_starts(self, place: Place) -> int:
         """Number of a replica's nodes on which a command is given."""
-        return len(place.hosts)
+        return len(place.hosts) if self.starts_each_node else 1
 
     @abstractmethod
     def start_server(self, server: Server, place: Place, node: int) -> str:
-        """The command that starts a replica's part on one of its nodes."""
+        """The command that starts a replica's part on one of its nodes; its last line starts the
+        program.
+        """
 
     def start_router(self, servers: Mapping[Role, list[Address]], balancing: str) -> str:
         """The command that spreads requests over servers; empty where there is none."""
@@ -352,9 +358,7 @@ class Trtllm(Engine):
     """``trtllm-serve``."""
 
     name = "trtllm"
-
-    def count_starts(self, place: Place) -> int:
-        return 1  # the launcher starts the others
+    starts_each_node = False
 
     def start_server(self, server: Server, place: Place, node: int) -> str:
         plan, layout = server.plan, server.plan.placement.layout
@@ -457,20 +461,7 @@ def find_free_share(server: Server) -> float:
 
 def _write_file(file: str, table: Mapping[str, object]) -> str:
     """The shell's lines that write a YAML file."""
-    return "\n".join([f"cat > {file} <<'EOF'", *_yaml(table, ""), "EOF"])
-
-
-def _yaml(table: Mapping[str, object], indent: str) -> list[str]:
-    lines = []
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            lines += [f"{indent}{key}:", *_yaml(value, indent + "  ")]
-        elif isinstance(value, list):
-            lines += [f"{indent}{key}:", *(f"{indent}  - {entry}" for entry in value)]
-        else:
-            text = str(value).lower() if isinstance(value, bool) else value
-            lines.append(f"{indent}{key}: {text}")
-    return lines
+    return "\n".join([f"cat > {file} <<'EOF'", *yaml_lines(table), "EOF"])
 
 
 ENGINES: dict[str, Engine] = {one.name: one for one in (Sglang(), Trtllm(), Vllm())}

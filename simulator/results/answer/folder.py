@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from simulator.base.reading import read_bytes
 from simulator.results.answer import Answer
-from simulator.results.answer.handover import COMPARED, RECOMMENDED, TRAFFIC
+from simulator.results.answer.handover import COMPARED, RECOMMENDED, SERVING, TRAFFIC
 from simulator.results.answer.parts import Part, make_table
 from simulator.results.results_folder import Content, ResultsFolder, Verdict
 from simulator.workload.traces.table import list_columns
@@ -33,7 +33,7 @@ class PlanResults(ResultsFolder):
     writer = "moesim plan"
     own_files = frozenset(
         {
-            *("plan.json", "crossover.csv", RECOMMENDED, COMPARED, TRAFFIC),
+            *("plan.json", "crossover.csv", RECOMMENDED, COMPARED, TRAFFIC, *SERVING),
             *(f"{name}.csv" for name in _TABLES),
         }
     )
@@ -62,7 +62,8 @@ class PlanResults(ResultsFolder):
             files["crossover.csv"] = table = make_table([point for _, point in points])
             table.insert(0, "reading", [name for name, _ in points])
         if answer.handover is not None:
-            files |= {scenario.file: scenario.text for scenario in answer.handover.scenarios}
+            handed = (*answer.handover.scenarios, *answer.handover.serving)
+            files |= {one.file: one.text for one in handed}
             if answer.handover.traffic is not None:
                 files[TRAFFIC] = pd.DataFrame(list_columns(answer.handover.traffic))
         return files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import Field
@@ -12,15 +13,21 @@ RECOMMENDED, COMPARED = "recommended.toml", "compared.toml"
 """Scenario files of a plan's folder: the best deployment, and the best of several models."""
 TRAFFIC = "traffic.parquet"
 """Requests of these scenarios, where no keys cut them out of their source."""
+MANIFEST = "serve/kubernetes.yaml"
+SERVING = (
+    *(f"serve/{name}.sh" for name in ("server", "prompt-server", "decode-server", "router")),
+    MANIFEST,
+)
+"""Files that start the best deployment: a script for each kind of server, and :data:`MANIFEST`."""
 
 
-class ScenarioFile(Part):
-    """A scenario that ``moesim run`` takes as it is."""
+class HandoverFile(Part):
+    """A file that is handed over."""
 
     file: str
     """Name of the file beside the answer."""
     text: str
-    """Contents of the file, in TOML."""
+    """Contents of the file."""
 
 
 class ServingCommand(Part):
@@ -43,12 +50,14 @@ class ServingCommand(Part):
 class Handover(Part):
     """Scenario files, and commands that start the servers."""
 
-    scenarios: tuple[ScenarioFile, ...] = ()
-    """Scenario files."""
+    scenarios: tuple[HandoverFile, ...] = ()
+    """Scenarios that ``moesim run`` takes as they are."""
     traffic: Any = Field(default=None, exclude=True, repr=False)
     """Requests of the scenarios (a ``RequestTrace``), where these name :data:`TRAFFIC`."""
     commands: tuple[ServingCommand, ...] = ()
     """Commands of every model's best deployment."""
+    serving: tuple[HandoverFile, ...] = ()
+    """The commands of the best deployment as files, of :data:`SERVING`."""
 
 
 class Assumption(Part):
@@ -75,3 +84,39 @@ class Basis(Part):
     """Whether the model's sizes are not published."""
     model_title: str = ""
     """The model's title."""
+
+
+_WIDEST = 76
+"""Letters of a command's line; a longer one goes on below."""
+_FLAGS = re.compile(r"""(?:(?! --)(?:'[^']*(?:'|$)|"[^"]*(?:"|$)|.))+""")
+"""Pieces of a line, cut before each flag that stands outside quotes."""
+
+
+def by_flag(command: str) -> str:
+    r"""A command with each flag of a long line on a line of its own, which a shell reads as the
+    same command.
+
+    Quoted text and here-documents stay as they are.
+
+    >>> parallel = "--tensor-parallel-size 8 --pipeline-parallel-size 2"
+    >>> print(by_flag(f"serve model --port 8000 --kv '{{a --b: 1}}' {parallel}"))
+    serve model \
+      --port 8000 \
+      --kv '{a --b: 1}' \
+      --tensor-parallel-size 8 \
+      --pipeline-parallel-size 2
+    """
+    lines, end = [], None
+    for line in command.split("\n"):
+        if end is not None:
+            end = None if line.strip() == end else end
+            lines.append(line)
+            continue
+        opened = re.search(r"<<-?\s*['\"]?(\w+)", line)
+        end = opened[1] if opened else None
+        lines.append(
+            line
+            if opened or len(line) <= _WIDEST or line.endswith("\\")
+            else " \\\n  ".join(_FLAGS.findall(line))
+        )
+    return "\n".join(lines)
