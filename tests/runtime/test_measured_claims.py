@@ -104,7 +104,10 @@ def test_claims_are_measured_once_and_stand_beside_their_verdicts(folder):
         for case in answer.measured.cases:
             assert case.ratio is None or not case.low or case.low <= case.ratio <= case.high
     trained, pruned, run = (answer.measured for answer in results.answers)
-    assert [case.rival for case in trained.cases] == ["dense, as large", "dense, as active"]
+    assert [case.rival for case in trained.cases] == [
+        "dense, iso-total-params",
+        "dense, iso-active-params",
+    ]
     assert [case.counts for case in trained.cases] == [True, False]
     assert {case.conditions["format"] for case in pruned.cases} == {"CSR", "block-sparse", "2:4"}
     assert [(case.rival, case.conditions["phase"], case.counts) for case in run.cases] == [

@@ -5,10 +5,12 @@ measured elsewhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 import plotly.graph_objects as go
 
+from simulator.base.formats import times
 from simulator.lab.results.claims import (
     VERDICTS,
     Case,
@@ -20,8 +22,10 @@ from simulator.lab.results.claims import (
 )
 from simulator.report import style
 from simulator.report.deployment_tables import describe_making
+from simulator.report.front import Gauge, make_front, make_mark
 from simulator.report.gallery import FigureCards, pair_up
 from simulator.report.rendering import render_page
+from simulator.results.answer.parts import Band
 
 _OUTCOMES = {"for": "speaks for it", "against": "speaks against it", "open": "leaves it open"}
 
@@ -33,13 +37,36 @@ def render(results: ClaimsResults) -> str:
         "claims.html",
         str(results.run["name"]),
         cards,
-        headline=results.run["verdict"]["headline"],
+        front=make_front(
+            str(results.run["name"]),
+            results.run["verdict"],
+            gauges=list(map(_draw_gauge, results.answers)),
+        ),
         claims=[_show_claim(answer, cards) for answer in results.answers],
         verdicts=VERDICTS,
         outcomes=_OUTCOMES,
         seeds=results.run["seeds"],
         making={"Command": results.run.get("command")} | describe_making(results.run),
     )
+
+
+_MOST_MARKS = 6
+
+
+def _draw_gauge(answer: ClaimAnswer) -> Gauge:
+    """How many times as much there is of what is claimed, by the condition of the first map."""
+    by = answer.maps[0][0] if answer.maps else "rival"
+    ratios: dict[str, list[float]] = {}
+    for case in answer.cases:
+        value = {"rival": case.rival, **case.conditions}.get(by)
+        if case.counts and case.ratio is not None and value is not None:
+            ratios.setdefault(value, []).append(case.ratio)
+    swatch = style.swatch(style.colour_at(0), is_striped=False)
+    marks = [
+        make_mark(value, swatch, median(own), Band(min(own), max(own)), times)
+        for value, own in list(ratios.items())[:_MOST_MARKS]
+    ]
+    return Gauge(answer.statement, marks, 1.0, f"by {by}: middle and range; line: no gain")
 
 
 def _show_claim(answer: ClaimAnswer, cards: FigureCards) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Case(Frozen):
     """A mixture of experts against a rival under some conditions."""
 
     rival: str
-    """Rival in words: ``dense, as large``."""
+    """Rival in words: ``dense, iso-loss``."""
     conditions: dict[str, str]
     """Values of the conditions by their names."""
     ratio: float | None = None
@@ -350,18 +350,22 @@ class ClaimsResults(ResultsFolder):
 
 VERDICTS = {
     "confirmed": "Confirmed",
-    "bounded": "True under conditions",
+    "bounded": "It depends",
     "refuted": "Refuted",
 }
 """Verdicts in words."""
 
 
 def tell_claims(answers: Sequence[ClaimAnswer]) -> tuple[str, list[str]]:
-    """Headline over all claims, and a line for each."""
+    """Headline over all claims, and a line for each: that of one claim is its answer."""
+    if len(answers) == 1:
+        (only,) = answers
+        return f"{only.statement} {only.answer}", []
     counts = {name: sum(one.verdict == name for one in answers) for name in VERDICTS}
-    parts = [
-        f"{number} {words.lower()}" for name, words in VERDICTS.items() if (number := counts[name])
-    ]
-    noun = "claim" if len(answers) == 1 else "claims"
-    headline = f"Of {len(answers)} {noun} about mixtures of experts: {', '.join(parts)}."
-    return headline, [f"{VERDICTS[one.verdict]}: {one.statement} {one.answer}" for one in answers]
+    confirmed, refuted = counts["confirmed"], counts["refuted"]
+    rest = f" and {refuted} nowhere" if refuted else ""
+    headline = (
+        f"Of {len(answers)} claims about mixtures of experts {confirmed or 'none'} "
+        f"{'hold' if confirmed > 1 else 'holds'} everywhere{rest}: how far each does, in numbers."
+    )
+    return headline, [f"{one.statement} {one.answer}" for one in answers]

@@ -15,9 +15,9 @@ from simulator.base.reading import read_toml
 from simulator.lab.results.claims import Case, Finding, say_whether, tell_deciding, tell_range
 
 RIVALS = {
-    "total_params": "dense, as large",
-    "quality": "dense, as good",
-    "active_params": "dense, as active",
+    "total_params": "dense, iso-total-params",
+    "quality": "dense, iso-loss",
+    "active_params": "dense, iso-active-params",
 }
 """Rivals in words, by the measure in which they are equal."""
 

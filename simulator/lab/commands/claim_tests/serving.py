@@ -177,7 +177,7 @@ class Serving(Frozen):
         yield Figure(
             label=(
                 f"{self.served_requests} requests of chat traffic served in full on {self.gpus} "
-                f"GPUs, {model} beside a dense model as large"
+                f"GPUs, {model} beside the iso-total-params model"
             ),
             value=(
                 f"{own * 1e3:.3g} ms against {dense * 1e3:.3g} ms for an output token, "

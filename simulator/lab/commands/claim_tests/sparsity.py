@@ -224,7 +224,7 @@ def _tell(cases: Sequence[Case]) -> Finding:
         facts |= {name: Cases(large + good), f"{name}_large": large, f"{name}_good": good}
     batch = smallest.conditions["what"].partition(", ")[2]
     facts["worst"] = (
-        f"{smallest.ratio:.2g} times, {smallest.conditions['model']} beside a dense model "
-        f"{name_rival(smallest.rival)}, {batch}"
+        f"{smallest.ratio:.2g} times, {smallest.conditions['model']} beside the "
+        f"{name_rival(smallest.rival)} model, {batch}"
     )
     return Telling.load("sparsity").tell(cases, facts)
