@@ -131,6 +131,10 @@ class Front(NamedTuple):
     """Answers in few words by what they answer."""
     gauges: Sequence[Gauge]
 
+    def lead(self, section: str) -> list[tuple[str, bool]]:
+        """The first finding that a section shows more of; nothing where there is none."""
+        return next((one.pieces for one in self.reasons if one.section == section), [])
+
 
 def make_front(
     eyebrow: str,
