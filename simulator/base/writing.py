@@ -86,7 +86,7 @@ def yaml_lines(value: Mapping[str, object] | Sequence[object], indent: str = "")
     size: "2"
     """
     is_table = isinstance(value, Mapping)
-    for key, entry in value.items() if is_table else enumerate(value):
+    for key, entry in value.items() if isinstance(value, Mapping) else enumerate(value):
         head = f"{indent}{key}:" if is_table else f"{indent}-"
         if isinstance(entry, str) and "\n" in entry:
             yield f"{head} |-"

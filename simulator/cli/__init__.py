@@ -28,6 +28,7 @@ from simulator.cli import (
     cache,
     console,
     describe,
+    diff,
     execute,
     plan,
     run,
@@ -179,6 +180,7 @@ app.command()(run.run)
 app.command()(plan.plan)
 app.command()(execute.execute)
 app.command()(run.report)
+app.command()(diff.diff)
 app.command()(sparsity.sparsity)
 app.command("list")(describe.list_)
 app.command()(describe.new)
@@ -187,7 +189,18 @@ app.command()(describe.schema)
 app.add_typer(trace.app, name="trace")
 app.add_typer(cache.app, name="cache")
 
-_ORDER = ("run", "plan", "execute", "claims", "calibrate", "report", "sparsity", "validate", "list")
+_ORDER = (
+    "run",
+    "plan",
+    "execute",
+    "claims",
+    "calibrate",
+    "report",
+    "diff",
+    "sparsity",
+    "validate",
+    "list",
+)
 """Commands that the help lists first, in this order."""
 
 

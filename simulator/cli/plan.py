@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from simulator.base.errors import UserError
 from simulator.base.text import one_line
-from simulator.cli import console
+from simulator.cli import asked, console
 
 if TYPE_CHECKING:
     from simulator.base.progress import Progress
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 NOTHING_MEETS = 3
 """Exit status where the question was answered, and the answer is that nothing meets the targets
 within the limits."""
-_ASKED = "Asked on the command line: requests of one length."
-"""First line of a question's file that options made, which others may replace."""
 _RUNNERS_UP = 4
 _REASONS = 5
 _NARROWEST = 26
@@ -40,22 +37,13 @@ def plan(
             "A plan's TOML file, or the name of a shipped one; or ask by the options below."
         ),
     ] = None,
-    models: Annotated[str | None, console.option("Models to choose from.", "A,B")] = None,
-    cluster: Annotated[str | None, console.option("Kinds of machines.", "A,B")] = None,
-    rate: Annotated[float | None, console.option("Requests a second.", "N")] = None,
-    num_input: Annotated[
-        int | None, console.option("Tokens of each prompt.", "N", flag="--input")
-    ] = None,
-    num_output: Annotated[
-        int | None, console.option("Tokens of each answer.", "N", flag="--output")
-    ] = None,
-    ttft: Annotated[
-        str | None,
-        console.option("Limit on the time to first token: 1.5 (of p95) or p50=0.5,p95=1.5.", "S"),
-    ] = None,
-    tpot: Annotated[
-        str | None, console.option("Limit on the time per output token, likewise.", "S")
-    ] = None,
+    models: asked.Models = None,
+    cluster: asked.Cluster = None,
+    rate: asked.Rate = None,
+    num_input: asked.Input = None,
+    num_output: asked.Output = None,
+    ttft: asked.Ttft = None,
+    tpot: asked.Tpot = None,
     out_folder: console.Out = None,
     seed: console.Seed = None,
     overrides: console.Set = None,
@@ -86,25 +74,16 @@ def plan(
     from simulator.planner.store import Store
     from simulator.results.plan_sentences import find_rate
     from simulator.scenario.jobs import QUESTIONS, load_job
-    from simulator.scenario.question import list_routing_notes
+    from simulator.scenario.question import USUAL_LEVEL, ask, list_routing_notes
 
-    asked = {
-        "models": models,
-        "cluster": cluster,
-        "rate": rate,
-        "input": num_input,
-        "output": num_output,
-        "ttft": ttft,
-        "tpot": tpot,
-    }
+    given = asked.Asked(models, cluster, rate, num_input, num_output, ttft, tpot)
     if question is None:
         out_folder = out_folder or Path("reports/out/asked_plan")
-        question = str(_write_question(Path(f"{out_folder}.toml"), asked))
+        question = asked.write_asked("plan", out_folder, given, ask)
+        if any("=" not in limit for limit in (ttft, tpot) if limit):
+            console.say_notes([f"a limit without a percentile is that of {USUAL_LEVEL}"])
     else:
-        console.refuse_options(
-            "is for a plan without a file; change a file's keys by --set",
-            **{name: value is not None for name, value in asked.items()},
-        )
+        asked.refuse_beside("plan", given)
     job = load_job(question, QUESTIONS, overrides or [], seed)
     folder = console.find_folder(out_folder, job.where, "_plan")
     if not isinstance(job, Question):
@@ -144,40 +123,6 @@ def plan(
     console.err.say(f"report: {folder / 'report.html'}")
     if answer.recommended is None:
         raise typer.Exit(NOTHING_MEETS)
-
-
-def _write_question(file: Path, asked: Mapping[str, Any]) -> Path:
-    """Write the question that options ask, which the same command takes as a file.
-
-    Raises:
-        UserError: naming the options that are missing, or what is wrong with the question.
-    """
-    from simulator.base.partial import whole_file
-    from simulator.base.reading import read_bytes
-    from simulator.base.writing import toml_text
-    from simulator.scenario.jobs import QUESTIONS, load_job
-    from simulator.scenario.question import USUAL_LEVEL, ask
-
-    needed = ("models", "cluster", "rate", "input", "output")
-    missing = [f"--{name}" for name in needed if asked[name] is None]
-    limits = {f"{name}_s": asked[name] for name in ("ttft", "tpot") if asked[name] is not None}
-    if missing or not limits:
-        raise UserError(
-            "plan needs a file, or a question by options; missing: "
-            + ", ".join([*missing, *(() if limits else ("--ttft or --tpot",))])
-        )
-    lengths = (asked["input"], asked["output"])
-    table = ask(asked["models"], asked["cluster"], asked["rate"], *lengths, limits)
-    load_job(table, QUESTIONS)
-    if file.exists() and not read_bytes(file).startswith(f"# {_ASKED}".encode()):
-        raise UserError(f"{file}: is no question asked by options; name another --out")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as partial:
-        partial.write_text(toml_text(table, _ASKED), encoding="utf-8")
-    console.err.say(f"question: {file}")
-    if any("=" not in text for text in limits.values()):
-        console.say_notes([f"a limit without a percentile is that of {USUAL_LEVEL}"])
-    return file
 
 
 class _Counted:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.text import Text
 
 from simulator.base.errors import UserError
-from simulator.cli import console
+from simulator.cli import asked, console
 
 if TYPE_CHECKING:
     from simulator.results.folder import Results
@@ -30,16 +31,40 @@ _MARK = " *"
 
 def run(
     scenario: Annotated[
-        list[str],
+        list[str] | None,
         console.argument(
-            "A scenario's TOML file, or the name of a shipped one; several make a sweep."
+            "A scenario's TOML file, or the name of a shipped one; several make a sweep. Or ask by "
+            "the options below."
         ),
-    ],
+    ] = None,
+    models: asked.Models = None,
+    cluster: asked.Cluster = None,
+    gpus: Annotated[
+        int | None,
+        console.option(
+            "GPUs of each model, without a file; by default the fewest on which all fit.", "N"
+        ),
+    ] = None,
+    rate: asked.Rate = None,
+    num_input: asked.Input = None,
+    num_output: asked.Output = None,
+    ttft: asked.Ttft = None,
+    tpot: asked.Tpot = None,
+    made_folder: Annotated[
+        Path | None,
+        console.option(
+            "Run again what a results folder was made from, as its run.json has it.",
+            "FOLDER",
+            flag="--from",
+        ),
+    ] = None,
     out_folder: console.Out = None,
     fidelity: Annotated[
-        str,
-        console.option("step (fast), rank or message (detailed; for small traces).", "NAME"),
-    ] = "step",
+        str | None,
+        console.option(
+            "step (fast, the default), rank or message (detailed; for small traces).", "NAME"
+        ),
+    ] = None,
     seed: console.Seed = None,
     overrides: console.Set = None,
     sweep: Annotated[
@@ -76,6 +101,16 @@ def run(
     scenario are served one after another, or with --workers or --address at the same time; so are
     replicas of a long run whose balancer does not look at load.
     """
+    given = asked.Asked(models, cluster, rate, num_input, num_output, ttft, tpot)
+    if scenario or made_folder:
+        asked.refuse_beside("run", given)
+        console.refuse_options("is for a run without a file", gpus=gpus is not None)
+    else:
+        out_folder = out_folder or Path("reports/out/asked_run")
+        scenario = [_write_comparison(out_folder, given, gpus)]
+    if made_folder and (scenario or sweep or seeds > 1):
+        raise UserError("--from runs one folder's scenario again; leave files and sweeps out")
+    scenario = scenario or []
     if sweep or seeds > 1 or len(scenario) > 1:
         if explain:
             raise UserError("--explain explains one run: leave it out, or run one scenario alone")
@@ -91,29 +126,45 @@ def run(
                 overrides=overrides or [],
                 seed=seed,
                 num_seeds=seeds,
-                fidelity=check_fidelity(fidelity),
+                fidelity=check_fidelity(fidelity or "step"),
                 workers=workers,
                 address=address,
                 progress=tick,
             )
         _finish_sweep(points, folder, as_json)
         return
-    from simulator.scenario.jobs import SCENARIOS, load_job
+    from simulator.commands.folders import recall_job
+    from simulator.scenario.jobs import SCENARIOS, Source, load_job
     from simulator.scenario.scenario import Scenario
 
-    job = load_job(scenario[0], SCENARIOS, overrides or [], seed)
-    folder = console.find_folder(out_folder, job.where)
+    source: Source = scenario[0] if scenario else ""
+    if made_folder:
+        source, earlier = recall_job(made_folder)
+        fidelity = fidelity or earlier
+    job = load_job(source, SCENARIOS, overrides or [], seed)
+    folder = console.find_folder(out_folder, job.where, "_again" if made_folder else "")
     if isinstance(job, Scenario):
-        _run_serving(job, folder, as_json, fidelity, workers, address, explain)
+        _run_serving(job, folder, as_json, fidelity or "step", workers, address, explain)
         return
     console.refuse_options(
         "a training scenario has one fidelity and no requests",
-        fidelity=fidelity != "step",
+        fidelity=fidelity not in (None, "step"),
         explain=explain,
         workers=workers is not None,
         address=address is not None,
     )
     _run_training(job, folder, as_json)
+
+
+def _write_comparison(folder: Path, given: asked.Asked, num_gpus: int | None) -> str:
+    """Write the scenario that options ask for, and say what they leave open."""
+    from simulator.planner.smallest import compare
+
+    file = asked.write_asked("run", folder, given, partial(compare, num_gpus=num_gpus))
+    console.say_notes(
+        ["each model has the smallest replicas that it fits in; --gpus N gives it more of them"]
+    )
+    return file
 
 
 def _run_serving(

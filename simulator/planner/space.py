@@ -226,6 +226,31 @@ class Space:
                 raise
             return self._fit(shape._replace(memory_fraction=error.larger_share))
 
+    def find_smallest(self, model: int, tokens: int) -> ReplicaShape:
+        """The shape of fewest GPUs, on the first machines, that holds a model and a request of so
+        many tokens: of several the one with least of what it can do without.
+
+        Raises:
+            UserError: if there is none, with the reason.
+        """
+        ruled = Ruled()
+        for shape in sorted(
+            self._list_shapes(model, self.variants[model].entry, 0, ruled),
+            key=lambda one: (one.num_ranks, one.pp, one.attention_dp, one.ep, one.slots),
+        ):
+            try:
+                found, plan = self._fit(shape)
+            except UserError as error:
+                ruled.leave_out(reason_of(str(error)), self.text(shape))
+                continue
+            if plan.serving.capacity.tokens >= tokens:
+                return found
+            ruled.leave_out(NO_CACHE, self.text(shape))
+        where = f"{self.models[model].name} on {self.machines[0].offer.cluster}"
+        raise UserError(
+            f"{where}: {ruled.telling()}; name machines with more memory (moesim list clusters)"
+        )
+
     def machines_at(self, shape: ReplicaShape) -> Machines:
         """The machines that a shape is on."""
         return self.machines[shape.machines]

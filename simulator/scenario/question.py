@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from simulator.base.errors import UserError
 from simulator.base.findings import Finding
@@ -32,7 +33,7 @@ def ask(
     num_input: int,
     num_output: int,
     limits: Mapping[str, str],
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Put a question into the keys of a plan's file: requests of one length that come at random.
 
     Args:
@@ -61,9 +62,14 @@ def ask(
             "num_requests": _ASKED_REQUESTS,
         },
         "targets": {name: _read_limits(text) for name, text in limits.items()},
-        "models": [{"model": name.strip()} for name in models.split(",")],
+        "models": [{"model": _locate(name.strip())} for name in models.split(",")],
         "clusters": [{"cluster": name.strip()} for name in cluster.split(",")],
     }
+
+
+def _locate(model: str) -> str:
+    """A model's name, or its path as it holds from every folder."""
+    return str(Path(model).resolve()) if model.endswith((".toml", ".json")) else model
 
 
 def _read_limits(text: str) -> dict[str, float]:

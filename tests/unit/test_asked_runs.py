@@ -1,0 +1,114 @@
+"""Runs without a file, runs again from a folder, and how two folders differ."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from simulator.base.errors import UserError
+from simulator.commands.folders import diff, recall_job
+from simulator.planner.smallest import compare
+from simulator.results.answer import Answer
+from simulator.results.answer.folder import PlanResults
+from simulator.scenario.jobs import load_scenario
+from tests.report.plan_answers import RUN, answer
+
+SHAPE = ("--cluster", "h100-sxm", "--rate", "4", "--input", "64", "--output", "4")
+ASKED = ("--models", "olmoe-1b-7b,qwen3-8b", *SHAPE, "--ttft", "1.5")
+FEW = ("--set", "workload.num_requests=30")
+
+
+@pytest.mark.slow
+def test_a_run_by_options_is_the_file_that_it_writes_and_runs_again_from_its_folder(
+    moesim, tmp_path
+):
+    assert moesim("run", *ASKED, *FEW, "--out", "asked")[0] == 0
+    assert load_scenario(str(tmp_path / "asked.toml")).workload.slo.ttft_s == 1.5
+    assert moesim("run", "asked.toml", *FEW, "--out", "file")[0] == 0
+    assert moesim("run", "--from", "asked/run.json", "--out", "again")[0] == 0
+    first = pd.read_csv(tmp_path / "asked/summary.csv")
+    assert first["num_requests"].tolist() == [30, 30]
+    for other in ("file", "again"):
+        pd.testing.assert_frame_equal(first, pd.read_csv(tmp_path / other / "summary.csv"))
+        assert diff(tmp_path / "asked", tmp_path / other) == []
+    faster = ("--set", "workload.rate_scale=2.0")
+    code, _, err = moesim("run", "--from", "asked", *faster)
+    assert code == 0, err
+    code, out, _ = moesim("diff", "asked", "reports/out/asked_again", "--json")
+    found = json.loads(out)
+    assert found["keys"] == [{"key": "workload.rate_scale", "first": 1.0, "second": 2.0}]
+    second = pd.read_csv(tmp_path / "reports/out/asked_again/summary.csv")
+    rows = {(row["deployment"], row["name"]): row for row in found["metrics"]}
+    name = first["deployment"][0]
+    row = rows[name, "output_tokens_per_s"]
+    before, after = (float(one["output_tokens_per_s"][0]) for one in (first, second))
+    assert (row["first"], row["second"]) == (before, after)
+    assert row["change"] == pytest.approx(after - before)
+    assert row["ratio"] == pytest.approx(after / before)
+    assert (name, "num_requests") not in rows
+
+
+def laid_out(models="mixtral-8x7b,qwen3-8b", cluster="h100-sxm", num_gpus=None, ttft="1.5"):
+    return compare(models, cluster, 3.0, 2000, 300, {"ttft_s": ttft}, num_gpus)
+
+
+@pytest.mark.parametrize(
+    ("given", "size", "replicas"),
+    [((), 2, [1, 2]), (("h100-sxm", 8), 8, [4, 8]), (("h100-sxm-8",), 8, [4, 8])],
+)
+def test_models_are_compared_on_equally_many_gpus_in_their_smallest_replicas(given, size, replicas):
+    found = load_scenario(laid_out("mixtral-8x7b,qwen3-8b", *given)).deployments
+    assert {one.cluster for one in found} == {f"h100-sxm-{size}"}
+    assert [one.replicas for one in found] == replicas
+    assert [one.parallel.tp for one in found] == [2, 1]
+
+
+def test_a_model_of_several_nodes_fills_them():
+    (found,) = load_scenario(laid_out("deepseek-v3")).deployments
+    split = found.parallel
+    assert found.cluster == "h100-sxm-16"
+    assert split.tp * split.attention_dp * split.pp == 16
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"num_gpus": 1}, ("mixtral-8x7b", "--gpus 2 does")),
+        ({"num_gpus": 3}, ("comes in 1, 2, 4, 8",)),
+        ({"ttft": "p95=1.5"}, ("p95=1.5", "such as 1.5")),
+        ({"models": "deepseek-v3", "cluster": "laptop-m4"}, ("deepseek-v3 on laptop-m4",)),
+    ],
+)
+def test_what_cannot_be_run_says_what_would_do(given, words):
+    with pytest.raises(UserError) as refusal:
+        laid_out(**given)
+    assert all(word in str(refusal.value) for word in words), refusal.value
+
+
+def test_options_and_files_are_not_mixed(moesim, tmp_path):
+    for given in (
+        ("run", "mixtral_vs_llama2", "--rate", "3"),
+        ("run", "mixtral_vs_llama2", "--from", "x"),
+        ("run", "--from", "x", "--gpus", "2"),
+        ("run", "--models", "qwen3-8b"),
+    ):
+        code, _, err = moesim(*given)
+        assert (code, "error: " in err) == (2, True), err
+    assert "--cluster, --rate, --input, --output, --ttft or --tpot" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_plans_differ_in_what_they_recommend_and_ask(tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        found = answer()
+        found["recommended"] = {**found["recommended"], "gpus": 8 * seed}
+        run = {**RUN, "question": {"seed": seed, "models": [{"model": "x"}, {"model": name}]}}
+        PlanResults(run, Answer.model_validate(found)).write(tmp_path / name)
+    gpus, *keys = diff(tmp_path / "a", tmp_path / "b")
+    assert (gpus.name, gpus.first, gpus.second, gpus.ratio) == ("gpus", 8, 16, 2.0)
+    assert [(one.name, one.first, one.second) for one in keys] == [
+        ("seed", 1, 2),
+        ("models.1.model", "a", "b"),
+    ]
+    with pytest.raises(UserError, match=r"recommended\.toml"):
+        recall_job(tmp_path / "a")
