@@ -22,6 +22,7 @@ from simulator.lab.results.scores import (
     worst,
 )
 from simulator.report.deployment_tables import describe_making
+from simulator.report.front import make_front
 from simulator.report.gallery import FigureCards, load_figures
 from simulator.report.rendering import render_page
 
@@ -44,9 +45,11 @@ def render(board: Scoreboard) -> str:
         cards,
         amount=amount,
         percent_beside=percent_beside,
-        headline=headline(board),
+        front=make_front(
+            "Predictions against measurements",
+            {"headline": headline(board), "reasons": [*_list_missed(board), *remarks(board)]},
+        ),
         in_sample=IN_SAMPLE if in_sample else "",
-        reasons=[*_list_missed(board), *remarks(board)],
         run=board.run,
         rows=board.rows,
         has_rows=has_rows,
