@@ -313,8 +313,10 @@ class _Pair(NamedTuple):
             return "better"
         if all(one.is_cost for one in found):
             return "alike"
+        if self.winner is not None:
+            return "likely"
         if not sure:
-            return "unsure" if self.winner is None else "likely"
+            return "unsure"
         is_mixed = len({one.better for one in sure if not one.is_cost}) > 1
         return "trade_off" if is_mixed else "differs"
 
