@@ -6,6 +6,7 @@ import json
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -222,16 +223,22 @@ def print_rows(rows: dict[str, str]) -> None:
             out.say(row.append(line, "not bold"))
 
 
-def print_points(sentences: Iterable[object]) -> None:
-    """Print sentences as a list."""
-    for sentence in sentences:
-        out.say(fill(str(sentence), "- ", "  "))
+def print_points(sentences: Iterable[object], kinds: Iterable[Mapping[str, str]] = ()) -> None:
+    """Print sentences as a list, warnings behind ``!``.
+
+    Args:
+        kinds: severity of each finding, where they are some.
+    """
+    none: Mapping[str, str] = {}
+    for sentence, kind in zip_longest(sentences, kinds, fillvalue=none):
+        mark = "!" if kind.get("severity") == "warning" else "-"
+        out.say(fill(str(sentence), f"{mark} ", "  "))
 
 
 def print_verdict(verdict: Verdict) -> None:
     """Print the headline in bold, and a line for each reason."""
     out.say(fill(verdict["headline"]), "bold")
-    print_points(verdict["reasons"])
+    print_points(verdict["reasons"], verdict.get("findings", ()))
     out.print()
 
 

@@ -167,7 +167,7 @@ def print_plan(answer: Answer) -> None:
     ruled out.
     """
     console.out.say(console.fill(answer.headline), "bold")
-    console.print_points(answer.reasons)
+    console.print_points(answer.reasons, answer.findings)
     for line in _candidates(answer):
         console.out.say(line)
     _print_start(answer)
