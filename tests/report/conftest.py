@@ -1,4 +1,4 @@
-"""Made-up runs and executions to report, and a browser to open their pages with."""
+"""Small runs and made-up executions to report, and a browser to open their pages with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from simulator.report import execution, page
 from simulator.results.executed import Executed
 from simulator.results.folder import Results
 from tests.report.made_up_executions import CASES
-from tests.report.made_up_runs import HOSTILE, RUNS
+from tests.report.small_runs import HOSTILE, RUNS
 from tests.report.windows import Opened, Windows
 
 

@@ -39,7 +39,7 @@ def expected(run: Results) -> int:
 
 @pytest.mark.parametrize(
     ("name", "viewport"),
-    on_screens(["plain", "many", "hostile", "one request", "no steps"], {"many", "hostile"}),
+    on_screens(["plain", "many", "hostile", "one request"], {"many", "hostile"}),
 )
 def test_page_opens_offline_and_draws_everything(open_page, files, runs, name, viewport):
     opened = open_page(files[name], viewport, has_touch=viewport is PHONE)

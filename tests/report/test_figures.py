@@ -21,6 +21,8 @@ from simulator.report.page import FIGURES
 from simulator.results.folder import Results
 from tests.report.pages import payload_of
 
+pytestmark = pytest.mark.xdist_group("pages")  # runs are simulated and pages rendered once
+
 
 @pytest.fixture(params=FIGURES, ids=lambda figure: type(figure).__name__)
 def figure(request: pytest.FixtureRequest) -> Figure:

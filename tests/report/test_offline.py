@@ -14,7 +14,7 @@ from simulator.report import execution, page, plan_page
 from simulator.results.answer import Answer
 from simulator.results.answer.folder import PlanResults
 from tests.benchmarks.page import render as render_bench
-from tests.report import made_up_executions, made_up_runs, plan_answers
+from tests.report import made_up_executions, plan_answers, small_runs
 from tests.report.pages import MOST_BYTES, payload_of, unpacked
 from tests.report.test_bench_page import NOTHING, make_bench
 from tests.report.test_scoreboard import board
@@ -25,7 +25,7 @@ from tests.report.windows import PHONE, on_screens
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
 
 KINDS = {
-    "run": lambda: page.render(made_up_runs.plain()),
+    "run": lambda: page.render(small_runs.plain()),
     "execution": lambda: execution.render(made_up_executions.CASES["all"]()),
     "plan": lambda: plan_page.render(
         PlanResults(plan_answers.RUN, Answer.model_validate(plan_answers.answer()))

@@ -14,8 +14,8 @@ from simulator.results import formats
 from simulator.results.folder import Results
 from simulator.results.metrics import METRICS
 from simulator.results.shown_steps import chrome_trace
-from tests.report.made_up_runs import RUNS
 from tests.report.pages import BYTES_OF_A_DEPLOYMENT, FEW_DEPLOYMENTS, MOST_BYTES, Cells, payload_of
+from tests.report.small_runs import RUNS
 
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
 
@@ -33,7 +33,7 @@ def test_every_run_renders(page_of, runs, name):
     assert len(page.encode()) <= MOST_BYTES + beyond * BYTES_OF_A_DEPLOYMENT
 
 
-@pytest.mark.parametrize("name", ["plain", "one request", "no steps", "bare"])
+@pytest.mark.parametrize("name", ["plain", "one request", "bare"])
 def test_numbers_are_those_of_the_summary(page_of, runs, name, tmp_path):
     run: Results = runs[name]
     run.summary.to_csv(tmp_path / "summary.csv", index=False)

@@ -3,7 +3,6 @@ nor by a spreadsheet.
 """
 
 import csv
-import dataclasses
 import io
 import json
 
@@ -21,7 +20,7 @@ from simulator.cli.console import Screen
 from simulator.cli.run import print_run
 from simulator.lab.validation import tables
 from simulator.results.folder import Results
-from tests.report.made_up_runs import plain
+from tests.report.small_runs import DEPLOYMENTS, serve, show
 
 HOSTILE = "\x1b]0;owned\x07 \x9b31m\r\x08 [red]:fire:[/red] \u202etxt \udcff"
 ARROW = '=HYPERLINK("http://x")'
@@ -97,27 +96,8 @@ def test_a_defect_is_told_without_what_the_terminal_would_obey(moesim, monkeypat
 def test_a_hostile_name_is_printed_in_the_comparison_and_comes_back_from_its_folder(
     tmp_path, capsys
 ):
-    run = plain()
-    first = run.deployments[0]
-    new = {first: f"{ARROW}\x1b[31m"}
-    renamed = dataclasses.replace(
-        run,
-        run={
-            **run.run,
-            "deployments": {
-                new.get(name, name): facts for name, facts in run.run["deployments"].items()
-            },
-        },
-        summary=run.summary.replace({"deployment": new}),
-        **{
-            name: getattr(run, name).replace({"deployment": new})
-            for name in ("ranks", "experts", "traffic", "spans")
-        },
-        **{
-            table: {new.get(name, name): rows for name, rows in getattr(run, table).items()}
-            for table in ("requests", "steps")
-        },
-    )
+    run = serve(DEPLOYMENTS[2], num_requests=1)
+    renamed = show(run, (run.deployments[0], f"{ARROW}\x1b[31m"))
     renamed.write(tmp_path / "out")
     with (tmp_path / "out" / "summary.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["deployment"] == f"'{ARROW}\x1b[31m"
