@@ -96,16 +96,6 @@ def test_they_do_where_tables_come_in_parts(tiny, monkeypatch, seed):
     check_same(whole, serve_apart(tiny, plan, trace, 3))
 
 
-@seeds(8600, 4)
-def test_how_full_the_log_is_makes_no_difference_to_which_steps_share_a_row(
-    tiny, monkeypatch, seed
-):
-    plan, trace = (draw_deployment, draw_failing)[seed % 2](tiny, seed)
-    whole = tiny.serve(plan, trace)
-    monkeypatch.setattr(result_rows, "_LOG_ROWS", int(np.random.default_rng(seed).integers(1, 20)))
-    check_same(whole, tiny.serve(plan, trace))
-
-
 def test_every_request_is_of_one_shard(tiny):
     plan = tiny.plan("dense", replicas=5, num_layers=2, balancing={"kind": "random"})
     trace = tiny.trace(40)

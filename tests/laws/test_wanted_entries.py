@@ -3,15 +3,12 @@ before, and no more of them than were asked for.
 """
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from simulator.engine.table import fill_entry, make_table, slow_table, start_table
+from simulator.engine.table import slow_table, start_table
 from simulator.engine.timeline import serve
 from simulator.step.mixes import single_mix
 from simulator.step.prices import Prices
-from tests.cases import seeds
-from tests.laws.deployments import draw_deployment
 
 
 def keep_tables(make):
@@ -25,25 +22,6 @@ def keep_tables(make):
     return fill, kept
 
 
-@seeds(8000, 6, soak=250)
-def test_entries_that_are_filled_when_asked_for_are_the_same(tiny, seed):
-    """Requests and steps to the last bit."""
-    plan, trace = draw_deployment(tiny, seed)
-    fill, whole = keep_tables(make_table)
-    lazily, started = keep_tables(lambda prices, _: start_table(single_mix(prices)))
-    full, found = serve(plan, trace, fill=fill), serve(plan, trace, fill=lazily)
-    pd.testing.assert_frame_equal(found.requests_table(), full.requests_table(), check_exact=True)
-    for name in full.pools:
-        np.testing.assert_array_equal(found.steps_of(name), full.steps_of(name))
-    for stream, table in whole.items():
-        own = started[stream]
-        assert table.is_filled.all()
-        for column in ("expert_s", "expert_alone_s"):
-            np.testing.assert_array_equal(
-                getattr(own, column)[own.is_filled], getattr(table, column)[own.is_filled]
-            )
-
-
 def test_a_short_run_fills_few_entries(tiny):
     plan = tiny.plan("moe", attention_dp=4, ep=4)
     lazily, started = keep_tables(lambda prices, _: start_table(single_mix(prices)))
@@ -54,17 +32,6 @@ def test_a_short_run_fills_few_entries(tiny):
     again = table.is_filled.sum()
     serve(plan, trace, fill=lambda *_: table)
     assert table.is_filled.sum() == again
-
-
-def test_entries_come_in_any_order(tiny):
-    plan = tiny.plan("moe", attention_dp=4, ep=4)
-    prices = Prices(plan.placement, 64)
-    table, other = make_table(prices), start_table(single_mix(prices))
-    places = list(np.ndindex(*table.is_filled.shape))
-    for place in np.random.default_rng(4).permutation(len(places)):
-        fill_entry(other, single_mix(prices), "steps", *places[place])
-    np.testing.assert_array_equal(table.expert_s, other.expert_s)
-    np.testing.assert_array_equal(table.expert_alone_s, other.expert_alone_s)
 
 
 @pytest.mark.parametrize("factor", [0.7, 1.9])

@@ -27,7 +27,7 @@ from simulator.engine.events import (
 from simulator.engine.loop_state import LoopState
 from simulator.engine.pool import PoolState
 from tests.cases import seeds
-from tests.laws.deployments import draw_deployment, serve_by_events
+from tests.laws.deployments import draw_deployment
 from tests.laws.reference_cases import draw_tiers
 from tests.laws.test_drafts import draw_drafting
 from tests.laws.test_failures import draw_failing
@@ -93,15 +93,6 @@ def test_how_many_rows_a_window_has_makes_no_difference(tiny, monkeypatch, seed)
     whole = tiny.serve(plan, trace, until=until_s)
     make_small(monkeypatch, int(np.random.default_rng(seed).choice([1, 4, 16, 64])))
     check_same(whole, tiny.serve(plan, trace, until=until_s))
-
-
-@seeds(7800, 4)
-def test_nor_where_ranks_say_how_long_steps_take(tiny, monkeypatch, seed):
-    plan, trace, _ = draw_case(tiny, seed)
-    monkeypatch.setattr(result_rows, "_LOG_ROWS", 16)
-    whole = serve_by_events(monkeypatch, plan, trace, tiny.tables)
-    make_small(monkeypatch, 4)
-    check_same(whole, serve_by_events(monkeypatch, plan, trace, tiny.tables))
 
 
 def test_every_place_that_names_a_request_names_it_by_its_new_row(tiny):

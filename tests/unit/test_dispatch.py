@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from simulator.policies.dispatch import find_kernel_input, kernels_of, limits_of, policy_at
 from simulator.policies.dispatch.all_gather import AllGather
@@ -12,17 +10,6 @@ from simulator.policies.dispatch.per_expert import PerExpert
 from simulator.policies.dispatch.per_node import PerNode
 from simulator.policies.dispatch.per_rank import PerRank
 from simulator.policies.token_counts import count_arrivals
-from tests.cases import cases
-
-QUICK = cases(60)
-NODES = (
-    [0, 0, 1, 1],
-    [0] * 4,
-    [0, 1, 2, 3],
-    [0, 0, 0, 1, 1, 1],
-    [0, 0, 0, 0, 1, 1],
-    [0, 0, 0, 0, 1, 1, 1, 1, 2],
-)
 
 
 def sent(policy, rank_TK, source_T, node_R):
@@ -75,49 +62,6 @@ def test_a_smaller_node_takes_positions_in_turn():
     # Node 1 has ranks 4 and 5 only: position 3 begins again at its second rank.
     assert sent(PerNode(), [[4]], [3], [0, 0, 0, 0, 1, 1]) == {(3, 5): 1, (5, 4): 1}
     assert sent(PerNode(), [[4]], [2], [0, 0, 0, 0, 1, 1]) == {(2, 4): 1}
-
-
-exchanges = st.sampled_from(NODES).flatmap(
-    lambda node_R: st.tuples(
-        st.lists(
-            st.tuples(
-                st.integers(0, len(node_R) - 1),
-                st.lists(st.integers(0, len(node_R) - 1), min_size=3, max_size=3),
-            ),
-            min_size=1,
-            max_size=12,
-        ),
-        st.just(node_R),
-    )
-)
-
-
-def arrays(case):
-    tokens, node_R = case
-    return (
-        np.array([ranks for _, ranks in tokens]),
-        np.array([source for source, _ in tokens]),
-        np.array(node_R),
-    )
-
-
-@QUICK
-@given(exchanges)
-def test_every_expert_gets_its_token(case):
-    """Brute force: follow each token along the copies that exist for it alone; every rank with an
-    expert of it is reached.
-    """
-    rank_TK, source_T, node_R = arrays(case)
-    for policy in (PerExpert(), PerRank(), PerNode(), AllGather()):
-        total_SR = np.zeros((len(node_R), len(node_R)))
-        for ranks_K, source in zip(rank_TK, source_T, strict=True):
-            copies_SR = policy.copies(ranks_K[None], np.array([source]), node_R)
-            total_SR += copies_SR
-            reached = {int(source)}
-            for _ in range(2):
-                reached |= {int(r) for s in reached for r in np.flatnonzero(copies_SR[s])}
-            assert set(ranks_K.tolist()) <= reached
-        assert np.array_equal(total_SR, policy.copies(rank_TK, source_T, node_R))
 
 
 @pytest.mark.parametrize("policy", [PerExpert(), PerRank(), PerNode(), AllGather()])
