@@ -9,6 +9,7 @@ import pandas as pd
 
 from simulator.base.progress import Progress, show_nothing
 from simulator.base.writing import toml_text
+from simulator.config.named import join_name, split_name
 from simulator.config.training_question import TrainingQuestion
 from simulator.planner.training import Trained, search_training
 from simulator.results.provenance import Provenance
@@ -116,7 +117,8 @@ def _list_keys(question: TrainingQuestion, one: Trained) -> dict[str, object]:
     """List the keys of a deployment, its model's path whole: the file lies in another folder."""
     keys: dict[str, Any] = one.deployment.model_dump(mode="json", exclude_defaults=True)
     for holder in (keys, keys.get("dense_of"), keys.get("moe_of")):
-        path = question.folder / str(holder.get("model", "")) if holder else None
-        if holder and path is not None and path.suffix in (".toml", ".json") and path.is_file():
-            holder["model"] = str(path.resolve())
+        named, changes = split_name((holder or {}).get("model", ""))
+        path = question.folder / named
+        if holder and path.suffix in (".toml", ".json") and path.is_file():
+            holder["model"] = join_name(str(path.resolve()), changes)
     return keys

@@ -20,6 +20,7 @@ from simulator.base.quantities import (
     Watts,
 )
 from simulator.base.reading import read_toml
+from simulator.config.named import change, split_name
 
 _ARITHMETIC = {
     "fp8": "fp8",
@@ -148,8 +149,10 @@ def load_accelerator(name: str, where: str) -> AcceleratorSpec:
     Raises:
         UserError: if there is none, or its file is wrong.
     """
-    path = find_file("cluster_configs/accelerators", name, where)
-    return validate(AcceleratorSpec, {"name": path.stem, **read_toml(path)}, str(path))
+    base, changes = split_name(name)
+    path = find_file("cluster_configs/accelerators", base, where)
+    found = validate(AcceleratorSpec, {"name": path.stem, **read_toml(path)}, str(path))
+    return change(found, changes, str(path))
 
 
 class Speeds(Frozen):

@@ -37,8 +37,10 @@ from simulator.base.quantities import (
     value_range,
 )
 from simulator.config.dtypes import DType
+from simulator.config.engine import EngineName
 from simulator.config.failures import FailureRates
 from simulator.config.job import Job
+from simulator.config.named import ClusterName, ModelName
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model, model_text
 from simulator.config.sparsity import Pruning
 from simulator.config.workload import WorkloadSpec
@@ -156,7 +158,7 @@ class Targets(Frozen):
 class CandidateModel(Frozen):
     """A model that would do the job."""
 
-    model: str = ""
+    model: ModelName = ""
     """Name of a model, or the path of a TOML file or a Hugging Face ``config.json``; absent =
     ``dense_of`` or ``moe_of`` says which one is made."""
     dense_of: DenseOf | None = None
@@ -165,7 +167,7 @@ class CandidateModel(Frozen):
     """Mixture of experts for a dense model, in the place of ``model``."""
     quality: Score | None = None
     """Score of the model by the user's own measure, higher is better; absent = not compared."""
-    engine: str = "vllm"
+    engine: EngineName = "vllm"
     """Serving engine, such as ``vllm``, ``sglang`` or ``trtllm@1.2.0``."""
     weight_dtypes: SomeOf[DType] | None = None
     """Number formats of weights to try; absent = as the model is released."""
@@ -197,7 +199,7 @@ class CandidateModel(Frozen):
 class CandidateCluster(Frozen):
     """Machines that could be rented, or are there."""
 
-    cluster: str
+    cluster: ClusterName
     """Name of a cluster file without a number of GPUs: ``h100-sxm``."""
     price_per_gpu_hour: Price | None = None
     """Price of one GPU for one hour, in the cluster file's currency; absent = the cluster

@@ -31,6 +31,7 @@ from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec, list_odd, load_accelerator
 from simulator.config.failures import Degraded
 from simulator.config.host_memory import HostSpec
+from simulator.config.named import Changeable, change, join_name, split_name
 
 _FAMILY = "cluster_configs"
 
@@ -67,7 +68,7 @@ class ClusterSpec(Frozen):
     """Name in reports."""
     based_on: str | None = None
     """Name of another cluster file, whose keys hold where this one gives none (its sources too)."""
-    accelerator: str
+    accelerator: Annotated[str, Changeable("accelerator")]
     """Name of a file in ``cluster_configs/accelerators``."""
     num_gpus: Gpus
     """GPUs where the name says no number; absent = the first of ``sizes``, else one node."""
@@ -168,7 +169,8 @@ def _read_tables(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
 
 
 def load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
-    """The cluster called ``name`` and its accelerator.
+    """The cluster called ``name``, perhaps with changes (:mod:`simulator.config.named`), and its
+    accelerator.
 
     ``<file>-<size>`` is one of the ``sizes`` of a file; the bare file name is its ``num_gpus`` (or
     one whole node), which a file with ``sizes`` need not have.
@@ -181,20 +183,24 @@ def load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
 
 def _load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
     files = available_files(_FAMILY)
-    sized = re.fullmatch(r"(.+)-([1-9][0-9]*)", name)
-    if name in files:
-        stem, size = name, None
+    base, changes = split_name(name)
+    sized = re.fullmatch(r"(.+)-([1-9][0-9]*)", base)
+    if base in files:
+        stem, size = base, None
     elif sized and sized[1] in files:
         stem, size = sized[1], int(sized[2])
     else:
-        raise UserError(f"{where}: unknown cluster '{name}'; {_suggest(name, files)}")
+        raise UserError(f"{where}: unknown cluster '{base}'; {_suggest(base, files)}")
+    cluster, accelerator = _load_file(stem, files, changes)
+    cluster = cluster.model_copy(update={"name": name})
+    if "num_gpus" in changes:
+        return cluster, accelerator
     has_bare_name = stem in _list_names(stem, read_cluster_table(stem, files))
-    cluster, accelerator = _load_file(stem, files)
     in_words = ", ".join(map(str, cluster.sizes))
     if size is None and not has_bare_name:
         example = min(cluster.sizes, key=lambda n: abs(n - cluster.gpus_per_node))
         raise UserError(
-            f"{where}: cluster '{name}' comes in {in_words} GPUs: say how many, "
+            f"{where}: cluster '{stem}' comes in {in_words} GPUs: say how many, "
             f"as in '{stem}-{example}'"
         )
     if size is not None:
@@ -203,18 +209,31 @@ def _load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
             raise UserError(f"{where}: cluster '{stem}' {only}; write '{stem}'")
         if size not in cluster.sizes:
             raise UserError(f"{where}: cluster '{stem}' comes in {in_words} GPUs, not {size}")
-        cluster = cluster.model_copy(update={"name": name, "num_gpus": size})
+        cluster = cluster.model_copy(update={"num_gpus": size})
     return cluster, accelerator
 
 
-def _load_file(stem: str, files: Mapping[str, Path]) -> tuple[ClusterSpec, AcceleratorSpec]:
+def _load_file(
+    stem: str, files: Mapping[str, Path], changes: Mapping[str, Any]
+) -> tuple[ClusterSpec, AcceleratorSpec]:
     table = read_cluster_table(stem, files)
     table.setdefault("num_gpus", choose_num_gpus(table))
     cluster = validate(ClusterSpec, {**table, "name": stem}, str(files[stem]))
+    cluster = change(cluster, changes, str(files[stem]))
     return cluster, load_accelerator(cluster.accelerator, str(files[stem]))
 
 
-def load_kind(stem: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
+def name_size(kind: str, size: int) -> str:
+    """Name so many GPUs of a kind of machines.
+
+    >>> name_size("h100-sxm { gpus_per_tray = 4 }", 16)
+    'h100-sxm-16 { gpus_per_tray = 4 }'
+    """
+    stem, changes = split_name(kind)
+    return join_name(f"{stem}-{size}", changes)
+
+
+def load_kind(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
     """Machines of one kind, whatever their number, and their accelerator; ``num_gpus`` is the
     smallest size that is listed.
 
@@ -222,6 +241,7 @@ def load_kind(stem: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
         UserError: if there is no such file, or the name holds a number of GPUs.
     """
     files = available_files(_FAMILY)
+    stem, changes = split_name(name)
     if stem not in files:
         sized = re.fullmatch(r"(.+)-([1-9][0-9]*)", stem)
         if sized and sized[1] in files:
@@ -232,7 +252,7 @@ def load_kind(stem: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
         holding = [name for name in files if stem and stem.lower() in name]
         nearest = "choose one of: " + ", ".join(holding) if holding else did_you_mean(stem, files)
         raise UserError(f"{where}: unknown cluster '{stem}'; {nearest}")
-    return _load_file(stem, files)
+    return _load_file(stem, files, changes)
 
 
 def read_cluster_table(

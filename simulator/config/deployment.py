@@ -26,8 +26,10 @@ from simulator.base.quantities import (
 )
 from simulator.config.accelerator import Speeds
 from simulator.config.dtypes import DType
+from simulator.config.engine import EngineName
 from simulator.config.failures import Degraded
 from simulator.config.host_memory import TierName
+from simulator.config.named import ClusterName, ModelName
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model
 from simulator.config.sparsity import Pruning
 
@@ -112,7 +114,7 @@ class PrefillPoolSpec(Frozen):
     """Scheduling policy of the pool, whatever the deployment's own says; absent keys are as the
     engine sets them by itself on these GPUs. A prompt yields its first token here and leaves, so
     there is nothing but prompts."""
-    cluster: str | None = None
+    cluster: ClusterName | None = None
     """Name of the pool's cluster; absent = the deployment's, whose GPUs the two pools then share
     out."""
     overlap: Overlap = "none"
@@ -139,21 +141,21 @@ class DeploymentSpec(Frozen):
 
     name: Label = Field(min_length=1)
     """Name of the deployment, which differs from the others'."""
-    model: str = ""
+    model: ModelName = ""
     """Name of a model, or the path of a TOML file or a Hugging Face ``config.json``; absent =
     ``dense_of`` or ``moe_of`` says which one is made."""
     dense_of: DenseOf | None = None
     """Dense counterpart of a mixture of experts, in the place of ``model``."""
     moe_of: MoeOf | None = None
     """Mixture of experts for a dense model, in the place of ``model``."""
-    cluster: str
+    cluster: ClusterName
     """Name of a cluster with its number of GPUs, such as ``h100-sxm-8``."""
     parallel: ParallelSpec = ParallelSpec()
     """Split of one replica over its GPUs."""
     prefill: PrefillPoolSpec | None = None
     """Pool of its own for prompts; ``parallel`` and ``replicas`` are then the decode pool's. Absent
     = replicas do both."""
-    engine: str = "vllm"
+    engine: EngineName = "vllm"
     """Serving engine whose kernels and overheads are priced: ``vllm``, ``sglang``, ``trtllm``, or
     one that a calibration adds; kernels it has no entry for are priced as for any engine. A version
     may follow, ``trtllm@1.2.0``, since engines become faster."""

@@ -6,9 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from simulator.base.data import available_files
+from simulator.base.data import available_files, load_once
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, ListOf, PairOf, Policy, SomeOf, validate
 from simulator.base.kinds import PolicyOf
@@ -30,6 +30,7 @@ from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration.engine import find_engine_key, parse_release
 from simulator.config.dtypes import BYTES_PER_ELEMENT
+from simulator.config.named import Changeable, change, join_name, merge, split_name
 
 GIB = 1 << 30
 _Names = ListOf[str]
@@ -413,10 +414,30 @@ def name_release(engine: str) -> str:
 def find_engine(engine: str) -> EngineSpec | None:
     """The file that holds for ``vllm`` or ``vllm@0.19.1``: of the newest release where none is
     said, the oldest there is for releases before it; ``None`` for engines without a file.
+
+    Raises:
+        UserError: if the name changes a key that the file does not have.
     """
     files = _read_releases(engine.partition("@")[0])
     key = find_engine_key(tuple(files), engine) or next(reversed(files), None)
-    return None if key is None else files[key]
+    if key is None:
+        return None
+    spec, (_, changes) = files[key], split_name(engine)
+    if not changes:
+        return spec
+    return load_once(("changed engine", engine), lambda: change(spec, changes, key))
+
+
+def _name_file(engine: str) -> str:
+    """Name the release of an engine whose keys are changed, which must have a file."""
+    base, changes = split_name(engine)
+    if changes and find_engine(base) is None:
+        raise ValueError(f"the engine '{base}' has no file whose keys could be changed")
+    return join_name(name_release(base), changes) if changes else engine
+
+
+EngineName = Annotated[str, AfterValidator(_name_file), Changeable("engine", usual="vllm")]
+"""Engine of a deployment, such as ``vllm`` or ``vllm@0.19.1``, perhaps with changes of its file."""
 
 
 def _read_releases(name: str) -> dict[str, EngineSpec]:
@@ -464,15 +485,5 @@ def _read_table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     files = available_files(_FAMILY)
     if not isinstance(earlier, str) or files.get(earlier) in (None, path, *above):
         raise UserError(f"{path}: based_on names no other engine file: {earlier!r}")
-    return _merge_tables(_read_table(files[earlier], (path, *above)), dict(table))
-
-
-def _merge_tables(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Tables key by key; anything else of ``above`` stands for what was below."""
-    found = dict(below)
-    for key, value in above.items():
-        old = below.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            value = _merge_tables(old, value)
-        found[key] = value
-    return found
+    merged: dict[str, Any] = merge(_read_table(files[earlier], (path, *above)), table, str(path))
+    return merged

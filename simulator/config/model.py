@@ -33,6 +33,7 @@ from simulator.config.dtypes import DType
 from simulator.config.ffns import FFN
 from simulator.config.ffns.moe import MoE
 from simulator.config.mixers import Mixer
+from simulator.config.named import change, split_name
 from simulator.config.own_kinds import try_kinds
 from simulator.config.routing import complete_routing
 
@@ -283,7 +284,8 @@ def load_model(name: str, where: str, folder: Path | None = None) -> ModelSpec:
     ``config.json``.
 
     Args:
-        name: ends in ``.toml`` or ``.json`` where it is a path.
+        name: ends in ``.toml`` or ``.json`` where it is a path; changes of keys may follow
+            (:mod:`simulator.config.named`).
         where: what the error of an unknown name begins with (the file and section that named it).
         folder: paths are relative to this folder (the scenario's), then to the current one.
 
@@ -294,19 +296,22 @@ def load_model(name: str, where: str, folder: Path | None = None) -> ModelSpec:
 
 
 def _load_model(name: str, where: str, folder: Path | None) -> ModelSpec:
-    if name.endswith((".toml", ".json")):
-        path = _find_path(name, folder)
-        if path.suffix == ".json":
-            from simulator.config.huggingface import model_table
-
-            return _complete(validate(ModelSpec, model_table(read_json(path), path), str(path)))
+    base, changes = split_name(name)
+    if base.endswith((".toml", ".json")):
+        path = _find_path(base, folder)
     else:
-        path = find_file("workloads/models", name, where)
-    table = read_toml(path)
-    table.setdefault("name", path.stem)
+        path = find_file("workloads/models", base, where)
+    if path.suffix == ".json":
+        from simulator.config.huggingface import model_table
+
+        table = model_table(read_json(path), path)
+    else:
+        table = read_toml(path)
+        table.setdefault("name", path.stem)
     found = validate(ModelSpec, table, str(path))
     _check_published(found, str(path))
-    return _complete(found)
+    # Its makers neither print the size of another model nor publish its weights.
+    return _complete(change(found, changes, str(path), published=None, repositories=()))
 
 
 def _check_published(model: ModelSpec, where: str) -> None:

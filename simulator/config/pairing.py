@@ -12,6 +12,7 @@ from simulator.base.frozen import Frozen, Policy
 from simulator.base.kinds import PolicyOf
 from simulator.base.quantities import Experts, TopK
 from simulator.config.model import ModelSpec
+from simulator.config.named import ModelName
 
 
 def _name_kind(given: object) -> object:
@@ -28,7 +29,7 @@ Equal = Annotated[
 class DenseOf(Frozen):
     """Dense counterpart of a mixture of experts, of the same mixers and vocabulary."""
 
-    model: str
+    model: ModelName
     """Name of a mixture of experts, or the path of a TOML file or a Hugging Face
     ``config.json``."""
     equal: Equal
@@ -38,7 +39,7 @@ class DenseOf(Frozen):
 class MoeOf(Frozen):
     """Mixture of experts for a dense model, of the same mixers and vocabulary."""
 
-    model: str
+    model: ModelName
     """Name of a dense model, or the path of a TOML file or a Hugging Face ``config.json``."""
     equal: Equal
     """Measure that both have as much of."""

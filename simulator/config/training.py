@@ -21,6 +21,7 @@ from simulator.base.quantities import (
     TrainingTokens,
     value_range,
 )
+from simulator.config.named import ClusterName, ModelName
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model
 
 Gpu = Annotated[int, value_range(1, MOST_RANKS, "ranks")]
@@ -112,14 +113,14 @@ class TrainingDeployment(Frozen):
 
     name: Label = Field(min_length=1)
     """Name of the deployment, which differs from the others'."""
-    model: str = ""
+    model: ModelName = ""
     """Name of a model, or the path of a TOML file or a Hugging Face ``config.json``; absent =
     ``dense_of`` or ``moe_of`` says which one is made."""
     dense_of: DenseOf | None = None
     """Dense counterpart of a mixture of experts, in the place of ``model``."""
     moe_of: MoeOf | None = None
     """Mixture of experts for a dense model, in the place of ``model``."""
-    cluster: str
+    cluster: ClusterName
     """Kind of machines, such as ``h100-sxm``."""
     num_gpus: Gpus
     """GPUs that train: whole nodes where there are several, or whole trays of racks, equally many

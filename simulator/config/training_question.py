@@ -11,6 +11,7 @@ from simulator.base.frozen import Frozen, Policy, SomeOf
 from simulator.base.kinds import PolicyOf
 from simulator.base.quantities import Gpus, Label, Price, Share, value_range
 from simulator.config.job import Job, check_names_differ
+from simulator.config.named import ClusterName, ModelName
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model, model_text
 from simulator.config.training import OptimizerSpec, TrainingDType, TrainingSpec
 
@@ -29,7 +30,7 @@ class TrainedModel(Frozen):
 
     name: Label = ""
     """Name in the answer; absent = the model's."""
-    model: str = ""
+    model: ModelName = ""
     """Name of a model, or the path of a TOML file or a Hugging Face ``config.json``; absent =
     ``dense_of`` or ``moe_of`` says which one is made."""
     dense_of: DenseOf | None = None
@@ -52,7 +53,7 @@ class TrainedModel(Frozen):
 class TrainingCluster(Frozen):
     """Machines that could be rented, or are there."""
 
-    cluster: str
+    cluster: ClusterName
     """Name of a cluster file without a number of GPUs: ``h100-sxm``."""
     max_gpus: Gpus = 1024
     """Most GPUs of this kind."""

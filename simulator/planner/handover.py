@@ -14,6 +14,7 @@ from simulator.base.data import available_files
 from simulator.base.writing import toml_text
 from simulator.config.capacity import Question, Spare
 from simulator.config.failures import FailureRates
+from simulator.config.named import join_name, split_name
 from simulator.config.workload import LogSpec, WorkloadSpec
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.planner.conditions import choose_slo
@@ -180,8 +181,12 @@ def _relocate(value: object, base: Path, folder: Path | None, key: str = "") -> 
         return {name: _relocate(one, base, folder, name) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [_relocate(one, base, folder) for one in value]
-    is_path = key in _PATHS or (key == "model" and str(value).endswith((".toml", ".json")))
-    return _path(value, base, folder) if is_path and isinstance(value, str) else value
+    if not isinstance(value, str) or key not in (*_PATHS, "model"):
+        return value
+    named, changes = split_name(value) if key == "model" else (value, {})
+    if key == "model" and not named.endswith((".toml", ".json")):
+        return value
+    return join_name(_path(named, base, folder), changes)
 
 
 def _path(named: str, base: Path, folder: Path | None) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypedDict
 
 from simulator.base.errors import UserError
 from simulator.config.capacity import CandidateCluster, Question, Spare
-from simulator.config.cluster import ClusterSpec, load_kind
+from simulator.config.cluster import ClusterSpec, load_kind, name_size
 
 WHERE = "plan"
 """First words of errors about a question."""
@@ -58,7 +58,7 @@ class Machines(NamedTuple):
 
     def name_size(self, size: int) -> str:
         """The cluster's name with its number of GPUs."""
-        return f"{self.offer.cluster}-{size}" if self.spec.sizes else self.offer.cluster
+        return name_size(self.offer.cluster, size) if self.spec.sizes else self.offer.cluster
 
 
 def machines_of(offer: CandidateCluster, question: Question) -> Machines:

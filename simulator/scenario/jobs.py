@@ -15,6 +15,7 @@ from simulator.base.reading import read_toml
 from simulator.base.text import inline_toml
 from simulator.config.capacity import Question
 from simulator.config.job import Job
+from simulator.config.named import NAMING, choose_entries, split_name
 from simulator.config.training_question import TrainingQuestion
 from simulator.scenario.question import check_question, check_training_question
 from simulator.scenario.scenario import Scenario, TrainingScenario
@@ -217,10 +218,7 @@ def _read_value(text: str, override: str) -> Any:
 def _replace(node: Any, keys: list[str], value: Any, override: str) -> None:
     key, rest = keys[0], keys[1:]
     if isinstance(node, list):
-        if key != "*" and not (key.isdecimal() and int(key) < len(node)):
-            numbers = "0" if len(node) < 2 else f"a number from 0 to {len(node) - 1}"
-            raise UserError(f"--set {override}: '{key}' must be {numbers}, or * for every entry")
-        for entry in range(len(node)) if key == "*" else [int(key)]:
+        for entry in choose_entries(key, len(node), f"--set {override}"):
             if rest:
                 _replace(node[entry], rest, value, override)
             else:
@@ -230,6 +228,9 @@ def _replace(node: Any, keys: list[str], value: Any, override: str) -> None:
             f"--set {override}: '{key}' lies inside a value that is not a table; shorten the path"
         )
     elif rest:
+        if key in NAMING and isinstance(node.get(key), str):
+            base, changes = split_name(node[key])
+            node[key] = {"base": base, **changes}
         _replace(node.setdefault(key, {}), rest, value, override)
     else:
         node[key] = value

@@ -52,7 +52,7 @@ def test_the_seed_option_wins_over_the_file():
         ("workload.requests=[1", "not a TOML value"),
         ("deployments.two.model=x", "'two' must be a number from 0 to 1, or * for every entry"),
         ("deployments.².model=x", "must be a number"),
-        ("deployments.0.model.x=1", "'x' lies inside a value that is not a table"),
+        ("deployments.0.weight_dtype.x=1", "'x' lies inside a value that is not a table"),
         ("workload.nums=1", "unknown key 'nums'"),
         ("deployments=[]", "a list of at least 1 entries"),
     ],
