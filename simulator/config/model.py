@@ -311,7 +311,10 @@ def _load_model(name: str, where: str, folder: Path | None) -> ModelSpec:
     found = validate(ModelSpec, table, str(path))
     _check_published(found, str(path))
     # Its makers neither print the size of another model nor publish its weights.
-    return _complete(change(found, changes, str(path), published=None, repositories=()))
+    model = change(found, changes, str(path), published=None, repositories=())
+    if model.routing != found.routing and "routing_source" not in changes:
+        model = model.model_copy(update={"routing_source": f"Given in place: {name}"})
+    return _complete(model)
 
 
 def _check_published(model: ModelSpec, where: str) -> None:

@@ -79,6 +79,9 @@ def _describe(path: Path, head: bytes) -> str:
     keys = json_keys(head)
     if keys:
         return f"it holds JSON with the keys {_some(sorted(keys))}"
+    if head.startswith(parquet.MAGIC):
+        held = [repr(name[:30]) for name in parquet.column_names(head, str(path))]
+        return f"it is a Parquet file of the columns {_some(held)}"
     columns = csv_header(head)
     if columns:
         return f"its first line reads as the columns {_some([repr(name[:30]) for name in columns])}"

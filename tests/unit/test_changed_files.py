@@ -61,8 +61,11 @@ def test_a_table_with_a_base_is_the_file_with_other_keys(path):
 def test_a_policy_of_another_kind_replaces_the_files_own():
     uniform = load_model('olmoe-1b-7b { routing.kind = "uniform" }', "test")
     assert uniform.routing == {"kind": "uniform"}
-    skewed = load_model("olmoe-1b-7b { sigma = 1.5 }", "test").routing
-    assert skewed == load_model("olmoe-1b-7b", "test").routing | {"sigma": 1.5}
+    whole = load_model("olmoe-1b-7b", "test")
+    skewed = load_model("olmoe-1b-7b { sigma = 1.5 }", "test")
+    assert skewed.routing == whole.routing | {"sigma": 1.5}
+    assert "Measured" in whole.routing_source
+    assert "Measured" not in skewed.routing_source
 
 
 def test_clusters_their_accelerators_and_engines_change_too(path):

@@ -4,6 +4,7 @@ that cannot be used.
 
 import gzip
 import json
+import time
 import tomllib
 from pathlib import Path
 
@@ -313,3 +314,11 @@ def test_a_packed_file_is_opened_and_unpacked_once(tmp_path, monkeypatch):
     )
     assert read_trace(Path(path)).num_requests == 1000
     assert len(opened) == 1
+
+
+def test_a_log_of_many_columns_is_refused_at_once(tmp_path):
+    path = written(tmp_path, ",".join(f"{'x' * 90}{n}" for n in range(600)) + "\n", "wide.csv")
+    begun = time.perf_counter()
+    with pytest.raises(UserError, match=r'input = "\.\.\."'):
+        read_trace(path)
+    assert time.perf_counter() - begun < 5

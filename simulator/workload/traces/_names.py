@@ -44,6 +44,8 @@ _STATUS = (
 )
 _NEAR = 0.45
 """Least likeness of a name to one that logs use, from 0 to 1, for it to be suggested."""
+_MOST_GUESSED = 100
+"""Most columns among which one is suggested: each is compared with all names."""
 _SIGNS = re.compile(r"[\W_]+")
 
 
@@ -80,8 +82,10 @@ def guess_names(columns: Iterable[str]) -> dict[str, str]:
     """
     wanted = {"arrival": _ARRIVAL, "input": _INPUT, "output": _OUTPUT}
     likeness = {
-        (what, column): max(SequenceMatcher(None, _plain(column), one).ratio() for one in names)
-        for column in columns
+        (what, column): max(
+            SequenceMatcher(None, _plain(column)[:64], one).ratio() for one in names
+        )
+        for column in list(columns)[:_MOST_GUESSED]
         for what, names in wanted.items()
     }
     found: dict[str, str] = {}
