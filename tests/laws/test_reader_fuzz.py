@@ -152,13 +152,25 @@ TRACES = {
     "log.jsonl": b'{"created": 1, "usage": {"prompt_tokens": 5, "completion_tokens": 6}}\n' * 3,
     "mooncake.jsonl": json.dumps(MOONCAKE).encode() + b"\n",
     "bench.json": json.dumps(BENCH).encode(),
+    "burst.csv": b"Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    b"5,ChatGPT,472,18,490,Conversation log\n",
+    "pairs.csv": b"num_prefill_tokens,num_decode_tokens\n3772,54\n",
+    "arrived.csv": b"arrived_at,num_prefill_tokens,num_decode_tokens\n0.5,3772,54\n",
+    "chats.jsonl": b'{"chat_id": 1, "timestamp": 0.5, "input_length": 20, "output_length": 5, '
+    b'"hash_ids": [0, 1]}\n',
+    "toks.jsonl": b'{"input_toks": 2358, "output_toks": 531, "arrival_time_ns": 46926808}\n',
+    "prompts.jsonl": b'{"prompt": "what is what", "output_tokens": 531}\n',
     "texts.json": b'[{"conversations": [{"value": "why"}, {"value": "because"}]}]',
 }
 """Small request traces, one for each way of reading."""
 
 
 def read_any(path):
-    assert read_trace(path).num_requests
+    trace = read_trace(path)
+    assert trace.num_requests
+    assert (trace.num_input >= 1).all()
+    assert (trace.num_output >= 1).all()
+    assert (np.diff(trace.arrival_s) >= 0).all()
 
 
 def replay(path):

@@ -3,6 +3,7 @@ equal a count of the recording by hand, and a run's loads do not depend on how i
 """
 
 import dataclasses
+import re
 from collections import Counter
 
 import numpy as np
@@ -246,12 +247,8 @@ def test_a_run_says_where_experts_come_from(tiny, tmp_path):
         trace, request_ids=names, domains=(*DOMAINS, "verse"), domain=domain
     )
     (found,) = describe_choices(plan.placement, trace)
-    text = str(found)
-    assert text.startswith(
-        "experts of moe, of 30 requests: 1 by the sequence recorded of them, 9 by one drawn among "
-        "those of their domain, 20 by one drawn among all; the recording has 24 sequences, "
-    )
-    assert text.endswith("; it has no domain 'verse' (it has 'code', 'law', 'prose')")
+    assert re.findall(r"(\d+) by", str(found)) == ["1", "9", "20"]
+    assert "no domain 'verse'" in str(found)
     even = tiny.plan("moe", routing={"kind": "uniform"})
     assert not list(describe_choices(even.placement, trace))
 

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.base.formats import chance_text
 from simulator.cli.run import print_run
 from simulator.commands.run import run as run_scenario
 from simulator.config.workload import SLO
@@ -348,16 +347,6 @@ def test_shares_stay_shares_and_the_page_names_the_stretch(tiny, monkeypatch):
     reasons = find_verdict(results_of([plan], found, summary, records)).reasons
     [bands] = [one for one in reasons if one.kind == "band.latencies"]
     assert bands.facts["stretches"] == [((first, last), ["it"])]
-
-
-def test_a_chance_is_never_told_as_a_certainty():
-    assert [chance_text(chance) for chance in (0.0, 0.004, 0.5, 0.999, 1.0)] == [
-        "less than 1 %",
-        "less than 1 %",
-        "50 %",
-        "more than 99 %",
-        "more than 99 %",
-    ]
 
 
 def test_a_verdict_that_is_not_sure_says_so_first(tiny):

@@ -136,9 +136,3 @@ def test_a_workload_may_ask_for_a_file_without_repairs(tmp_path):
     assert load(tmp_path, requests="log.csv").num_input.tolist() == [2, 1]
     with pytest.raises(UserError, match=r"log\.csv, line 3: timestamp lies 2 s before"):
         load(tmp_path, requests="log.csv", strict=True)
-
-
-def test_the_schema_says_what_the_keys_mean():
-    keys = WorkloadSpec.model_json_schema()["properties"]
-    assert "time axis" in keys["thickening"]["description"]
-    assert "left out or sorted" in keys["strict"]["description"]

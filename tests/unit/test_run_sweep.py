@@ -14,7 +14,7 @@ from simulator.commands.run import run as run_scenario
 from simulator.commands.sweep import list_points, run_sweep
 from simulator.report.sweep_page import render
 from simulator.results.metrics import METRICS
-from simulator.results.sweep import Sweep, find_sweep, measure_spread
+from simulator.results.sweep import Sweep, find_sweep
 from simulator.scenario.jobs import load_scenario
 from tests.small_scenario import small_scenario
 from tests.unit.test_run_shards import check_equal
@@ -197,11 +197,3 @@ def test_many_settings_are_left_to_the_table_and_refused_ones_told():
     del part.run["points"][1]["winner"]
     part.run["points"][1]["refusal"] = "too large"
     assert next(find_sweep(part)).facts["has_refused"]
-
-
-def test_spread_is_of_the_seeds_that_have_a_value():
-    rows = pd.DataFrame({"ttft_p50_s": [1.0, 2.0, 6.0, np.nan]})
-    mean, spread, count = measure_spread(rows, "ttft_p50_s")
-    assert (mean, count) == (3.0, 3)
-    assert spread == pytest.approx(np.std([1.0, 2.0, 6.0], ddof=1))
-    assert measure_spread(rows[3:], "ttft_p50_s")[2] == 0
