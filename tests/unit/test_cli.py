@@ -16,8 +16,6 @@ from simulator.base.data import available_files
 from simulator.cli import console
 from simulator.cli.console import Screen
 from simulator.cli.run import print_run
-from simulator.commands.schema import FILES as KINDS
-from simulator.commands.schema import WRITTEN
 from simulator.results.folder import Results
 from tests.cases import times
 from tests.shared import SHARED, each_shared
@@ -26,46 +24,6 @@ PROJECT = Path(__file__).parents[2]
 STEPS = "deployments.*.scheduling={ kind = 'chunked', token_budget = 256, max_sequences = 64 }"
 SHORT = ("mixtral_vs_llama2", "--set", "workload.num_requests=60", "--set", STEPS)
 """Few requests in small steps, whose tables are soon filled."""
-
-
-def test_without_arguments_it_says_what_it_is_and_what_to_try(moesim):
-    code, out, err = moesim()
-    assert (code, err) == (0, "")
-    tried = [line.split()[1:3] for line in out.splitlines() if line.startswith("  moesim ")]
-    assert [word for word, _ in tried] == ["run", "plan", "list"]
-    for word, name in tried[:2]:
-        assert moesim("check", name)[0] == 0, word
-
-
-@pytest.mark.slow
-def test_run_writes_a_whole_folder_and_prints_the_comparison(moesim, tmp_path):
-    code, out, err = moesim("run", *SHORT)
-    assert code == 0
-    folder = tmp_path / "reports" / "out" / "mixtral_vs_llama2"
-    tables = ("requests", "steps", "moves", "ranks", "experts", "traffic", "spans")
-    files = {
-        "run.json",
-        "summary.csv",
-        "token_time.csv",
-        "timeline.json",
-        "report.html",
-        *(f"{name}.parquet" for name in tables),
-    }
-    assert {path.name for path in folder.iterdir()} == files
-    assert {path.name for path in folder.parent.iterdir()} == {folder.name}
-    assert "TTFT p50" in out
-    assert "report.html" in err
-
-
-@pytest.mark.slow
-def test_json_is_alone_on_standard_output_and_a_second_run_replaces_the_first(moesim, tmp_path):
-    first = json.loads(moesim("run", *SHORT, "--json", "--out", "here")[1])
-    second = json.loads(moesim("run", *SHORT, "--json", "--out", "here", "--seed", "8")[1])
-    assert [row["deployment"] for row in first["summary"]] == [
-        row["deployment"] for row in second["summary"]
-    ]
-    assert first["summary"] != second["summary"]
-    assert json.loads((tmp_path / "here" / "run.json").read_text())["seed"] == 8
 
 
 def test_a_defect_is_ours_with_a_traceback(moesim, monkeypatch):
@@ -234,23 +192,6 @@ def test_a_signal_at_any_moment_of_the_start_ends_the_command_in_a_line(tmp_path
     assert 130 in ends
 
 
-def test_list_shows_every_family_and_a_rumour_as_one(moesim):
-    code, out, _ = moesim("list")
-    assert code == 0
-    for word in (
-        "mixtral-8x7b",
-        "h100-sxm",
-        "zipf",
-        "leaf_spine",
-        "azure-conv",
-        "mixtral_vs_llama2",
-    ):
-        assert word in out
-    models = json.loads(moesim("list", "models", "--json")[1])["models"]
-    assert "rumour" in models["gpt-4-rumoured"]
-    assert moesim("list", "modles")[0] == 2
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
@@ -266,24 +207,6 @@ def test_check_finds_every_shipped_file_right(moesim, family):
     for path in available_files(family).values():
         code, _, err = moesim("check", path)
         assert code == 0, err
-
-
-def test_schema_and_version(moesim):
-    assert "deployments" in json.loads(moesim("schema")[1])["properties"]
-    assert moesim("schema", "galaxy")[0] == 2
-    told = " ".join(moesim("schema", "--help")[1].replace("│", " ").split())
-    assert all(kind in told for kind in KINDS | WRITTEN)
-    assert moesim("--version")[1].startswith("moesim ")
-
-
-def test_traces_are_generated_described_and_converted(moesim, tmp_path):
-    assert moesim("trace", "generate", "sharegpt-like", "a.parquet", "--seed", "3")[0] == 0
-    assert moesim("trace", "convert", "a.parquet", "b.csv")[0] == 0
-    first, second = (
-        json.loads(moesim("trace", "info", name, "--json")[1]) for name in ("a.parquet", "b.csv")
-    )
-    assert first["num_requests"] == second["num_requests"] > 0
-    assert first["input"] == second["input"]
 
 
 def test_columns_of_a_log_are_named_by_options(moesim, tmp_path):

@@ -2,7 +2,6 @@
 refuse to start with.
 """
 
-import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from simulator.config.engine import (
     resolve_scheduling,
 )
 from simulator.deployment.fits import find_bands, list_unseen
-from simulator.deployment.notes import default_notes, notes_of
+from simulator.deployment.notes import notes_of
 from simulator.deployment.plan import make_plan
 from simulator.engine.timeline import serve
 from simulator.planner.explore import ClusterSize, deployment
@@ -194,21 +193,6 @@ def test_what_a_deployment_names_holds_and_the_rest_is_the_engines():
     assert resolve("vllm", "h100-sxm", **other) == other
 
 
-def test_a_note_says_what_the_engine_decides():
-    table = {
-        "name": "it",
-        "model": "llama-3.1-8b",
-        "cluster": "h100-sxm-8",
-        "prefill": {"replicas": 1, "scheduling": {"token_budget": 4096}},
-    }
-    both, prompts = map(str, default_notes([freeze(table)]))
-    assert both.startswith("scheduling of it (")
-    assert "chunked, 8,192 tokens a step, 1,024 sequences" in both
-    assert "as vLLM 0.33 and later starts on NVIDIA H100" in both
-    assert prompts.startswith("scheduling of it, prefill (")
-    assert "4,096 tokens a step" in prompts
-
-
 def test_an_engine_file_that_could_not_be_used_is_refused():
     path = available_files("cluster_configs/engines")["sglang-0.5.0"]
     table = tomllib.loads(path.read_text())
@@ -353,11 +337,3 @@ def test_kv_heads_and_experts_are_divided_as_each_engine_does():
         eplb = {"kind": "eplb", "num_slots": 264}
         assert 'placement = { kind = "eplb", num_slots = 264 } does' in said
         plan({"attention_dp": 24, "ep": 24}, engine=engine, placement=eplb, **deepseek)
-
-
-def test_a_refusal_is_one_line_that_names_the_release():
-    said = refusal({"tp": 8}, engine="sglang")
-    assert re.match(
-        r"test \[deployments 'x'\] \[parallel\]: SGLang 0.5.23 and later does not start with ", said
-    )
-    assert "\n" not in said

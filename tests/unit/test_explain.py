@@ -10,7 +10,7 @@ from simulator.commands import explain
 from simulator.config.calibration.engine import UNSAID
 from simulator.explanation.changes import list_changes
 from simulator.explanation.trials import measure_gain
-from simulator.results.explained import RESOURCES, Changes, Queue, Tried
+from simulator.results.explained import RESOURCES, Queue
 from simulator.results.explanation_text import find_help, list_limits, read_explanation
 from tests.parts import freeze
 
@@ -81,12 +81,6 @@ def test_changes_that_help_have_a_band_around_their_gain(explained):
 
 
 @pytest.mark.slow
-def test_a_run_alone_on_one_gpu_has_little_to_change(explained):
-    texts = [one.text for one in explained["dense"].changes.tried]
-    assert not any("expert" in text or "wires" in text for text in texts)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("draw", range(3))
 def test_every_resource_whose_doubling_gains_is_named_with_what_it_gains(draw):
     """By hand, each resource twice as fast, of deployments whose steps mix prompts and decodes."""
@@ -139,37 +133,6 @@ def test_what_is_refused_says_why():
     with pytest.raises(UserError, match="does not fit"):
         run(load_scenario(table, refused[0].overrides))
     assert "Not simulated: " in "\n".join(map(str, find_help(changes)))
-
-
-def test_nothing_is_explained_unless_asked_for():
-    assert "explanation" not in run(load_scenario(SCENARIO, {"workload.num_requests": 5})).run
-
-
-def test_changes_in_words():
-    tried = [
-        Tried("A", ['deployments.0.overlap="two_batch"'], 0.008, 0.2, [0.15, 0.25]),
-        Tried("B", ["b=1"], 0.0098, 0.02, [-0.01, 0.03]),
-        Tried("C", ["c=1"], 0.01, 0.0),
-        Tried("D", ["d=1"], 0.02, -1.0),
-        Tried("E", ["e=1"], reason="it does not fit"),
-        Tried("F", ["f=1"], 0.02, -1.0, offered_by=[]),
-        Tried("G", ["g=1"], 0.02, -1.0, offered_by=["SGLang"]),
-    ]
-    told = list(
-        map(str, find_help(Changes("tpot_p50_s", 0.01, ["workload.num_requests=9"], 9, tried)))
-    )
-    assert told[0].startswith("What would help most, each simulated by itself with the first 9 ")
-    assert told[2] == (
-        "A (+20.0 %, 80 % band +15.0 to +25.0 %): 8.00 ms, "
-        "by --set 'deployments.0.overlap=\"two_batch\"'"
-    )
-    assert told[3:] == [
-        "Within the noise: B (+2.0 %, 80 % band -1.0 to +3.0 %).",
-        "Within 1 %: C (+0.0 %).",
-        "Worse: D (-100.0 %), F, which no engine offers (-100.0 %), "
-        "G, which SGLang offers, not this engine (-100.0 %).",
-        "Not simulated: E (it does not fit).",
-    ]
 
 
 def test_a_sweep_is_not_explained(moesim):

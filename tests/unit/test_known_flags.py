@@ -154,19 +154,6 @@ def test_flags_stand_together_only_where_the_engine_starts_with_them(engine):
             assert "two" in " ".join(given[0].not_expressed)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_where_flags_were_read_is_said_of_every_command(engine):
-    given = launched(engine, (4, 1, 1), gpus=32, replicas=7)
-    for program in programs_of(engine):
-        assert re.fullmatch(r"\d{4}-\d\d-\d\d", program.read_on)
-        assert program.release
-        assert ".py" in program.source
-    for one in given:
-        program, _ = find_program(programs_of(engine), shlex.split(one.command.splitlines()[-1]))
-        assert one.flags_read == program.sentence
-        assert program.release in one.flags_read
-
-
 CONTEXT_FLAGS = {"vllm": "--max-model-len", "sglang": "--context-length", "trtllm": "--max_seq_len"}
 
 
@@ -180,13 +167,3 @@ def test_the_longest_sequence_is_the_traffics_and_never_above_the_models(engine,
     assert made.placement.model.max_context_tokens == 131_072
     command = list_commands(made, made.spec.model, 1, longest)[0].command.splitlines()[-1]
     assert dict(flags_of(shlex.split(command)))[CONTEXT_FLAGS[engine]] == [str(context)]
-
-
-def test_requests_beyond_the_models_context_are_told():
-    made = plan("vllm", (1, 1, 1), replicas=1)
-    command, sentences, _ = list_commands(made, made.spec.model, 1, 200_000)[0][1:]
-    assert "--max-model-len 131072" in command
-    assert "The longest request has 200,000 tokens" in " ".join(sentences)
-    assert "longest request" not in " ".join(
-        list_commands(made, made.spec.model, 1, 9)[0].not_expressed
-    )

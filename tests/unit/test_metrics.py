@@ -293,11 +293,3 @@ def test_a_target_is_met_at_its_limit_and_all_must_be(slo, met):
 
 def test_gaps_between_tokens_without_any_are_undefined():
     assert math.isnan(Gaps(np.zeros(NUM_GAP_BINS, np.int64)).quantile_s(0.5))
-
-
-def test_every_metric_says_what_it_is():
-    for key, metric in METRICS.items():
-        assert metric.label
-        assert metric.definition, key
-        assert metric.better in ("higher", "lower", "")
-        assert key.endswith("_s") == (metric.unit == "s") or "_per_s" in key

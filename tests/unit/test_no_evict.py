@@ -129,7 +129,6 @@ def test_refused_requests_are_foretold_counted_and_miss_every_target(tmp_path):
     assert "own refuses 5 of 20 requests" in note
     assert "128 tokens (up to 300)" in note
     results = run_scenario(path)
-    assert any("own refuses 5 of 20" in text for text in results.run["verdict"]["reasons"])
     row = results.summary.iloc[0]
     assert (row["num_requests"], row["num_refused"], row["num_lost"]) == (15, 5, 0)
     assert row["slo_attainment"] == 0.75

@@ -106,10 +106,6 @@ def test_nothing_is_said_where_nothing_can_be_dropped():
     assert not list(find_drops(pd.Series({"dropped_share": math.nan}), {}, "it"))
 
 
-def test_a_policy_may_say_that_it_never_drops():
-    assert not may_drop(build("overflow", {"kind": "none"}, "test"))
-
-
 def test_next_choices_are_as_many_as_a_token_may_choose():
     """Where a model limits tokens to groups, to those of its groups."""
     assert count_next_choices(build("overflow", {"kind": "none"}, "test")) is None

@@ -6,8 +6,6 @@ import tomllib
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.commands.check import check
-from simulator.commands.schema import make_schema
 from simulator.planner.handover import _relocate
 from simulator.planner.space import Space
 from simulator.report.deployment_tables import list_pairings
@@ -29,23 +27,10 @@ def scenario():
     return table
 
 
-def test_a_scenario_takes_a_counterpart(scenario):
-    told = check(scenario).details
-    assert "own: 8 GPUs (TP 1, 8 replicas)" in told
-    assert "dense: 8 GPUs (TP 1, 8 replicas)" in told
-
-
 def test_a_scenario_with_a_counterpart_may_be_overridden_again(scenario):
     loaded = load_scenario(load_scenario(scenario), {"deployments.1.dense_of.equal": "quality"})
     assert loaded.deployments[1].dense_of.equal == {"kind": "quality"}
     assert loaded.deployments[1].dense_of.model == "gpt-oss-20b"
-
-
-def test_a_measure_may_be_a_name_or_a_table_in_the_schema():
-    definition = make_schema("scenario")["$defs"]["DenseOf"]["properties"]["equal"]
-    tables, names = definition["anyOf"]
-    assert names["enum"] == ["active_params", "cost", "memory", "quality", "total_params"]
-    assert set(names["enum"]) <= {one["title"] for one in tables["oneOf"]}
 
 
 def test_a_plan_takes_a_counterpart(tmp_path):

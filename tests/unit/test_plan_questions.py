@@ -82,14 +82,6 @@ def test_a_wrong_question_is_refused_in_one_line(ask, tmp_path, change, said):
     assert not (tmp_path / "reports").exists()
 
 
-def test_more_tokens_than_the_requests_ask_for_are_refused_by_check_too(moesim, tmp_path):
-    (tmp_path / "asked.toml").write_text(QUESTION, encoding="utf-8")
-    many = "targets.output_tokens_per_s=9000"
-    code, _, err = moesim("check", "asked.toml", "--set", many)
-    assert code == 2
-    assert "[targets]: output_tokens_per_s = 9000 is more than the requests ask for" in err
-
-
 def test_files_that_are_no_question_are_told_apart(ask, moesim, tmp_path):
     assert "is empty" in ask(text="")[2]
     assert "missing key 'targets'" in ask(text=re.sub(r"\[targets\]\n.*\n.*\n", "", QUESTION))[2]
@@ -147,13 +139,10 @@ def test_a_budget_for_nothing_is_an_answer(ask):
     code, out, err = ask("--set", "limits.budget_per_hour=1", "--json")
     assert code == 3, err
     answer = json.loads(out)
-    reason = (
-        "even 1 GPU of h100-sxm would cost 2.50 USD per hour, and the budget of 1 USD "
-        "per hour is the limit"
-    )
-    assert answer["headline"] == f"No deployment within the limits meets every target: {reason}."
+    reason = answer["why_not_models"]["qwen3-8b"]["text"]
+    assert "2.50 USD per hour, and the budget of 1 USD" in reason
+    assert reason in answer["headline"]
     assert answer["recommended"] is None
-    assert answer["why_not_models"]["qwen3-8b"]["text"] == reason
 
 
 @pytest.mark.parametrize(

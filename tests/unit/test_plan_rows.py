@@ -118,16 +118,6 @@ def test_machines_that_cost_nothing_have_no_band_of_their_cost(cost, has_band):
     assert ("cost_per_hour_low" in row.model_dump()) == has_band
 
 
-def test_twice_the_traffic_of_a_peak_tells_its_rate():
-    asked = found()
-    asked.question = asked.question.model_copy(update={"peak_s": 60.0})
-    (said,) = Sensitivity(asked, {}, UNKNOWN)._note_rate(8.0, 2.0)
-    assert said.startswith("1.6\N{MULTIPLICATION SIGN} ")
-    assert said.endswith("the busiest 60 s then hold 120 s of the planned traffic.")
-    assert not Sensitivity(asked, {}, UNKNOWN)._note_rate(10.0, 2.0)
-    assert not sensitivity()._note_rate(8.0, 2.0)
-
-
 def test_in_brief_a_deployment_is_its_model_gpus_and_cost():
     assert sensitivity()._summarise(None) is None
     assert sensitivity()._summarise(Priced(evaluation(size=None), math.inf)) is None

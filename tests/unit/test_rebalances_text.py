@@ -26,15 +26,6 @@ def test_nothing_is_said_where_experts_stay():
     assert not find()
 
 
-def test_one_move_is_told_with_what_came_of_it():
-    (found,) = find(MOVED)
-    assert str(found) == (
-        "Experts of A move once: 1,200 copies (4.2 GB in each replica) in 31.5 ms, in which a "
-        "replica forms no step. Until it is looked at again the busiest rank has 1.10 times the "
-        "mean rank's load, and would have 1.40 times had they stayed."
-    )
-
-
 @pytest.mark.parametrize(
     ("moves", "facts"),
     [
@@ -51,4 +42,5 @@ def test_one_move_is_told_with_what_came_of_it():
 )
 def test_moves_are_averaged_and_judged(moves, facts):
     (found,) = find(*moves)
+    assert str(found).startswith("Experts of A move ")
     assert {key: found.facts[key] for key in facts} == pytest.approx(facts)

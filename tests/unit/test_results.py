@@ -265,11 +265,3 @@ def test_the_timeline_opens_in_perfetto():
         0,
         {"layer": 1},
     )
-
-
-def test_the_timeline_names_the_step_that_the_run_took(tmp_path):
-    made().write(tmp_path / "run", page)
-    events = json.loads((tmp_path / "run" / "timeline.json").read_text())["traceEvents"]
-    assert events[0]["args"]["name"] == (
-        "a: decode step 1,234 of replica 2, at 90 s, fullest of 4 batches"
-    )

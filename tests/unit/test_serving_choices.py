@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from simulator.planner.serving.engines import find_free_share
-from tests.unit.test_serving_commands import flags, launched, said
+from tests.unit.test_serving_commands import flags, launched
 
 
 @pytest.mark.parametrize(
@@ -19,17 +19,6 @@ from tests.unit.test_serving_commands import flags, launched, said
 def test_sglang_keeps_dense_blocks_whole_where_attention_is(model, split, is_whole):
     found = flags(launched("sglang", split, model=model, replicas=1)[0].command)
     assert found.get("--moe-dense-tp-size") == ("1" if is_whole else None)
-
-
-@pytest.mark.parametrize(
-    ("split", "dtype", "is_said"),
-    [((1, 4, 4), "mxfp4", True), ((1, 4, 4), "fp8", False), ((1, 4, 4), "bf16", False),
-     ((2, 4, 4), "mxfp4", False)],
-)  # fmt: skip
-def test_formats_in_which_sglang_sends_no_tokens_are_told(split, dtype, is_said):
-    """Only where tokens are sent, which takes one group of all ranks."""
-    given = launched("sglang", split, dispatch_dtype=dtype, replicas=1)
-    assert (f"Tokens travel to experts in {dtype} in the plan" in said(given)) == is_said
 
 
 @pytest.mark.parametrize("split", [(1, 1, 1), (2, 1, 1), (1, 4, 4), (2, 4, 8)])

@@ -18,7 +18,6 @@ from simulator.deployment.plan import make_plan
 from simulator.planner.launch import list_commands
 from simulator.planner.serving import Server, Weights, find_weights, place_replicas
 from simulator.planner.serving.engines import ENGINES, find_memory_share
-from tests.parts import change_plan
 
 
 def plan(engine="vllm", split=(1, 1, 1), gpus=8, model="gpt-oss-20b", **keys):
@@ -54,11 +53,6 @@ def flags(command):
 
 def said(commands):
     return " ".join(sentence for one in commands for sentence in one.not_expressed)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_what_listening_everywhere_opens_is_said_once(engine):
-    assert said(launched(engine=engine)).count("(0.0.0.0) and ask for no key") == 1
 
 
 SPLITS = [(1, 1, 1), (2, 1, 1), (2, 1, 2), (1, 4, 4), (2, 4, 8), (2, 4, 1), (1, 16, 16), (4, 4, 16)]
@@ -161,13 +155,6 @@ def test_a_host_tier_is_a_flag_in_each_engines_unit_and_others_are_told():
         assert not any(word in given[0].command for word in ("offloading", "hicache", "host_cache"))
 
 
-def test_sglang_alone_has_a_word_for_the_longest_prefix():
-    for engine in ENGINES:
-        given = launched(engine, (2, 1, 1), replicas=1, order={"kind": "longest_prefix"})
-        assert ("no flag here says so" in said(given)) == (engine != "sglang")
-        assert (flags(given[0].command).get("--schedule-policy") == "lpm") == (engine == "sglang")
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_spare_experts_and_their_placement(engine):
     given = launched(engine, (1, 4, 4), replicas=1, placement={"kind": "eplb", "num_slots": 36})
@@ -195,17 +182,6 @@ def test_spare_experts_and_their_placement(engine):
 def test_a_server_has_a_place_for_every_expert_and_for_every_copy(split, keys, slots, spare):
     server = Server(plan("vllm", split, **keys), "both", Weights("here"), 100, 200)
     assert (server.num_slots, server.spare_experts) == (slots, spare)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_overlap_is_a_flag_or_a_sentence(engine):
-    given = launched(engine, (1, 4, 4), replicas=1, overlap="two_batch")
-    flag = {"vllm": "--enable-dbo", "sglang": "--enable-two-batch-overlap"}.get(engine)
-    assert (
-        flag in flags(given[0].command)
-        if flag
-        else "no option for two overlapped halves" in said(given)
-    )
 
 
 @pytest.mark.parametrize(
@@ -277,16 +253,6 @@ def test_pools_have_servers_of_each_kind_and_a_router(engine):
     assert len(set(ports)) == 3
 
 
-@pytest.mark.parametrize(("max_sequences", "is_raised"), [(128, False), (129, True)])
-def test_low_latency_kernels_are_given_room_only_beyond_what_they_take(max_sequences, is_raised):
-    scheduling = {"kind": "chunked", "token_budget": 2048, "max_sequences": max_sequences}
-    given = launched("sglang", (1, 4, 4), scheduling=scheduling, replicas=1)
-    assert ("DeepEP's normal kernels" in said(given)) == is_raised
-    assert any("MAX_DISPATCH_TOKENS_PER_RANK" in one.command for one in given) == is_raised
-    alone = launched("sglang", (1, 1, 1), replicas=1)
-    assert "DeepEP" not in said(alone)
-
-
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 @pytest.mark.parametrize("split", [(8, 1, 1), (8, 2, 16)])
 def test_every_node_of_a_server_finds_the_first_one(engine, split):
@@ -330,14 +296,6 @@ def test_servers_on_one_host_do_not_take_each_others_ports():
     assert min(after - port for port, after in itertools.pairwise(ports)) > 500
 
 
-def test_a_rack_is_more_than_one_machine():
-    made = plan("vllm", (1, 1, 1), replicas=1)
-    rack = made.placement.cluster.model_copy(update={"gpus_per_node": 72, "num_gpus": 72})
-    assert "Where its machines hold fewer" in said(
-        list_commands(change_plan(made, cluster=rack), "gpt-oss-20b", 1, 1)
-    )
-
-
 def test_amd_has_its_own_exchange():
     found = [
         flags(launched(engine, (1, 4, 4), replicas=1, cluster="mi300x-8")[0].command)
@@ -347,13 +305,6 @@ def test_amd_has_its_own_exchange():
         "mori_high_throughput",
         "mori",
     ]
-
-
-def test_replicas_of_several_nodes_are_started_alike():
-    given = launched("sglang", (1, 16, 16), gpus=48, replicas=3, memory_fraction=0.8)
-    assert len(given) == 3
-    assert "begin on node2, node4" in said(given)
-    assert "http://node4:30000" in given[-1].command
 
 
 def test_an_engine_without_commands_says_so():
@@ -384,12 +335,6 @@ def test_weights_are_those_published_or_must_be_made(model, dtype, path, quantis
     found = find_weights(plan(model=model, weight_dtype=dtype, replicas=1), model)
     assert (found.path, found.quantises) == (path, quantises)
     assert (note in found.note) if note else not found.note
-
-
-def test_an_engine_that_cannot_quantise_is_given_weights_that_are():
-    given = launched("trtllm", (1, 1, 1), model="qwen3-8b", weight_dtype="fp8", replicas=1)
-    assert "trtllm-serve ./qwen3-8b-fp8 " in given[0].command
-    assert "make them from Qwen/Qwen3-8B" in said(given)
 
 
 def test_whole_nodes_first_then_what_is_left_of_others():

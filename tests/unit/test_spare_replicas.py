@@ -2,6 +2,7 @@
 starts; what has no room for them is refused with what would do.
 """
 
+import re
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,8 +57,6 @@ def test_spare_replicas_are_deployed_and_paid_for(plain, spare):
     assert answer.spare.replica_gpus == spares.replicas * ranks
     assert answer.spare.alone_low < 0.9999 <= answer.spare.enough_low <= answer.spare.enough_high
     assert f"{needed} + {spares.replicas} replicas" in row.deployment
-    told = next(line for line in answer.reasons if "has room for" in line)
-    assert f"of {needed + spares.replicas} replicas at least {needed} serve" in told
 
 
 def test_what_is_recommended_runs_as_it_is(spare, moesim, tmp_path):
@@ -130,11 +129,9 @@ def test_the_worst_losses_are_those_that_no_other_is_worse_than():
 def test_what_has_no_room_for_spare_replicas_is_refused_with_what_would_do():
     found = find(most=1, failures=FAILURES | {"availability": 0.9999})
     assert not found.met
-    assert make_answer(found).headline == (
-        "No deployment within the limits meets the target: has no room for its spare replicas: "
-        "qwen3-8b bf16, TP 1 on h100-sxm: availability = 0.9999 takes 2 replicas of 1 GPU for 1 "
-        "that serves, and the limits allow 1, with which it is 0.990099: ask for no more, raise the "
-        "limits, or lower repair_hours."
+    told = make_answer(found).headline
+    assert re.search(
+        r"takes 2 replicas of 1 GPU for 1 .* allow 1, with which it is 0\.990099", told
     )
 
 

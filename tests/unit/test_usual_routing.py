@@ -109,11 +109,3 @@ def test_eplb_without_slots_is_said_to_copy_nothing(tiny, placement, is_said):
     said = [one for one in notes_of(plan) if one.kind == "note.no_copies"]
     assert [one.facts["slots"] for one in said] == [20] * is_said
     assert set(map(str, said)) <= set(facts_of(plan)["warnings"])
-
-
-def test_faults_that_a_run_does_not_simulate_are_said_once(own):
-    faults = "execution.faults=[{ step = 1, rank = 0 }, { step = 2, rank = 1 }]"
-    notes = check_file(str(own), [faults]).notes
-    assert [note for note in notes if "execution.faults" in note] == [
-        "execution.faults (2) are not simulated: faults are injected by moesim execute only"
-    ]

@@ -4,12 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.config.model import load_model
 from simulator.work.context import NO_WINDOW, entries, pairs
-from simulator.work.layout import Layout
-from simulator.work.memory import Precision, cache_size
-
-BF16 = Precision("bf16", "bf16", "bf16", "bf16", "bf16")
 
 
 @given(
@@ -34,10 +29,3 @@ def test_entries_are_the_union_of_what_new_tokens_see(context, new, window):
         for entry in range(max(0, t - window), t)
     }
     assert entries(context, new, window, 1) == len(seen)
-
-
-@pytest.mark.parametrize(
-    ("name", "num_bytes"), [("llama-3.1-70b", 327_680), ("deepseek-v3", 70_272)]
-)
-def test_cache_bytes_of_a_token_are_as_published(name, num_bytes):
-    assert cache_size(load_model(name, "test"), Layout(1, 1, 1), BF16).bytes_per_token == num_bytes
