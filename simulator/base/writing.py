@@ -1,12 +1,9 @@
-"""TOML tables that read well and differ from an earlier version only where a number moved; YAML for
-programs that take nothing else.
-"""
+"""TOML tables that read well and differ from an earlier version only where a number moved."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeGuard
 
@@ -16,10 +13,6 @@ from simulator.base.text import toml_key
 
 DIGITS = 4
 """Significant digits of a number: measurements do not repeat to more."""
-_BARE = re.compile(
-    r"(?!(?:true|false|yes|no|on|off|null|[yn])$)[a-z](?:[\w./:-]*\w)?", re.IGNORECASE
-)
-"""Texts that YAML reads as such without quotes."""
 
 
 def toml_text(table: Mapping[str, object], head: str, digits: int = DIGITS) -> str:
@@ -73,29 +66,3 @@ def _value(value: object, digits: int) -> str:
             raise ValueError(f"{value} is no number to write")
         return repr(float(f"{value:.{digits - 1}e}"))
     return json.dumps(value, ensure_ascii=False)
-
-
-def yaml_lines(value: Mapping[str, object] | Sequence[object], indent: str = "") -> Iterator[str]:
-    r"""Lines of a YAML document of tables, lists, texts and numbers; a text of several lines stays
-    one below the other.
-
-    >>> print(*yaml_lines({"ports": [{"name": "http", "port": 80}], "size": "2"}), sep="\n")
-    ports:
-      - name: http
-        port: 80
-    size: "2"
-    """
-    is_table = isinstance(value, Mapping)
-    for key, entry in value.items() if isinstance(value, Mapping) else enumerate(value):
-        head = f"{indent}{key}:" if is_table else f"{indent}-"
-        if isinstance(entry, str) and "\n" in entry:
-            yield f"{head} |-"
-            yield from (f"{indent}  {line}".rstrip() for line in entry.split("\n"))
-        elif isinstance(entry, str):
-            yield f"{head} {entry if _BARE.fullmatch(entry) else json.dumps(entry)}"
-        elif isinstance(entry, Mapping | list | tuple) and entry:
-            inner = yaml_lines(entry, f"{indent}  ")
-            yield head if is_table else f"{head} {next(inner).lstrip()}"
-            yield from inner
-        else:
-            yield f"{head} {json.dumps(entry)}"

@@ -18,30 +18,17 @@ def diff(
     """
     from simulator.commands.folders import diff as find_differences
 
-    found = find_differences(first, second)
-    metrics = [one for one in found if one.deployment]
-    keys = [one for one in found if not one.deployment]
+    metrics, keys = find_differences(first, second)
     if as_json:
-        numbers = [{**one._asdict(), "change": one.change, "ratio": one.ratio} for one in metrics]
-        keyed = [{"key": one.name, "first": one.first, "second": one.second} for one in keys]
-        console.emit({"metrics": numbers, "keys": keyed})
+        rows = metrics.rename_axis(["deployment", "metric"]).reset_index()
+        console.emit({"metrics": console.rows_of(rows), "keys": keys})
         return
-    for name in dict.fromkeys(one.deployment for one in metrics):
-        head = [name, str(first), str(second), "change", "ratio"]
-        rows = [
-            [
-                one.name,
-                *(f"{value:.6g}" for value in (one.first, one.second)),
-                f"{one.change:+.4g}",
-                "-" if one.ratio is None else f"{one.ratio:.4g}",
-            ]
-            for one in metrics
-            if one.deployment == name
-        ]
-        console.print_table([head, *rows])
+    for name, rows in metrics.groupby(level=0, sort=False):
+        lines = [[key, *(f"{value:.6g}" for value in row)] for (_, key), *row in rows.itertuples()]
+        console.print_table([[str(name), str(first), str(second), "change", "ratio"], *lines])
         console.out.print()
     if keys:
-        shown = [[one.name, *map(console.plain, (one.first, one.second))] for one in keys]
-        console.print_table([["key", str(first), str(second)], *shown])
-    if not found:
+        lines = [[key, *map(console.plain, pair)] for key, pair in keys.items()]
+        console.print_table([["key", str(first), str(second)], *lines])
+    if metrics.empty and not keys:
         console.out.say("No metric and no key differs.")

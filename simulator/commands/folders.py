@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
+
 from simulator.base.errors import UserError
 from simulator.config.job import Job
 from simulator.results.answer.folder import PlanResults
@@ -44,70 +47,58 @@ def _read_facts(place: Path) -> tuple[Path, dict[str, Any]]:
         return folder, read_run(folder)
 
 
-class Difference(NamedTuple):
-    """Something that two folders have otherwise."""
+class Differences(NamedTuple):
+    """Metrics and keys in which two results folders differ."""
 
-    name: str
-    """A key of the scenario or question, or a deployment's metric, in its unit."""
-    first: Any
-    """Value in the first folder; ``None`` = none."""
-    second: Any
-    deployment: str = ""
-    """Deployment whose metric it is; of a plan the recommended one."""
-
-    @property
-    def change(self) -> float:
-        """Second value less the first, of a metric."""
-        return float(self.second - self.first)
-
-    @property
-    def ratio(self) -> float | None:
-        """Second value over the first, of a metric; ``None`` where that is 0."""
-        return float(self.second / self.first) if self.first else None
+    metrics: pd.DataFrame
+    """Metrics by deployment and name: ``first`` and ``second`` in their unit, ``change`` (second
+    less first) and ``ratio`` (second over first)."""
+    keys: dict[str, tuple[Any, Any]]
+    """Resolved keys of what the folders were made from, with both values; ``None`` = none."""
 
 
-def diff(first: str | Path, second: str | Path) -> list[Difference]:
-    """Find the metrics in which two results folders of runs, trainings or plans differ, and then
-    the keys that they were made from.
+def diff(first: str | Path, second: str | Path) -> Differences:
+    """Find in what two results folders of runs, trainings or plans differ by more than rounding.
 
-    Deployments are compared by name, or, where no name is in both, in their order.
+    Deployments are compared by name, or, where no name is in both, in their order; of plans the
+    recommended ones.
 
     Raises:
         UserError: if a folder cannot be read, or has no such metrics.
     """
     facts = [_read_facts(Path(place)) for place in (first, second)]
     left, right = (_read_metrics(folder) for folder, _ in facts)
-    pairs = [(name, name) for name in left if name in right] or list(zip(left, right, strict=False))
-    found = [
-        Difference(metric, left[one][metric], right[other][metric], one)
-        for one, other in pairs
-        for metric in left[one]
-        if metric in right[other] and left[one][metric] != right[other][metric]
+    if not left.index.intersection(right.index).size:
+        shared = min(len(left), len(right))
+        left, right = left[:shared], right[:shared].set_axis(left.index[:shared])
+    sides = [
+        table.melt(ignore_index=False, var_name="metric").set_index("metric", append=True)["value"]
+        for table in (left, right)
     ]
+    found = pd.concat(sides, axis=1, keys=["first", "second"], sort=False)
+    is_same = np.isclose(found["first"], found["second"], rtol=1e-9, atol=1e-12, equal_nan=True)
+    found = found[~is_same]
+    change, ratio = found["second"] - found["first"], found["second"] / found["first"]
     before, after = (dict(_list_keys(run)) for _, run in facts)
-    keys = (Difference(key, before.get(key), after.get(key)) for key in {**before, **after})
-    return found + [one for one in keys if one.first != one.second]
+    keys = {key: (before.get(key), after.get(key)) for key in before | after}
+    return Differences(
+        found.assign(change=change, ratio=ratio),
+        {key: pair for key, pair in keys.items() if pair[0] != pair[1]},
+    )
 
 
-def _read_metrics(folder: Path) -> dict[str, dict[str, float]]:
+def _read_metrics(folder: Path) -> pd.DataFrame:
     """Numbers of each deployment; of a plan those of the recommended one."""
     writer = find_writer(folder)
     if writer == PlanResults.writer:
         row = PlanResults.read(folder).answer.recommended
-        figures = {} if row is None else row.model_dump()
-        ends = ("_low", "_high")
-        return {
-            "recommended": {
-                name: value
-                for name, value in figures.items()
-                if type(value) in (int, float) and not name.endswith(ends)
-            }
-        }
-    if not (folder / "summary.csv").is_file():
+        table = pd.DataFrame([] if row is None else [row.model_dump()], ["recommended"])
+        table = table.filter(regex="(?<!_low)(?<!_high)$")  # without bands
+    elif (folder / "summary.csv").is_file():
+        table = read_table(folder / "summary.csv").set_index("deployment")
+    else:
         raise UserError(f"{folder}: is a folder of {writer}; name two of a run, training or plan")
-    table = read_table(folder / "summary.csv").set_index("deployment").select_dtypes("number")
-    rows = ((name, row.dropna()) for name, row in table.iterrows())
-    return {str(name): dict(zip(map(str, row.index), row, strict=True)) for name, row in rows}
+    return table.select_dtypes("number")
 
 
 def _list_keys(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -12,20 +12,21 @@ from __future__ import annotations
 import re
 import shlex
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import chain
+from pathlib import Path
 
-from simulator.base.findings import Finding
-from simulator.base.writing import yaml_lines
+from simulator.base.findings import Finding, environment
+from simulator.base.reading import read_bytes
 from simulator.planner.launch import NAMES, ROUTER, Command, Launch
-from simulator.planner.serving import Place, Server
-from simulator.planner.serving.engines import Engine
+from simulator.planner.serving import Place
 from simulator.results.answer.handover import MANIFEST, HandoverFile, by_flag
 
 _STOP_ALL = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\ntrap exit INT TERM"
 """Lines with which servers end when their script does."""
 _LEADER, _NUMBER = "LWS_LEADER_ADDRESS", "LWS_WORKER_INDEX"
-_API = "leaderworkerset"
+_TEMPLATE = Path(__file__).parent / "serving" / "kubernetes.yaml.j2"
 
 
 def list_files(launch: Launch, title: str, commands: Iterable[Command]) -> list[HandoverFile]:
@@ -50,136 +51,92 @@ def list_files(launch: Launch, title: str, commands: Iterable[Command]) -> list[
     }
     found = {
         f"serve/{name.replace(' ', '-')}.sh": _write_script(
-            f"{name[0].upper()}{name[1:]} of {title}.", rows, notes[name]
+            rows, [f"{title}: {name}", *notes[name]]
         )
         for name, rows in scripts.items()
     }
     if engine.starts_each_node or not launch.spans_nodes:
-        all_notes = list(dict.fromkeys(chain.from_iterable(notes.values())))
-        found[MANIFEST] = _write_manifest(launch, title, all_notes)
+        facts = {"has_router": bool(launch.router), "spans_nodes": launch.spans_nodes}
+        told = [title, str(Finding("launch.manifest", **facts)), *chain(*notes.values())]
+        found[MANIFEST] = _write_manifest(launch, told)
     return [HandoverFile(file=file, text=text) for file, text in found.items()]
 
 
-def _comment(sentences: Iterable[str]) -> str:
-    wrapped = (
-        textwrap.wrap(
-            one,
-            98,
-            subsequent_indent="  " if one.startswith("- ") else "",
-            break_on_hyphens=False,
-            break_long_words=False,
-        )
-        for one in sentences
-    )
-    return "\n".join(f"# {line}" for line in chain.from_iterable(wrapped))
+def _comment(title: str, *notes: str) -> str:
+    """A title, and what is to be known besides."""
+    fill = partial(textwrap.fill, width=100, break_on_hyphens=False, break_long_words=False)
+    head = fill(title, initial_indent="# ", subsequent_indent="# ")
+    points = [fill(one, initial_indent="# - ", subsequent_indent="#   ") for one in notes]
+    return "\n".join([head, *dict.fromkeys(points)])
 
 
-def _write_script(title: str, rows: Sequence[tuple[str, str]], notes: Sequence[str]) -> str:
+def _write_script(rows: Sequence[tuple[str, str]], told: Sequence[str]) -> str:
     """A script of all commands, those with the same flags in a loop over a table of what differs.
 
     Args:
         rows: hosts, and the commands that are given there.
     """
-    hosts = list(dict.fromkeys(host for host, _ in rows))
+    parts = ["#!/usr/bin/env bash", _comment(*told), "set -eu"]
+    if len(rows) == 1:
+        return "\n".join([*parts, by_flag(rows[0][1]), ""])
+    first, *others = dict.fromkeys(host for host, _ in rows)
+    usage = f":?say which host this is: {', '.join([first, *others])}" if others else f":-{first}"
+    parts += [f'host="${{1{usage}}}"', _STOP_ALL]
     groups: dict[tuple[str, ...], list[list[str]]] = {}
     for host, command in rows:
         setup, _, line = command.rpartition("\n")
         words = [shlex.quote(word) for word in shlex.split(line)]
         flags = (word for word in words if word.startswith("--"))
         groups.setdefault((setup, *flags), []).append([host, *words])
-    told = [title, *(["Not in its flags:"] if notes else []), *(f"- {note}" for note in notes)]
-    parts = ["#!/usr/bin/env bash", _comment(told), "set -eu"]
-    if len(hosts) > 1:
-        parts.append(f'host="${{1:?say which host this is: {", ".join(hosts)}}}"')
-    parts += [_STOP_ALL] if len(rows) > 1 else []
     for (setup, *_), lines in groups.items():
-        parts += [setup] if setup else []
-        parts.append(_loop(lines, len(hosts) > 1) if len(rows) > 1 else by_flag(_join(lines[0])))
-    return "\n".join([*parts, *(["wait"] if len(rows) > 1 else [])]) + "\n"
+        parts += [*filter(None, [setup]), _loop(lines)]
+    return "\n".join([*parts, "wait", ""])
 
 
-def _join(line: Sequence[str]) -> str:
-    return " ".join(line[1:])
-
-
-def _loop(lines: Sequence[Sequence[str]], is_of_hosts: bool) -> str:
-    """A loop over lines of one host, or over those of several of which one's are started."""
-    names = {
-        at: _name_word(lines[0], at)
-        for at, words in enumerate(zip(*lines, strict=True))
-        if at and len(set(words)) > 1
-    }
-    shared = list(lines[0])
-    for at, name in names.items():
-        assigned = re.match(r"[A-Z_]+=", shared[at])
-        shared[at] = f'{assigned[0] if assigned else ""}"${name}"'
-    table = [
-        " ".join([line[0]] * is_of_hosts + [re.sub(r"^[A-Z_]+=", "", line[at]) for at in names])
-        for line in lines
-    ]
-    return "\n".join(
-        [
-            f"while read -r {' '.join(['at'] * is_of_hosts + [*names.values()]) or '_'}; do",
-            *(['  [ "$at" = "$host" ] || continue'] if is_of_hosts else []),
-            textwrap.indent(f"{by_flag(_join(shared))} &", "  "),
-            "done <<'END'",
-            *table,
-            "END",
-        ]
+def _loop(lines: Sequence[Sequence[str]]) -> str:
+    """A loop over lines, each a host and its words, that starts those of this host."""
+    columns = enumerate(zip(*lines, strict=True))
+    differing = [at for at, words in columns if at and len(set(words)) > 1]
+    shared, names = list(lines[0]), ["at"]
+    for at in differing:
+        # A word is called after what it is assigned to, or after the flag before it.
+        key, is_assigned, _ = shared[at].rpartition("=")
+        names.append(re.sub(r"\W", "_", key or shared[at - 1].lstrip("-")).lower())
+        shared[at] = f'{key}{is_assigned}"${names[-1]}"'
+    table = (
+        " ".join([line[0], *(line[at].rpartition("=")[2] for at in differing)]) for line in lines
+    )
+    start = textwrap.indent(by_flag(" ".join(shared[1:])), "  ")
+    return (
+        f'while read -r {" ".join(names)}; do\n  [ "$at" = "$host" ] || continue\n{start} &\n'
+        "done <<'END'\n" + "\n".join(table) + "\nEND"
     )
 
 
-def _name_word(line: Sequence[str], at: int) -> str:
-    """A shell variable for a word, after what it is assigned to or the flag before it."""
-    variable, is_assigned, _ = line[at].partition("=")
-    named = variable if is_assigned else line[at - 1].lstrip("-")
-    return re.sub(r"\W", "_", named).lower()
-
-
-def _write_manifest(launch: Launch, title: str, notes: Iterable[str]) -> str:
+def _write_manifest(launch: Launch, told: Iterable[str]) -> str:
     """The servers of each pool, and a service in front of them."""
-    facts = {"has_router": bool(launch.router), "spans_nodes": launch.spans_nodes}
-    head = [f"{title}.", str(Finding("launch.manifest", **facts)), "Not in the flags:"]
-    documents = [
-        document
-        for role, server in launch.servers.items()
-        for document in _list_objects(
-            launch.engine, server, NAMES[role].replace(" ", "-"), launch.places[role]
+    engine, program, pools = launch.engine, launch.engine.programs.server, []
+    for role, server in launch.servers.items():
+        places = launch.places[role]
+        nodes = len(places[0].hosts)
+        alone = Place((_LEADER,) * nodes, ())
+        first, *others = (engine.start_server(server, alone, n) for n in range(min(nodes, 3)))
+        pools.append(
+            {
+                "name": NAMES[role].replace(" ", "-"),
+                "image": f"IMAGE-WITH-{program.title}-{program.release}",
+                "vendor": "amd" if server.is_amd else "nvidia",
+                "nodes": nodes,
+                "replicas": len(places),
+                "gpus": server.plan.placement.layout.num_gpus // nodes,
+                "port": engine.find_port(0),
+                "first": _start_in_pod(first),
+                "others": _start_in_pod(_number_node(others)),
+            }
         )
-    ]
-    texts = ("\n".join(yaml_lines(document)) for document in documents)
-    return "\n---\n".join([_comment([*head, *(f"- {note}" for note in notes)]), *texts]) + "\n"
-
-
-def _list_objects(
-    engine: Engine, server: Server, name: str, places: Sequence[Place]
-) -> Iterator[Mapping[str, object]]:
-    nodes, port = len(places[0].hosts), engine.find_port(0)
-    alone = Place((_LEADER,) * nodes, ())
-    lines = [engine.start_server(server, alone, node) for node in range(min(nodes, 3))]
-    serving = {
-        "ports": [{"name": "http", "containerPort": port}],
-        "readinessProbe": {"httpGet": {"path": "/health", "port": "http"}},
-    }
-    first = _make_pod(engine, server, name, lines[0], nodes, serving)
-    meta, selected = {"metadata": {"name": name}}, {"app": name}
-    if nodes == 1:
-        spec = {"replicas": len(places), "selector": {"matchLabels": selected}, "template": first}
-        yield {"apiVersion": "apps/v1", "kind": "Deployment", **meta, "spec": spec}
-    else:
-        selected = {f"{_API}.sigs.k8s.io/name": name, f"{_API}.sigs.k8s.io/worker-index": "0"}
-        others = _make_pod(engine, server, name, _number_node(lines[1:]), nodes, {})
-        group = {"size": nodes, "leaderTemplate": first, "workerTemplate": others}
-        spec = {"replicas": len(places), "leaderWorkerTemplate": group}
-        kind = {"apiVersion": f"{_API}.x-k8s.io/v1", "kind": "LeaderWorkerSet"}
-        yield {**kind, **meta, "spec": spec}
-    ports = [{"name": "http", "port": port, "targetPort": "http"}]
-    yield {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": f"{name}-http"},
-        "spec": {"selector": selected, "ports": ports},
-    }
+    made = environment().overlay(trim_blocks=True, lstrip_blocks=True)
+    template = made.from_string(read_bytes(_TEMPLATE).decode())
+    return template.render(head=_comment(*told), pools=pools)
 
 
 def _number_node(lines: Sequence[str]) -> str:
@@ -195,35 +152,11 @@ def _number_node(lines: Sequence[str]) -> str:
     )
 
 
-def _make_pod(
-    engine: Engine,
-    server: Server,
-    name: str,
-    command: str,
-    nodes: int,
-    serving: Mapping[str, object],
-) -> dict[str, object]:
-    """A pod's template; its own address takes the place of the host in the environment, and the
-    first pod's that in flags.
+def _start_in_pod(command: str) -> str:
+    """A command in which the pod's own address takes the place of the host in the environment, and
+    the first pod's that in flags.
     """
-    program, layout = engine.programs.server, server.plan.placement.layout
     setup, _, line = command.rpartition("\n")
     line = re.sub(f"(=?){_LEADER}", lambda found: "=$POD_IP" if found[1] else f"${_LEADER}", line)
     start = "exec env " if re.match(r"[A-Z_]+=", line) else "exec "
-    gpus = {f"{'amd' if server.is_amd else 'nvidia'}.com/gpu": layout.num_gpus // nodes}
-    address = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
-    container = {
-        "name": name,
-        "image": f"IMAGE-WITH-{program.title}-{program.release}".replace(" ", "-"),
-        "command": ["sh", "-c"],
-        "args": [f"{setup}\n{start}{by_flag(line)}".lstrip()],
-        **({"env": [address]} if "$POD_IP" in line else {}),
-        **serving,
-        "resources": {"requests": gpus, "limits": gpus},
-        "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}],
-    }
-    volume = {"name": "shared-memory", "emptyDir": {"medium": "Memory"}}
-    return {
-        "metadata": {"labels": {"app": name}},
-        "spec": {"containers": [container], "volumes": [volume]},
-    }
+    return f"{setup}\n{start}{by_flag(line)}".lstrip()

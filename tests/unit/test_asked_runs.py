@@ -30,15 +30,17 @@ def test_a_run_by_options_is_the_file_that_it_writes_and_runs_again_from_its_fol
     assert first["num_requests"].tolist() == [30, 30]
     for other in ("file", "again"):
         pd.testing.assert_frame_equal(first, pd.read_csv(tmp_path / other / "summary.csv"))
-        assert diff(tmp_path / "asked", tmp_path / other) == []
+        metrics, keys = diff(tmp_path / "asked", tmp_path / other)
+        assert metrics.empty
+        assert not keys
     faster = ("--set", "workload.rate_scale=2.0")
     code, _, err = moesim("run", "--from", "asked", *faster)
     assert code == 0, err
     code, out, _ = moesim("diff", "asked", "reports/out/asked_again", "--json")
     found = json.loads(out)
-    assert found["keys"] == [{"key": "workload.rate_scale", "first": 1.0, "second": 2.0}]
+    assert found["keys"] == {"workload.rate_scale": [1.0, 2.0]}
     second = pd.read_csv(tmp_path / "reports/out/asked_again/summary.csv")
-    rows = {(row["deployment"], row["name"]): row for row in found["metrics"]}
+    rows = {(row["deployment"], row["metric"]): row for row in found["metrics"]}
     name = first["deployment"][0]
     row = rows[name, "output_tokens_per_s"]
     before, after = (float(one["output_tokens_per_s"][0]) for one in (first, second))
@@ -104,11 +106,9 @@ def test_plans_differ_in_what_they_recommend_and_ask(tmp_path):
         found["recommended"] = {**found["recommended"], "gpus": 8 * seed}
         run = {**RUN, "question": {"seed": seed, "models": [{"model": "x"}, {"model": name}]}}
         PlanResults(run, Answer.model_validate(found)).write(tmp_path / name)
-    gpus, *keys = diff(tmp_path / "a", tmp_path / "b")
-    assert (gpus.name, gpus.first, gpus.second, gpus.ratio) == ("gpus", 8, 16, 2.0)
-    assert [(one.name, one.first, one.second) for one in keys] == [
-        ("seed", 1, 2),
-        ("models.1.model", "a", "b"),
-    ]
+    metrics, keys = diff(tmp_path / "a", tmp_path / "b")
+    assert metrics.loc["recommended"].loc["gpus"].tolist() == [8, 16, 8, 2]
+    assert len(metrics) == 1
+    assert keys == {"seed": (1, 2), "models.1.model": ("a", "b")}
     with pytest.raises(UserError, match=r"recommended\.toml"):
         recall_job(tmp_path / "a")

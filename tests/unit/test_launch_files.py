@@ -76,7 +76,10 @@ def test_scripts_start_all_commands_and_nothing_else(engine, case, started):
 def test_equal_replicas_are_a_loop():
     _, files = prepared("vllm", "equal")
     assert files["serve/server.sh"].count("vllm serve") == 1
-    assert "\n0,1 8000\n2,3 8002\n4,5 8004\n6,7 8006\nEND\n" in files["serve/server.sh"]
+    assert (
+        "\nnode0 0,1 8000\nnode0 2,3 8002\nnode0 4,5 8004\nnode0 6,7 8006\nEND\n"
+        in files["serve/server.sh"]
+    )
 
 
 def read_manifest(files):
@@ -129,14 +132,4 @@ def test_a_pod_of_a_pool_is_reached_at_its_own_address(started):
 def test_what_a_launcher_starts_has_no_manifest_and_says_so():
     _, files = prepared("trtllm", "spanning")
     assert "serve/kubernetes.yaml" not in files
-    assert "no manifest" in " ".join(files["serve/server.sh"].replace("\n# ", " ").split())
-
-
-@pytest.mark.parametrize(
-    "text", ["true", "no", "1.5", "a: b", "- x", "0.0.0.0", "", "x\n  y\nz", '"']
-)
-def test_texts_stay_texts_in_yaml(text):
-    from simulator.base.writing import yaml_lines
-
-    value = {"a": [{"b": text, "c": [text, 1.5, True]}], "d": {}}
-    assert yaml.safe_load("\n".join(yaml_lines(value))) == value
+    assert "no manifest" in " ".join(files["serve/server.sh"].replace("\n#", " ").split())

@@ -26,7 +26,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 
 from simulator.base.findings import Finding
-from simulator.base.writing import yaml_lines
 from simulator.deployment.memory import Capacity
 from simulator.planner.serving import (
     Address,
@@ -461,7 +460,20 @@ def find_free_share(server: Server) -> float:
 
 def _write_file(file: str, table: Mapping[str, object]) -> str:
     """The shell's lines that write a YAML file."""
-    return "\n".join([f"cat > {file} <<'EOF'", *yaml_lines(table), "EOF"])
+    return "\n".join([f"cat > {file} <<'EOF'", *_yaml(table, ""), "EOF"])
+
+
+def _yaml(table: Mapping[str, object], indent: str) -> list[str]:
+    lines = []
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            lines += [f"{indent}{key}:", *_yaml(value, indent + "  ")]
+        elif isinstance(value, list):
+            lines += [f"{indent}{key}:", *(f"{indent}  - {entry}" for entry in value)]
+        else:
+            text = str(value).lower() if isinstance(value, bool) else value
+            lines.append(f"{indent}{key}: {text}")
+    return lines
 
 
 ENGINES: dict[str, Engine] = {one.name: one for one in (Sglang(), Trtllm(), Vllm())}
