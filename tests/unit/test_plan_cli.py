@@ -106,7 +106,7 @@ def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan,
     first = read_all(folder)
     assert first["serve/server.sh"].startswith(b"#!/usr/bin/env bash")
     assert (folder / "serve/server.sh").stat().st_mode & 0o100
-    command = next(one for one in answer.handover.commands if one.model == best.model)
+    command = next(one for one in answer.handover.commands if one.model == answer.recommended.model)
     assert by_flag(command.command) in out
     assert all(note in out for note in command.not_expressed)
     code, printed, err = plan("--json", "--cache", "another")

@@ -25,7 +25,7 @@ from simulator.planner.store import STORED_EVALUATION, Store, key_of
 from simulator.planner.traffic import lasting, traffic_of
 from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty.assessment import assess
-from simulator.results.plan_sentences import headline
+from simulator.results.plan_sentences import reasons
 from tests.findings_database import query, read_findings
 from tests.laws.tiny_question import ENGINE
 
@@ -400,4 +400,4 @@ def test_no_probability_is_of_hits_that_were_drawn():
     answer = make_answer(found, assess(found, workers=1))
     assert answer.recommended is not None
     assert answer.confidence.meets_targets is None
-    assert headline(answer).facts["sure"] is None
+    assert "plan.unlikely" not in [one.kind for one in reasons(answer)]

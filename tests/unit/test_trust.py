@@ -23,7 +23,15 @@ PROJECT = Path(__file__).parents[2]
 LOUD = "import pathlib\npathlib.Path('ran').touch()\n"
 """A module that leaves a trace when it is imported, in the current folder."""
 READ_ONLY_COMMANDS = {
-    *(("calibrate",), ("cache", "clear"), ("cache", "info"), ("list",), ("new",), ("report",)),
+    *(
+        ("calibrate",),
+        ("cache", "clear"),
+        ("cache", "info"),
+        ("diff",),
+        ("list",),
+        ("new",),
+        ("report",),
+    ),
     *(("schema",), ("sparsity",), ("trace", "record", "train")),
     ("trace", "record", "transformers"),
 }

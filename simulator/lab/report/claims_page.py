@@ -54,7 +54,7 @@ _MOST_MARKS = 6
 
 
 def _draw_gauge(answer: ClaimAnswer) -> Gauge:
-    """How many times as much there is of what is claimed, by the condition of the first map."""
+    """Ratios of what is claimed, by the condition of the first map."""
     by = answer.maps[0][0] if answer.maps else "rival"
     ratios: dict[str, list[float]] = {}
     for case in answer.cases:
