@@ -144,20 +144,16 @@ def _describe_single(
 ) -> Iterator[Finding]:
     """Describe the service of the only deployment, first in one sentence."""
     ((name, row),) = rows.items()
-    output_tokens_per_s = float(row["output_tokens_per_s"])
-    yield Finding(
-        "verdict.single",
-        name=short[name],
-        output_tokens_per_s=output_tokens_per_s,
-        gpus=tell_gpus(row),
-        attained=float(row["slo_attainment"]),
-    )
-    yield Finding(
-        "verdict.single_figures",
-        ttft_s=float(row["ttft_p50_s"]),
-        tpot_s=float(row["tpot_p50_s"]),
-        output_tokens_per_s=output_tokens_per_s,
-    )
+    facts = {
+        "ttft_s": float(row["ttft_p50_s"]),
+        "tpot_s": float(row["tpot_p50_s"]),
+        "output_tokens_per_s": float(row["output_tokens_per_s"]),
+    }
+    attained = float(row["slo_attainment"])
+    gpus = tell_gpus(row)
+    yield Finding("verdict.single", name=short[name], gpus=gpus, attained=attained, **facts)
+    if not np.isnan(attained):
+        yield Finding("verdict.single_served", **facts)
     yield from find_undetermined(results, short, [name], _TOLD)
 
 
