@@ -149,7 +149,8 @@ def make_front(
         eyebrow: line above the headline.
         shown: deployments of which some may be rumoured.
         cards: answers in few words; None where there is none.
-        gauges: figures against their limits; those that tell nothing apart are left out.
+        gauges: figures against their limits; those that are empty or tell nothing apart are left
+            out.
     """
 
     def split(sentence: str) -> list[tuple[str, bool]]:
@@ -165,7 +166,7 @@ def make_front(
         for name, one in (cards or {}).items()
         if one is not None
     }
-    drawn = [gauge for gauge in gauges if not gauge.is_flat]
+    drawn = [gauge for gauge in gauges if gauge.marks and not gauge.is_flat]
     return Front(eyebrow, split(verdict["headline"]), reasons, known, drawn)
 
 

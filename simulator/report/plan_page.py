@@ -303,12 +303,16 @@ def _list_cards(answer: Answer, gauges: Sequence[Gauge]) -> dict[str, Cell | Non
     return {
         "Rent": Cell(plan_text.count_gpus(best.gpus), best.cluster),
         "Cost an hour": Cell(
-            _amount(answer.currency, best.cost_per_hour), _describe_needed(answer)
+            _amount(answer.currency, best.cost_per_hour) if best.cost_per_hour else "no price",
+            _describe_needed(answer),
         ),
         "How sure": None if likely is None else Cell(chance(likely), "that every target is met"),
         "More traffic": None
         if best.headroom is None
-        else Cell(f"{_share_above(best.headroom)} more", headroom and f"80 % of cases: {headroom}"),
+        else Cell(
+            _write_signed(best.headroom) + " or more" * best.headroom_is_least,
+            headroom and f"80 % of cases: {headroom}",
+        ),
         "An hour of twice the traffic": _find_doubled(answer, best),
         "Largest doubt": find_doubt(gauges),
     }
