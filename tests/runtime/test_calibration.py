@@ -210,11 +210,6 @@ def test_a_calibration_with_spreads_is_written_and_read(rounds):
     assert again.kernels[0].reference_s == pytest.approx(REFERENCE_S, rel=1e-3)
 
 
-def test_the_shipped_file_of_an_earlier_calibration_has_no_spreads():
-    shipped = validate(HostCalibration, read_toml(SHIPPED), "shipped")
-    assert shipped.kernels[0].matrix.spread is None
-
-
 @pytest.mark.parametrize(
     ("slower", "pace"), [(0.5, 0.56), (0.9, 1.0), (1.0, 1.0), (1.1, 1.0), (1.5, 1.33), (3.0, 2.66)]
 )

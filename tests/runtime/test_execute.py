@@ -153,10 +153,8 @@ def test_no_pair_is_lost_or_counted_twice(executed):
     assert set(pairs["decode"]) == {5 * 2}
 
 
-def test_the_verdict_is_said_and_how_much_others_took_of_the_cores(executed):
-    said, found = executed
-    assert "as fast as" in said["verdict"]["headline"] or "speed of" in said["verdict"]["headline"]
-    assert any("The predicted duration" in reason for reason in said["verdict"]["reasons"])
+def test_how_much_others_took_of_the_cores_is_told(executed):
+    _, found = executed
     assert found.summary["others_share"].between(0, 1).all()
     assert (found.summary["idle_error"] >= found.summary["error"]).all()
 
@@ -169,9 +167,7 @@ def test_only_the_deployment_that_was_named_is_run_and_its_verdict_is_on_the_ter
     code, out, err = moesim("execute", "tiny.toml", *named)
     assert code == 0, err
     assert Executed.read(folder / "one").deployments == ["pruned"]
-    assert out.startswith("On this machine (")
-    assert "pruned computes prompts at" in out.splitlines()[0]
-    assert "- The predicted duration of a step is off by" in out
+    assert Executed.read(folder / "one").verdict["headline"] in out
 
 
 def test_a_machine_that_is_slower_than_when_it_was_calibrated_is_told_and_predicted_as_such(
@@ -205,8 +201,6 @@ def test_experts_that_moved_between_steps_are_in_the_record_beside_their_price(e
         assert moved["seconds"] > 0
         assert moved["predicted_s"] > 0
         assert moved["imbalance_after"] < moved["imbalance_before"]
-    (told,) = (reason for reason in said["verdict"]["reasons"] if reason.startswith("Experts of"))
-    assert "(predicted: " in told
 
 
 def test_what_was_killed_is_in_the_record(executed):

@@ -157,14 +157,6 @@ def test_what_is_wrong_is_told_before_anything_is_measured(folder, table, told):
         ClaimMeasurements(["run.toml", "wrong.toml"])
 
 
-def test_the_command_measures_and_says_what_it_found(folder, moesim):
-    status, printed, told = moesim("claims", "pruned.toml", "--real", "--seeds", "1")
-    assert status == 0, told
-    assert "measuring on this machine takes about" in told
-    assert "Measured here" in printed
-    assert "matrices" in printed
-
-
 @pytest.mark.parametrize(
     ("stopped_in", "told", "num_kept"),
     [

@@ -1,6 +1,5 @@
 """Recordings made here: trained models, their twins, and the files that a training leaves."""
 
-import html
 import signal
 import tomllib
 from pathlib import Path
@@ -30,7 +29,6 @@ from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL, Sha
 from simulator.runtime.recording.trace_file import write_recording
 from simulator.runtime.recording.training import balance_loss
 from tests.parts import freeze
-from tests.report.pages import payload_of
 from tests.runtime.processes import PATIENCE_S, start_moesim
 from tests.runtime.small_training import RECIPE, SEEDS, SHAPE, STEPS, WORDS, trained
 
@@ -168,17 +166,6 @@ def test_the_same_seed_gives_the_same_recording_and_another_seed_another(made, t
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_the_page_says_the_result_and_fetches_nothing(files, made):
-    page = files["page"].read_text(encoding="utf-8")
-    assert made.headline in page
-    assert "default-src 'none'" in html.unescape(page)
-    payload = payload_of(page)
-    assert len(payload["plots"]) == 2 + 1 + len(WORDS)
-    assert [len(plot["data"]) for plot in payload["plots"]] == [5, 5, 1, 1, 1]
-    for name in (MOE, SAME_TOTAL, SAME_ACTIVE, *WORDS):
-        assert name in page
-
-
 def test_unusable_folders_are_refused(tmp_path):
     def refused(folder):
         with pytest.raises(UserError) as caught:
@@ -264,14 +251,3 @@ def test_stopped_it_leaves_nothing_and_no_file_of_a_run_before_is_touched(text, 
     assert stopped.returncode == 130
     assert [path.name for path in tmp_path.iterdir()] == ["r.npz"]
     assert (tmp_path / "r.npz").read_bytes() == b"of a run before"
-
-
-@pytest.mark.soak
-def test_the_command_writes_its_files_over_those_of_a_run_before(text, tmp_path):
-    (tmp_path / "r.npz").write_bytes(b"of a run before")
-    arguments = ["trace", "record", "train", "r.npz", "--text", str(text), "--tokens", "256"]
-    done = start_moesim(tmp_path, *arguments, "--steps", "1", "--seeds", "1")
-    assert "wrote r.npz" in done.communicate(timeout=PATIENCE_S)[1]
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"r.npz", "r.csv", "r.html", "r.toml"}
-    assert (tmp_path / "r.npz").stat().st_size > 100
