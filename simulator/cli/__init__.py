@@ -28,7 +28,6 @@ from simulator.cli import (
     cache,
     console,
     describe,
-    diff,
     execute,
     plan,
     run,
@@ -180,7 +179,7 @@ app.command()(run.run)
 app.command()(plan.plan)
 app.command()(execute.execute)
 app.command()(run.report)
-app.command()(diff.diff)
+app.command()(run.diff)
 app.command()(sparsity.sparsity)
 app.command("list")(describe.list_)
 app.command()(describe.new)

@@ -1,5 +1,5 @@
-"""``moesim run`` and ``moesim report``: replay a scenario or simulate a training, print the
-comparison, write the report.
+"""``moesim run``, ``moesim report`` and ``moesim diff``: replay a scenario or simulate a training,
+print the comparison, write the report, compare results folders.
 """
 
 from __future__ import annotations
@@ -383,3 +383,29 @@ def _comparison(results: Results, width: int) -> Iterator[Text]:
         first = last
         if first < len(names):
             yield Text()
+
+
+def diff(
+    first: Annotated[Path, console.argument("A results folder of a run, a training or a plan.")],
+    second: Annotated[Path, console.argument("Another one.")],
+    as_json: console.AsJson = False,
+) -> None:
+    """Compare two results folders: the metrics that differ, and the keys of the scenarios or
+    questions that do.
+    """
+    from simulator.commands.folders import diff as find_differences
+
+    metrics, keys = find_differences(first, second)
+    if as_json:
+        rows = metrics.rename_axis(["deployment", "metric"]).reset_index()
+        console.emit({"metrics": console.rows_of(rows), "keys": keys})
+        return
+    for name, rows in metrics.groupby(level=0, sort=False):
+        lines = [[key, *(f"{value:.6g}" for value in row)] for (_, key), *row in rows.itertuples()]
+        console.print_table([[str(name), str(first), str(second), "change", "ratio"], *lines])
+        console.out.print()
+    if keys:
+        lines = [[key, *map(console.plain, pair)] for key, pair in keys.items()]
+        console.print_table([["key", str(first), str(second)], *lines])
+    if metrics.empty and not keys:
+        console.out.say("No metric and no key differs.")

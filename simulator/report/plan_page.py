@@ -303,7 +303,9 @@ def _list_cards(answer: Answer, gauges: Sequence[Gauge]) -> dict[str, Cell | Non
     return {
         "Rent": Cell(plan_text.count_gpus(best.gpus), best.cluster),
         "Cost an hour": Cell(
-            _amount(answer.currency, best.cost_per_hour) if best.cost_per_hour else "no price",
+            plan_text.money(best.cost_per_hour, answer.currency)
+            if best.cost_per_hour
+            else "no price",
             _describe_needed(answer),
         ),
         "How sure": None if likely is None else Cell(chance(likely), "that every target is met"),
@@ -344,11 +346,7 @@ def _find_doubled(answer: Answer, best: DeploymentRow) -> Cell | None:
     if not known or not best.cost_per_hour:
         return None
     ratio = times(min(known) / best.cost_per_hour)
-    return Cell(_amount(answer.currency, min(known)), f"{ratio} as much")
-
-
-def _amount(currency: str, value: float) -> str:
-    return f"{amount(value)} {currency}".rstrip()
+    return Cell(plan_text.money(min(known), answer.currency), f"{ratio} as much")
 
 
 def _draw_gauges(answer: Answer) -> Iterator[Gauge]:
@@ -358,8 +356,8 @@ def _draw_gauges(answer: Answer) -> Iterator[Gauge]:
     rows = [row for row in (best, *others) if row is not None][:_MOST_MODELS]
     for name, limit in {"cost_per_hour": None, **answer.targets}.items():
         is_cost = name == "cost_per_hour"
-        unit = answer.currency if best is None or best.cost_per_hour else ""
-        text = partial(_amount, unit) if is_cost else partial(value_text, name)
+        money = partial(plan_text.money, currency=answer.currency)
+        text = money if is_cost else partial(value_text, name)
         marks = []
         for row in rows:
             value = row.measured_value(name)
