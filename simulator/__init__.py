@@ -53,11 +53,10 @@ __all__ = [
 _HOMES = {
     "base.errors": ("LostError", "UserError"),
     "base.trust": ("allow_code",),
-    "commands.plan": ("plan",),
+    "commands.plan": ("plan", "plan_training"),
     "commands.catalogue": ("list_kinds",),
     "commands.check": ("check",),
     "commands.execute": ("execute",),
-    "commands.plan_training": ("plan_training",),
     "commands.report": ("build_report", "load_results", "write_results"),
     "commands.run": ("run",),
     "commands.schema": ("describe_keys", "make_schema"),

@@ -3,8 +3,7 @@ from simulator.base.trust import allow_code
 from simulator.commands.catalogue import list_kinds
 from simulator.commands.check import check
 from simulator.commands.execute import execute
-from simulator.commands.plan import plan
-from simulator.commands.plan_training import plan_training
+from simulator.commands.plan import plan, plan_training
 from simulator.commands.report import build_report, load_results, write_results
 from simulator.commands.run import run
 from simulator.commands.schema import describe_keys, make_schema

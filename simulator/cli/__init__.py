@@ -25,7 +25,6 @@ from simulator.base.plugins import available, load_kind
 from simulator.base.text import one_line
 from simulator.base.trust import forget_current_folder
 from simulator.cli import (
-    cache,
     console,
     describe,
     execute,
@@ -186,7 +185,7 @@ app.command()(describe.new)
 app.command()(describe.check)
 app.command()(describe.schema)
 app.add_typer(trace.app, name="trace")
-app.add_typer(cache.app, name="cache")
+app.add_typer(describe.cache, name="cache")
 
 _ORDER = (
     "run",

@@ -1,13 +1,19 @@
-"""``moesim list``, ``new``, ``check`` and ``schema``: what there is, a file to begin with, and
-whether it is right; they run nothing.
+"""``moesim list``, ``new``, ``check``, ``schema`` and ``cache``: what there is, a file to begin
+with, whether it is right, and what is kept; they run nothing.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Annotated
 
-from simulator.base.text import one_line
+import typer
+
+from simulator.base import caches
+from simulator.base.caches import Kept
+from simulator.base.errors import UserError
+from simulator.base.text import first_line, one_line
 from simulator.cli import console
 
 
@@ -100,3 +106,45 @@ def schema(
     from simulator.commands.schema import make_schema
 
     print(json.dumps(make_schema(what), indent=1))  # noqa: T201
+
+
+# ``moesim cache``: what is kept between runs, and clearing it.
+
+
+cache = typer.Typer(
+    no_args_is_help=True,
+    help="Say what is kept between runs, such as compiled functions, and clear it.",
+)
+
+
+@cache.command()
+def info(as_json: console.AsJson = False) -> None:
+    """Say what is kept, where, and how much it is."""
+    _show(caches.measure_caches, as_json)
+
+
+@cache.command()
+def clear(as_json: console.AsJson = False) -> None:
+    """Remove all that is kept; the next run compiles anew, the next search simulates anew."""
+    _show(caches.clear_caches, as_json)
+
+
+def _show(find: Callable[[], dict[str, Kept]], as_json: bool) -> None:
+    try:
+        kept = find()
+    except OSError as error:
+        raise UserError(f"caches cannot be read or cleared: {first_line(error)}") from error
+    if as_json:
+        console.emit(
+            {
+                name: {"folder": str(one.folder), "files": one.num_files, "bytes": one.num_bytes}
+                for name, one in kept.items()
+            }
+        )
+        return
+    console.print_rows(
+        {
+            name: f"{one.num_files:,} files, {one.num_bytes / 1e6:,.1f} MB in {one.folder}"
+            for name, one in kept.items()
+        }
+    )

@@ -257,7 +257,7 @@ def _candidates(answer: Answer) -> Iterator[Text]:
 
 def _answer_training(question: TrainingQuestion, folder: Path, as_json: bool) -> None:
     """Answer a question about training, write its folder, and print the answer."""
-    from simulator.commands.plan_training import plan_training
+    from simulator.commands.plan import plan_training
     from simulator.commands.report import write_results
     from simulator.results.training_answer import RECOMMENDED, TrainingAnswer
 

@@ -220,8 +220,7 @@ def _finish_sweep(sweep: Sweep, folder: Path, as_json: bool) -> None:
     seeds.
     """
     from simulator.results.availability import list_told
-    from simulator.results.formats import metric
-    from simulator.results.metrics import METRICS
+    from simulator.results.metrics import METRICS, metric
     from simulator.results.sweep import measure_spread, setting_text
 
     rows = {}
@@ -333,8 +332,7 @@ def _comparison(results: Results, width: int) -> Iterator[Text]:
     """Lay out the key metrics, a column for each deployment, the best in bold; as many columns side
     by side as fit in ``width``.
     """
-    from simulator.results.formats import KEY_METRICS, heading_unit, metric, winners
-    from simulator.results.metrics import METRICS
+    from simulator.results.metrics import KEY_METRICS, METRICS, heading_unit, metric, winners
     from simulator.results.run_bands_text import list_notes
     from simulator.results.run_sentences import is_scaled
     from simulator.results.verdict import short_names

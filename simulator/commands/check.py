@@ -24,8 +24,7 @@ from simulator.config.cluster import ClusterSpec
 from simulator.config.engine import read_engine
 from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.config.law_file import LawFile, load_law
-from simulator.config.model import load_model
-from simulator.config.routing import routing_note
+from simulator.config.model import load_model, routing_note
 from simulator.config.training_question import TrainingQuestion
 from simulator.config.workload import WorkloadSpec
 from simulator.deployment.counterparts import choose_model

@@ -394,7 +394,7 @@ def spread_evenly(plan: DeploymentPlan, step: Step) -> tuple[Batch, int]:
     """The step as the simulator has it, its sequences spread over the data-parallel ranks, and its
     offset.
     """
-    from simulator.runtime.layers.part import Part
+    from simulator.runtime.layers.weights import Part
 
     dp = plan.placement.layout.attention_dp
     sequences_d = [Part(d, dp).num(step.num_sequences) for d in range(dp)]

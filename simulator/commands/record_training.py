@@ -39,8 +39,7 @@ from simulator.runtime.recording.trace_file import Recording, write_recording
 from simulator.step.training import price_micro_batch
 
 if TYPE_CHECKING:  # they import torch and Ray
-    from simulator.runtime.recording.training import HeldOut, Recipe, Training
-    from simulator.runtime.recording.tuning import Trial
+    from simulator.runtime.recording.training import HeldOut, Recipe, Training, Trial
 
 
 _MIN_STEPS = 20
@@ -77,7 +76,7 @@ class TrainedRecording:
     @property
     def findings(self) -> list[str]:
         """Further findings of the comparison, a sentence each."""
-        from simulator.runtime.recording.tuning import describe_search
+        from simulator.runtime.recording.training import describe_search
 
         return [*list_findings(self.outcomes), describe_search(self.trials)]
 
@@ -156,13 +155,15 @@ def train_and_record(
     require("torch", "training a model")
     from simulator.runtime.recording.training import (
         MIXTURE_NAME,
+        TUNING_SHARE,
         Recipe,
         Training,
         choose_held_out,
+        choose_rates,
         describe_computation,
         route,
+        try_rates,
     )
-    from simulator.runtime.recording.tuning import TUNING_SHARE, choose_rates, try_rates
 
     shape, recipe = shape or Shape(), recipe or Recipe()
     corpus = read_corpus(text, seeds[0], shape.context)
@@ -242,7 +243,7 @@ def _count_steps(
     """Steps of the first run that leave time for the search of learning rates, and for the second
     run, in which each dense model computes as long as the mixture.
     """
-    from simulator.runtime.recording.tuning import RATES, TUNING_SHARE
+    from simulator.runtime.recording.training import RATES, TUNING_SHARE
 
     again_s = (len(step_s) - 1) * step_s[MOE]
     round_s = (len(RATES) * TUNING_SHARE + num_seeds) * sum(step_s.values()) + num_seeds * again_s

@@ -30,7 +30,7 @@ from simulator.base.quantities import (
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec, list_odd, load_accelerator
 from simulator.config.failures import Degraded
-from simulator.config.host_memory import HostSpec
+from simulator.config.host import HostSpec
 from simulator.config.named import Changeable, change, join_name, split_name
 
 _FAMILY = "cluster_configs"

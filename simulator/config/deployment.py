@@ -28,7 +28,7 @@ from simulator.config.accelerator import Speeds
 from simulator.config.dtypes import DType
 from simulator.config.engine import EngineName
 from simulator.config.failures import Degraded
-from simulator.config.host_memory import TierName
+from simulator.config.host import TierName
 from simulator.config.named import ClusterName, ModelName
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model
 from simulator.config.sparsity import Pruning

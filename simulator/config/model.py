@@ -4,6 +4,7 @@ follow.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Self
@@ -12,6 +13,7 @@ from pydantic import Field, model_validator
 
 from simulator.base.data import find_file, load_once
 from simulator.base.errors import UserError
+from simulator.base.findings import Finding
 from simulator.base.frozen import Frozen, ListOf, PairOf, Policy, SomeOf, validate
 from simulator.base.home import fetch
 from simulator.base.kinds import OneOf, PolicyOf
@@ -35,7 +37,6 @@ from simulator.config.ffns.moe import MoE
 from simulator.config.mixers import Mixer
 from simulator.config.named import change, split_name
 from simulator.config.own_kinds import try_kinds
-from simulator.config.routing import complete_routing
 
 _MOST_MODEL_EXPERTS = 1 << 18
 """Experts of all layers together, 18 times those of DeepSeek-V3: popularities are
@@ -122,7 +123,7 @@ class ModelSpec(Frozen):
     """Whether the numbers are not published by the makers: marked wherever the model appears."""
     routing: Annotated[Policy, PolicyOf("routing")] | None = None
     """Default routing policy of the model's experts; absent = log-normal popularity with the median
-    spread of measured models (:mod:`simulator.config.routing`)."""
+    spread of measured models (:data:`MEDIAN_SIGMA`)."""
     routing_source: Label = ""
     """Source of the skew in ``routing``."""
     notes: Label = ""
@@ -349,3 +350,36 @@ def _complete(model: ModelSpec) -> ModelSpec:
 def _find_path(name: str, folder: Path | None) -> Path:
     beside = fetch((folder or Path()) / name)
     return beside if beside.exists() else fetch(Path(name))
+
+
+# Default skew of expert popularity, for models whose routing nobody has measured.
+
+
+MEDIAN_SIGMA = 0.55
+"""Spread of the logarithm of expert popularity: the median of the models that were measured or that
+figures were published of (Mixtral-8x7B 0.1, stdlib-moe 0.44, OLMoE 0.45, gpt-oss-20b 0.55,
+DeepSeek-V2-Lite 0.62, DeepSeek-R1 1.06, Qwen1.5-MoE 1.2; their files say from what). Uniform
+routing would flatter every mixture of experts."""
+ASSUMED_SOURCE = (
+    f"Assumed: sigma {MEDIAN_SIGMA}, the median of seven models (0.1 to 1.2); nothing was "
+    "given for this one."
+)
+_SOURCED = "; sigma is assumed: {sigma}, the median of seven models (0.1 to 1.2)"
+
+
+def complete_routing(routing: Policy | None, source: str) -> tuple[Policy, str]:
+    """A routing policy's table and where it comes from, completed by what is assumed: the whole of
+    it, or the ``sigma`` that a ``lognormal`` one leaves out.
+    """
+    if routing is None:
+        return {"kind": "lognormal", "sigma": MEDIAN_SIGMA}, ASSUMED_SOURCE
+    if routing.get("kind") == "lognormal" and "sigma" not in routing:
+        added = _SOURCED.format(sigma=MEDIAN_SIGMA)
+        return {**routing, "sigma": MEDIAN_SIGMA}, f"{source or 'the model file'}{added}"
+    return routing, source
+
+
+def routing_note(model: str, source: str) -> Iterator[Finding]:
+    """Find whether the routing of a model is assumed."""
+    if source == ASSUMED_SOURCE or _SOURCED.format(sigma=MEDIAN_SIGMA) in source:
+        yield Finding("note.assumed_routing", model=model, sigma=MEDIAN_SIGMA)

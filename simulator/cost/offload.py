@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.arrays import Floats
-from simulator.config.host_memory import HostSpec, TierName
+from simulator.config.host import HostSpec, TierName
 from simulator.work.expert_cache import CacheUses
 
 

@@ -15,9 +15,8 @@ from simulator.base.plugins import build
 from simulator.config.ffns import FFN
 from simulator.config.ffns.dense import DenseFFN
 from simulator.config.ffns.moe import MoE
-from simulator.config.model import LayerRun, ModelSpec, load_model
+from simulator.config.model import LayerRun, ModelSpec, complete_routing, load_model
 from simulator.config.pairing import DenseOf, ModelChoice, MoeOf
-from simulator.config.routing import complete_routing
 from simulator.deployment.equal import Equality, Measure
 
 

@@ -20,8 +20,7 @@ from simulator.base.recent import Recent
 from simulator.base.streams import open_stream
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.ffns.moe import MoE
-from simulator.config.model import ModelSpec
-from simulator.config.routing import complete_routing
+from simulator.config.model import ModelSpec, complete_routing
 from simulator.deployment.reduction import count_pairs, reduce_router
 from simulator.policies.contracts import draw_ids, place_experts, prepare_router
 from simulator.policies.dispatch import DispatchPolicy

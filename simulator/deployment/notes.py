@@ -12,7 +12,7 @@ from simulator.config.cluster import list_odd_links
 from simulator.config.deployment import OffloadSpec
 from simulator.config.engine import find_engine
 from simulator.config.host import HostRates
-from simulator.config.routing import routing_note
+from simulator.config.model import routing_note
 from simulator.deployment.fits import list_unseen
 from simulator.deployment.memory import memory_rules, start_probability
 from simulator.deployment.plan import DeploymentPlan

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
 from simulator.config.deployment import OffloadSpec
-from simulator.config.host_memory import HostSpec
+from simulator.config.host import HostSpec
 from simulator.cost.offload import OffloadRates, find_rates
 from simulator.deployment.expert_plan import ExpertPlan
 from simulator.policies.overflow import may_drop

@@ -12,7 +12,7 @@ from simulator.base.frozen import Policy
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import Blocks, EngineSpec, find_engine
-from simulator.config.host_memory import HostSpec
+from simulator.config.host import HostSpec
 from simulator.config.model import ModelSpec
 from simulator.policies.scheduling import Rules
 from simulator.policies.speculation import Drafts

@@ -22,10 +22,8 @@ from simulator.engine.pool import PoolState
 from simulator.engine.state import Ints, Ranks, Requests
 from simulator.engine.table import ATTENTION, add_pass, price_pipeline
 from simulator.results.phases import STEP_PHASES
-from simulator.step.loads import measure_loads
 from simulator.step.operations import list_operations, pass_operations
-from simulator.step.pipelines import sends_s, stage_shares
-from simulator.step.prices import Prices
+from simulator.step.prices import Prices, measure_loads, sends_s, stage_shares
 from simulator.step.program import Batch, Busy, Finish, Operation, PricedBatch, Start, Together
 
 # CPU cores that ranks share, where a machine has fewer cores than ranks.

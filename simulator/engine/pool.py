@@ -42,8 +42,7 @@ from simulator.policies.contracts import (
 from simulator.policies.order import RankedOrder, Waiting
 from simulator.policies.placement import Placed
 from simulator.policies.scheduling import RANK_CHOICES
-from simulator.step.load_profiles import LoadProfiles, find_profiles
-from simulator.step.mixes import Mixes, list_mixes, single_mix
+from simulator.step.mixes import LoadProfiles, Mixes, find_profiles, list_mixes, single_mix
 from simulator.step.prices import Prices
 from simulator.step.request_choices import bind_requests
 from simulator.workload.requests import longest_tokens

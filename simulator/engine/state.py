@@ -129,7 +129,7 @@ class Request:
     """Kind of text, an index into :attr:`simulator.workload.traces.RequestTrace.domains`; -1 where
     unknown."""
     profile: int
-    """Load profile, which experts are priced by (:mod:`simulator.step.load_profiles`)."""
+    """Load profile, which experts are priced by (:mod:`simulator.step.mixes`)."""
     number: int
     """Number in the whole trace, which seeds its random draws."""
     arrival_s: float

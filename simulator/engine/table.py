@@ -24,8 +24,7 @@ from simulator.engine.state import Floats, Ints, Ranks, Requests
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.step.blocks import price_blocks, price_module, sum_layers
 from simulator.step.mixes import Mixes, single_mix
-from simulator.step.pipelines import sends_s, stage_shares
-from simulator.step.prices import PHASES, Prices
+from simulator.step.prices import PHASES, Prices, sends_s, stage_shares
 from simulator.work.context import NO_WINDOW, add_decodes, add_sums
 
 # Seconds of a formed step, read from the table: of one data-parallel group, of the lanes of a

@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -17,7 +17,6 @@ from simulator.base.errors import UserError
 from simulator.base.machine import count_cores
 from simulator.base.progress import CountDone
 from simulator.base.text import first_line
-from simulator.parallel.actors import call, end_actors, start_actor, wait_for
 from simulator.parallel.work_list import Taker, WorkList
 from simulator.runtime.stopping import stop_on_signal
 
@@ -34,10 +33,11 @@ _MANY = 2
 """Items left for each worker above which a worker is handed its next item before it has ended the
 last, so that it never waits."""
 
+_GLANCE_S = 1.0
+"""Seconds between two looks at the Ray cluster, its nodes, slow workers, and whether an
+answer can still come."""
 _HERE = Taker(0)
 """Taker that this process is."""
-_GLANCE_S = 1.0
-"""Seconds between two looks at the Ray cluster, its nodes and the workers that are slow."""
 _STOPS_S = 60.0
 """Seconds within which Ray stops, or never will; afterwards its processes end with this one."""
 _SHORT_S = 0.3
@@ -464,3 +464,53 @@ def _is_on_ray() -> bool:
         return True
     is_initialized = getattr(sys.modules.get("ray"), "is_initialized", None)
     return is_initialized is not None and bool(is_initialized())
+
+
+# Ray processes that call functions for this one.
+
+
+def start_actor(node: str) -> Any:
+    """Start a process with a CPU of a node; it may still be starting on return."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    place = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy=place)(_Actor).remote()
+
+
+def end_actors(actors: Iterable[Any]) -> None:
+    """End processes, whatever they are doing."""
+    import ray
+
+    for actor in actors:
+        ray.kill(actor)
+
+
+def wait_for(task: Any, is_lost: Callable[[], bool]) -> Any:
+    """Wait for the result of a call in a Ray process.
+
+    Args:
+        is_lost: whether all that it runs on is gone, which a call that waits may not notice.
+
+    Raises:
+        RayError, OSError: if it is gone.
+    """
+    import ray
+
+    while not ray.wait([task], timeout=_GLANCE_S)[0]:
+        if is_lost():
+            raise ConnectionError("what it ran on is gone")
+    return ray.get(task)
+
+
+def call(function: Callable[[], None]) -> None:
+    """Call a function without arguments, in place of one that takes an item."""
+    function()
+
+
+class _Actor:
+    """Body of a process that Ray starts."""
+
+    def call(self, function: Callable[[Any], Any], item: Any) -> Any:
+        """Call a function on one item."""
+        return function(item)

@@ -20,8 +20,7 @@ from simulator.cost.compute import Phase
 from simulator.cost.kernels.attention import kernels_s
 from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.traffic import Traffic
-from simulator.step.pipelines import sends_s, stage_shares
-from simulator.step.prices import Prices
+from simulator.step.prices import Prices, sends_s, stage_shares
 from simulator.work.context import total_sums
 
 Floats = NDArray[np.float64]

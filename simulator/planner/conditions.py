@@ -26,9 +26,8 @@ from simulator.base.home import fetch
 from simulator.base.reading import read_bytes
 from simulator.base.recent import Recent
 from simulator.config.capacity import CandidateModel, Question, Spare
-from simulator.config.model import ModelSpec
+from simulator.config.model import ModelSpec, complete_routing
 from simulator.config.pairing import model_text
-from simulator.config.routing import complete_routing
 from simulator.config.workload import SLO
 from simulator.deployment.counterparts import choose_model
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from simulator.base.formats import number
 from simulator.report import style
 from simulator.results.folder import Results
-from simulator.results.formats import metric, winners
+from simulator.results.metrics import metric, winners
 from simulator.results.results_folder import ResultsFolder
 from simulator.results.run_bands_text import band_text, note_on
 

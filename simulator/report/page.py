@@ -26,8 +26,7 @@ from simulator.results.explanation_text import (
     read_explanation,
 )
 from simulator.results.folder import Results
-from simulator.results.formats import KEY_METRICS, better_way, heading_unit, metric
-from simulator.results.metrics import METRICS
+from simulator.results.metrics import KEY_METRICS, METRICS, better_way, heading_unit, metric
 from simulator.results.results_folder import Cell, TextTable, Verdict
 from simulator.results.run_bands_text import band_text, edges_of
 from simulator.results.verdict import short_names

@@ -18,8 +18,7 @@ from simulator.report.gallery import FigureCards, pair_up
 from simulator.report.marks import log_axis, whiskers
 from simulator.report.rendering import Block, Section, render_blocks, show_tables
 from simulator.results.availability import list_told
-from simulator.results.formats import KEY_METRICS, heading_unit, metric
-from simulator.results.metrics import METRICS
+from simulator.results.metrics import KEY_METRICS, METRICS, heading_unit, metric
 from simulator.results.results_folder import Cell, TextTable
 from simulator.results.sweep import Sweep, measure_spread, setting_text, value_text
 

@@ -20,8 +20,7 @@ from simulator.results.explained import (
     Tried,
     Waterfall,
 )
-from simulator.results.formats import heading_unit, metric
-from simulator.results.metrics import METRICS
+from simulator.results.metrics import METRICS, heading_unit, metric
 
 LEAST_SHOWN = 5e-4
 """Share of a token's time below which a piece is not shown: it would read as 0.0 %."""

@@ -16,8 +16,13 @@ from simulator.base.errors import UserError
 from simulator.base.formats import UNDEFINED
 from simulator.config.workload import SLO
 from simulator.results.availability import OF_CHANGES
-from simulator.results.formats import metric
-from simulator.results.metrics import METRICS, describe_columns, select_judged, summarise_classes
+from simulator.results.metrics import (
+    METRICS,
+    describe_columns,
+    metric,
+    select_judged,
+    summarise_classes,
+)
 from simulator.results.results_folder import (
     Content,
     ResultsFolder,

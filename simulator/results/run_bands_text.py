@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from simulator.base.findings import Finding
 from simulator.results.folder import Results
-from simulator.results.formats import metric
-from simulator.results.metrics import METRICS
+from simulator.results.metrics import METRICS, metric
 
 SURE = 0.9
 """Probability from which on the headline states a difference as a fact."""

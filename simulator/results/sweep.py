@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.base.findings import Finding
-from simulator.results.formats import metric
-from simulator.results.metrics import METRICS
+from simulator.results.metrics import METRICS, metric
 from simulator.results.results_folder import (
     FILES,
     ResultsFolder,

@@ -1,17 +1,16 @@
-"""Interface of backends, which run a plan's steps for real on the ranks' shards."""
+"""Interface of backends, which run a plan's steps for real on ranks' shards, and their failures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.config.execution import ExecutionSpec
+from simulator.config.execution import ExecutionSpec, FaultSpec
 from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.placement import Placed
-from simulator.runtime.faults import Fault
 from simulator.runtime.job import Job, Step
 from simulator.runtime.moving import Received
 from simulator.runtime.shard import ShardStep
@@ -116,3 +115,60 @@ class Site(Protocol):
     def fits(self, backend: Backend, plan: DeploymentPlan) -> bool:
         """Whether shards that were started for another plan can run this one."""
         ...
+
+
+# Failures of shards, planned or not, and their record.
+
+
+class Fault(NamedTuple):
+    """One failure that the run recovered from."""
+
+    deployment: str
+    """Name of the deployment."""
+    step: int
+    """Number of the step that was running."""
+    ranks: list[int]
+    """Ranks that were replaced."""
+    what: str
+    """Description of what happened."""
+    recovery_s: float
+    """Seconds from noticing it until all ranks were ready again."""
+
+
+class ShardsLostError(Exception):
+    """Error that some ranks cannot go on."""
+
+    def __init__(
+        self, died: set[int], hung: set[int], complaints: list[str], waited_s: float | None
+    ) -> None:
+        super().__init__(f"died: {sorted(died)}, hung: {sorted(hung)}; {'; '.join(complaints)}")
+        self.died = died
+        self.hung = hung
+        self.complaints = complaints
+        """Errors that the other ranks reported."""
+        self.waited_s = waited_s
+        """Seconds that ranks had to answer each other; ``None`` where they had no limit."""
+
+
+class RanksLostError(Exception):
+    """Error that ranks were lost on purpose, and that the others have noticed it."""
+
+    def __init__(self, lost_s: float, noticed_s: float) -> None:
+        super().__init__(f"ranks were lost, which was noticed {noticed_s - lost_s:.3g} s later")
+        self.lost_s = lost_s
+        """Time of the loss, by :func:`time.perf_counter`."""
+        self.noticed_s = noticed_s
+        """Time at which all others had noticed it."""
+
+
+def take_due(
+    planned: list[FaultSpec], step: int, attempt: int, *, in_recovery: bool = False
+) -> list[FaultSpec]:
+    """Take the faults planned for a step's first attempt off the list: each happens once."""
+    due = [
+        fault
+        for fault in planned
+        if attempt == 0 and fault.step == step and fault.during_recovery == in_recovery
+    ]
+    planned[:] = [fault for fault in planned if fault not in due]
+    return due

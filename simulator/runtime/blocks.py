@@ -18,6 +18,7 @@ from simulator.runtime.exchange import ExpertMap, Packer
 from simulator.runtime.job import TORCH_DTYPES, Job, Step
 from simulator.runtime.layers.cached_experts import CachedExperts
 from simulator.runtime.layers.experts import Experts
+from simulator.runtime.layers.feed_forward import SharedExpert
 from simulator.runtime.layers.kinds import (
     Cached,
     Chunk,
@@ -27,7 +28,6 @@ from simulator.runtime.layers.kinds import (
     mixer_layer,
 )
 from simulator.runtime.layers.router import Router
-from simulator.runtime.layers.shared_expert import SharedExpert
 from simulator.runtime.layers.transformer import Norm
 from simulator.runtime.layers.weights import Weights, empty, fill
 from simulator.runtime.timeline import Timeline

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from simulator.base.errors import LostError
 from simulator.policies.placement import Placed
-from simulator.runtime.faults import Fault, RanksLostError
+from simulator.runtime.backend import Fault, RanksLostError
 from simulator.runtime.job import Job, Step
 from simulator.runtime.load import Patience
 from simulator.runtime.moving import Received

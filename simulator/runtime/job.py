@@ -36,8 +36,8 @@ from simulator.policies.replica_choice import ReplicaChoicePolicy
 from simulator.policies.replica_choice.turns import Turns
 from simulator.policies.spilling import may_spill
 from simulator.runtime.layers.kinds import Admission
-from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.transformer import check_executable
+from simulator.runtime.layers.weights import WHOLE, Part
 from simulator.work.layout import Layout
 from simulator.work.slots import SlotMap
 

@@ -4,11 +4,16 @@ the user's.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,16 +23,21 @@ import ray._private.worker as ray_worker
 from numpy.typing import NDArray
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
+from ray.job_config import JobConfig
 
+import simulator
 from simulator.base.errors import LostError, UserError
 from simulator.base.machine import count_cores
 from simulator.base.text import first_line
-from simulator.runtime.head import ANSWER_S, Head, knock
-from simulator.runtime.last_resort import end_though_stuck
-from simulator.runtime.orphans import find_started_by, kill_left
-from simulator.runtime.ray_files import isolate_ray_files, keep_variables
+from simulator.base.trust import is_installed
+from simulator.runtime.ray_files import (
+    end_though_stuck,
+    find_started_by,
+    isolate_ray_files,
+    keep_variables,
+    kill_left,
+)
 from simulator.runtime.ray_home import Sender, make_sender, ship_code
-from simulator.runtime.ray_path import WithoutCurrentFolder
 from simulator.runtime.stopping import stop_on_signal
 
 _BARE = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
@@ -325,3 +335,103 @@ def _simulate(nodes: Nodes, number: int, quiet: dict[str, Any]) -> None:
         nodes._simulated_nodes.append(started)
     ray.init(address=nodes.simulated.address, job_config=WithoutCurrentFolder(), **quiet)
     nodes.simulated.wait_for_nodes()
+
+
+class WithoutCurrentFolder(JobConfig):
+    """Job whose workers search for modules where any Python process does.
+
+    Ray itself would put the current folder and the script's in front of everything else, so that a
+    stray ``numpy.py`` beside a scenario ran in every worker. Where moesim is not installed but
+    found on the path of this process alone (``python -m simulator`` in a checkout), its own folder
+    stands there, unless a runtime environment ships it.
+    """
+
+    def _serialize(self) -> bytes:
+        self._py_driver_sys_path = [] if self.runtime_env else _folders()
+        serialized: bytes = super()._serialize()
+        return serialized
+
+
+def _folders() -> list[str]:
+    package = Path(simulator.__file__).resolve().parent
+    paths = map(os.path.realpath, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    return [] if is_installed(package) or str(package.parent) in paths else [str(package.parent)]
+
+
+# Check that a Ray cluster's head still answers. Without it Ray's compiled code ends this program
+# silently after a minute.
+
+
+_EVERY_S = 1.0
+"""Seconds between two checks, so that a loss is reported long before Ray gives up on the head."""
+_TRIES = 2
+"""Checks without an answer in a row after which the head counts as lost."""
+ANSWER_S = 5.0
+"""Seconds after which an address that has not answered has no listener. The operating system
+answers for a listener at once, however busy the machine is."""
+
+
+class Head:
+    """Head of a cluster: its address, and the process here that it depends on."""
+
+    def __init__(self, address: str, has_ended: Callable[[], bool] = lambda: False) -> None:
+        """Prepare to watch the head.
+
+        Args:
+            address: of the server that knows all of the cluster's nodes (``host:port``).
+            has_ended: whether a process that this connection depends on has ended.
+        """
+        self.address, self._has_ended = address, has_ended
+        self.lost: str | None = None
+        """Description of the loss, as a sentence without its end; ``None`` while nothing is
+        lost."""
+
+    def look(self) -> None:
+        """Check now that the head is still there."""
+        if self._has_ended():
+            self.lost = "its raylet, which this process was connected to, has ended"
+        elif not any(answers(self.address) for _ in range(_TRIES)):
+            self.lost = f"its head at {self.address} does not answer any more"
+
+    @contextlib.contextmanager
+    def watch_until_lost(self) -> Iterator[None]:
+        """Check regularly within this context; in the main thread a loss interrupts it, as SIGTERM
+        does.
+        """
+        is_main = threading.current_thread() is threading.main_thread()
+        left = threading.Event()
+
+        def watch() -> None:
+            while not left.wait(_EVERY_S):
+                self.look()
+                if self.lost is not None:
+                    if is_main and not left.is_set():
+                        _thread.interrupt_main(signal.SIGTERM)
+                    return
+
+        watcher = threading.Thread(target=watch, name="watches Ray", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            left.set()
+
+
+def answers(address: str) -> bool:
+    """Whether a server listens at ``host:port``."""
+    try:
+        knock(address)
+    except OSError:
+        return False
+    return True
+
+
+def knock(address: str) -> None:
+    """Connect to ``host:port``, and disconnect again.
+
+    Raises:
+        OSError: if no server listens there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from simulator.base import plugins
 from simulator.base.errors import LostError
 from simulator.config.execution import ExecutionSpec, FaultSpec
+from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.placement import Placed
-from simulator.runtime.faults import Fault, RanksLostError, ShardsLostError, take_due
+from simulator.runtime.backend import Backend, Fault, RanksLostError, ShardsLostError, take_due
 from simulator.runtime.job import Job, Step
 from simulator.runtime.load import Patience
 from simulator.runtime.moving import Received
 from simulator.runtime.nodes import Nodes
-from simulator.runtime.ray_actors import RankActors
-from simulator.runtime.ray_answers import collect_answers
+from simulator.runtime.ray_actors import RankActors, collect_answers
 from simulator.runtime.shard import ShardStep
 from simulator.runtime.transport import Meeting
 
@@ -324,3 +324,24 @@ class RayBackend:
     def close(self) -> None:
         """Stop the actors and release their places, unless the cluster is lost."""
         self._ranks.close()
+
+
+class RaySite:
+    """Nodes of a Ray cluster, where shards run."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+        count = len(nodes.alive)
+        self.description = f"{count} {'simulated nodes' if nodes.simulated else 'node(s)'}"
+
+    def start(self, node_R: NDArray[np.int64], execution: ExecutionSpec) -> RayBackend:
+        """Start actors on the nodes of their ranks."""
+        return RayBackend(self._nodes, self._nodes.spread(node_R), execution)
+
+    def fits(self, backend: Backend, plan: DeploymentPlan) -> bool:
+        """Whether a backend's actors are where the plan places them, and no fault is planned for
+        them.
+        """
+        assert isinstance(backend, RayBackend)
+        wanted = self._nodes.spread(plan.placement.fabric.node_R)
+        return list(backend.node_R) == list(wanted) and not backend.has_planned_faults

@@ -35,7 +35,7 @@ def _open_threads() -> Iterator[Site]:
 @contextmanager
 def _open_ray(simulated_nodes: int | None, address: str | None) -> Iterator[Site]:
     from simulator.runtime.nodes import connect
-    from simulator.runtime.ray_site import RaySite
+    from simulator.runtime.ray_backend import RaySite
 
     with connect(simulated_nodes, address) as nodes:
         yield RaySite(nodes)

@@ -13,9 +13,8 @@ from simulator.config.calibration import CalibrationFile
 from simulator.config.capacity import CandidateCluster, Question
 from simulator.config.cluster import ClusterSpec, load_kind
 from simulator.config.host import load_any_calibration
-from simulator.config.model import load_model
+from simulator.config.model import complete_routing, load_model, routing_note
 from simulator.config.pairing import has_experts, model_text, reference_name
-from simulator.config.routing import complete_routing, routing_note
 from simulator.config.training_question import TrainingCluster, TrainingQuestion
 from simulator.workload.requests import load_requests
 from simulator.workload.traces import RequestTrace

@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 
 from simulator.step.expert_prices import ExpertStep
 from simulator.step.overlap import ChunkedLayer, interleave
-from simulator.step.pipelines import sends_s
-from simulator.step.prices import Prices
+from simulator.step.prices import Prices, sends_s
 from simulator.step.program import Batch, Busy, Operation, PricedBatch, PricedPart, Together
 
 

@@ -26,14 +26,14 @@ from simulator.cost.comm import Exchange
 from simulator.cost.compute import Phase, Rates
 from simulator.cost.engine_time import sequences_s
 from simulator.cost.kernels.attention import kernels_s
+from simulator.cost.stages import VECTORS
 from simulator.deployment.placement import Placement
-from simulator.step.expert_prices import ExpertPrices, ExpertStep, OffloadPrices
+from simulator.step.expert_prices import ExpertPrices, ExpertStep, OffloadPrices, find_imbalance
 from simulator.step.overlap import halves
 from simulator.step.program import Batch, PricedBatch, PricedPart
 from simulator.step.request_choices import RequestChoices
-from simulator.work.context import sums_by_rank
-from simulator.work.context_kernels import ContextKernel, context_kernels
-from simulator.work.layout import shard
+from simulator.work.context import ContextKernel, context_kernels, sums_by_rank
+from simulator.work.layout import shard, stage_layers
 from simulator.work.memory import expert_bytes_per_layer, linear_bytes, weight_bytes
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
@@ -450,3 +450,74 @@ def _count_layer_bytes(placement: Placement, layers: range) -> float:
     blocks: dict[str, Mixer | FFN] = {**model.mixers, **model.ffns}
     names = [name for layer in layers for name in model.layer_names[layer] if name != "none"]
     return sum(linear_bytes(blocks[name].linears(model.hidden_size), tp, dtype) for name in names)
+
+
+# Load of one step on its ranks: imbalance, bytes read and dropped pairs, logged beside its
+# seconds.
+
+
+class Loads(NamedTuple):
+    """Loads of one step, in the order of the step log's columns."""
+
+    imbalance: float
+    """Ratio of the busiest rank's token-expert pairs to the mean rank's, averaged over MoE
+    layers."""
+    read_bytes: float
+    """Bytes of weights and cache that the mean rank reads."""
+    dropped_pairs: float
+    """Token-expert pairs dropped in all layers."""
+
+
+def measure_loads(prices: Prices, priced: PricedBatch) -> Loads:
+    """Sum the loads of a batch over its layers and its halves."""
+    imbalance, dropped_pairs = 0.0, 0.0
+    read_bytes = prices.read_bytes_per_step + _sum_cache_bytes(prices, priced)
+    read_bytes += (len(priced.parts) - 1) * prices.overlapped_bytes
+    for part, steps in priced.parts:
+        share = int(part.tokens_d.sum()) / int(priced.batch.tokens_d.sum())
+        for step in steps:
+            imbalance += share * float(find_imbalance(step.pairs_R)) / len(steps)
+            read_bytes += step.read_bytes
+            dropped_pairs += step.dropped_pairs
+    return Loads(imbalance, read_bytes, dropped_pairs)
+
+
+def _sum_cache_bytes(prices: Prices, priced: PricedBatch) -> float:
+    """Bytes of the cache that the mean data-parallel rank reads."""
+    return sum(
+        term.num_layers * cost * float(prices.sum_contexts(term, phase, priced.batch)[:, 1].mean())
+        for term in prices.context_kernels
+        for phase, cost in zip(PHASES, (term.prefill_bytes, term.decode_bytes), strict=True)
+    )
+
+
+# Prices of a pipeline of stages beside those of its layers.
+
+
+def sends_s(prices: Prices, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Seconds that a batch travels between pipeline stages, for each number of tokens.
+
+    Each tensor-parallel rank sends its part of the vectors, and those of the next stage gather
+    them: half of an all-reduce, which scatters sums and gathers them.
+    """
+    placement = prices.placement
+    if placement.sends is None:
+        return np.zeros(len(num_tokens))
+    vector_bytes = placement.model.hidden_size * BYTES_PER_ELEMENT[placement.precision.activations]
+    sent_s = placement.sends.seconds(
+        np.asarray(num_tokens * (VECTORS * vector_bytes / placement.layout.tp), dtype=np.float64)
+    )
+    if placement.layout.tp == 1:
+        return sent_s
+    gathered_s = (placement.layout.pp - 1) * prices.all_reduces_s(VECTORS * num_tokens) / 2
+    return np.asarray(sent_s + gathered_s, dtype=np.float64)
+
+
+def stage_shares(placement: Placement) -> tuple[float, float]:
+    """Shares of all layers in a pipeline's longest stage, and in its last, which has the output
+    head too. All layers count alike.
+    """
+    stages = [
+        len(layers) for layers in stage_layers(placement.model.num_layers, placement.layout.pp)
+    ]
+    return max(stages) / sum(stages), stages[-1] / sum(stages)

@@ -8,12 +8,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simulator.base import parquet, plugins
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
+from simulator.base.quantities import MOST_REQUESTS, MOST_TOKENS, YEAR_S, mistaken_unit
 from simulator.base.reading import read_bytes, refuse_damage
 from simulator.config.workload import DomainsSpec, LogColumns
-from simulator.workload.bounds import check_bounds
 from simulator.workload.traces import RequestTrace, TraceFormat
 from simulator.workload.traces.request_log import list_columns, read_log, suggest
 from simulator.workload.unpacking import csv_header, head_of, json_keys, read_unpacked
@@ -33,7 +36,7 @@ def read_trace(
 
     Raises:
         UserError: if the file is missing, of no known format or of several, or if its format finds
-            it wrong, or it cannot be served (:func:`~simulator.workload.bounds.check_bounds`).
+            it wrong, or it cannot be served (:func:`~simulator.workload.reading.check_bounds`).
     """
     path = Path(path)
     data = read_unpacked(path)
@@ -151,3 +154,41 @@ def _read_row(
                 f"{path}, row {number}: {name} must be a number, not {value!r}"
             ) from None
     return {_TIME: found.pop(_TIME), "shares": found}
+
+
+# Bounds on requests that can be served in virtual time: spans and lengths that arrays and whole
+# numbers hold.
+
+
+def check_bounds(trace: RequestTrace, where: str) -> RequestTrace:
+    """Check that a trace can be served, and return it.
+
+    Args:
+        where: its file, or the section that generates it, for errors.
+
+    Raises:
+        UserError: if there are more than 50 million requests, they span more than a year, or one is
+            longer than any model's context.
+    """
+    if trace.num_requests > MOST_REQUESTS:
+        raise UserError(
+            f"{where}: holds {trace.num_requests:,} requests; at most {MOST_REQUESTS:,} are served"
+        )
+    span_s = float(trace.arrival_s[-1] - trace.arrival_s[0]) if trace.num_requests else 0.0
+    if not span_s <= YEAR_S:
+        raise UserError(
+            f"{where}: arrival times span {span_s:,.6g} seconds, must span at most {YEAR_S:,.0f}; "
+            + mistaken_unit("seconds", is_high=True)
+        )
+    _check_lengths(trace.num_input, f"{where}: prompts")
+    _check_lengths(trace.num_output, f"{where}: outputs")
+    return trace
+
+
+def _check_lengths(lengths: NDArray[np.int64], what: str) -> None:
+    longest = int(lengths.max(initial=1))
+    if longest > MOST_TOKENS:
+        raise UserError(
+            f"{what} must have at most {MOST_TOKENS:,} tokens, the longest has {longest:,}; "
+            + mistaken_unit("tokens", is_high=True)
+        )

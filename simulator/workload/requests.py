@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base import plugins
+from simulator.base.contracts import ask, is_array
 from simulator.base.data import available_files, find_file, load_once
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy, validate
@@ -20,17 +21,16 @@ from simulator.base.quantities import MOST_REQUESTS
 from simulator.base.reading import read_toml
 from simulator.base.streams import open_stream
 from simulator.config.workload import (
+    DomainMix,
+    DomainsSpec,
     GeneratorSpec,
     LogSpec,
     NamedWorkloadSpec,
     WorkloadSpec,
 )
 from simulator.workload.arrivals import ArrivalProcess
-from simulator.workload.bounds import check_bounds
-from simulator.workload.contracts import draw_arrivals, draw_lengths
-from simulator.workload.domains import draw_domains
 from simulator.workload.lengths import LengthDistribution
-from simulator.workload.reading import read_mixes, read_trace
+from simulator.workload.reading import check_bounds, read_mixes, read_trace
 from simulator.workload.traces import RequestTrace, take_requests
 
 _HOUR_S = 3600.0
@@ -579,3 +579,109 @@ def _build(family: str, table: Policy, folder: Path, where: str) -> Any:
     if isinstance(path, str):
         table = {**table, "path": str(fetch(folder / os.path.expanduser(path)))}
     return plugins.build(family, table, where)
+
+
+# Arrivals and lengths, checked: ``ask`` raises a ``UserError`` where a user's own breaks a promise.
+
+
+def draw_arrivals(
+    process: ArrivalProcess, num_requests: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Draw sorted arrival times in seconds, ``[num_requests]``."""
+
+    def explain(arrival_s: object) -> str:
+        fits = is_array(arrival_s, (num_requests,), whole=False) and not (
+            arrival_s.min(initial=0.0) < 0 or (np.diff(arrival_s) < 0).any()
+        )
+        wanted = f"numbers of shape ({num_requests},): seconds from 0 on, never falling"
+        return "" if fits else wanted
+
+    found = ask(ArrivalProcess.arrival_s, process, num_requests, rng, explain=explain)
+    return np.asarray(found, dtype=np.float64)
+
+
+def draw_lengths(
+    distribution: LengthDistribution, num_requests: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw ``(num_input, num_output)``, each ``[num_requests]``."""
+
+    def explain(lengths: object) -> str:
+        fits = (
+            isinstance(lengths, tuple)
+            and len(lengths) == 2
+            and all(
+                is_array(side, (num_requests,), whole=True) and side.min(initial=1) >= 1
+                for side in lengths
+            )
+        )
+        wanted = f"two arrays of whole numbers of shape ({num_requests},), all at least 1"
+        return "" if fits else wanted
+
+    method = LengthDistribution.draw
+    num_input, num_output = ask(method, distribution, num_requests, rng, explain=explain)
+    return np.asarray(num_input, dtype=np.int64), np.asarray(num_output, dtype=np.int64)
+
+
+# Kinds of text of requests, drawn by shares that follow the clock.
+
+
+def draw_domains(
+    trace: RequestTrace, spec: DomainsSpec, rng: np.random.Generator, where: str
+) -> RequestTrace:
+    """Draw the kind of text of every request, by its time of arrival.
+
+    Raises:
+        UserError: if the source tells kinds of text apart itself, or the mix changes with the time
+            and the requests have none (a closed loop).
+    """
+    mixes = list_mixes(spec)
+    if trace.domains:
+        raise UserError(
+            f"{where} domains: the requests have kinds of text of their own "
+            f"({', '.join(trace.domains)}); leave domains out, or the column domain"
+        )
+    if trace.concurrency is not None and len(mixes) > 1:
+        raise UserError(
+            f"{where} domains: a closed loop has no arrival times that mixes could follow; "
+            "give one mix"
+        )
+    names = tuple(dict.fromkeys(name for mix in mixes for name in mix.shares))
+    share_ND = find_shares(spec, names, trace.arrival_s)
+    chance_N = rng.random(trace.num_requests)
+    # The last domain takes what rounding leaves.
+    domain_N = (chance_N[:, None] >= np.cumsum(share_ND, axis=1)[:, :-1]).sum(axis=1)
+    return replace(trace, domains=names, domain=domain_N.astype(np.int64))
+
+
+def list_mixes(spec: DomainsSpec) -> list[DomainMix]:
+    """List the mixes of a spec whose file, if it names one, has been read
+    (:mod:`simulator.workload.reading`).
+    """
+    assert not isinstance(spec.mixes, str)
+    return spec.mixes
+
+
+def find_shares(
+    spec: DomainsSpec, names: tuple[str, ...], at_s: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Find the share of each kind of text at some times, ``[N, D]``; rows sum to 1.
+
+    >>> mixes = [{"shares": {"a": 1}}, {"at_s": 10, "shares": {"b": 1}}]
+    >>> spec = DomainsSpec.model_validate({"mixes": mixes, "changes": "linear"})
+    >>> find_shares(spec, ("a", "b"), np.array([0.0, 4.0, 99.0])).tolist()
+    [[1.0, 0.0], [0.6, 0.4], [0.0, 1.0]]
+    """
+    mixes = list_mixes(spec)
+    table_MD = np.array([[mix.shares.get(name, 0.0) for name in names] for mix in mixes])
+    table_MD = table_MD / table_MD.sum(axis=1, keepdims=True)
+    times_M = np.array([mix.at_s for mix in mixes])
+    now_s = at_s if spec.period_s is None else at_s % spec.period_s
+    if spec.changes == "step":
+        place_N = np.maximum(np.searchsorted(times_M, now_s, side="right") - 1, 0)
+        return np.asarray(table_MD[place_N])
+    if spec.period_s is not None:  # the last mix turns into the first one of the next period
+        times_M = np.append(times_M, times_M[0] + spec.period_s)
+        table_MD = np.vstack([table_MD, table_MD[:1]])
+        now_s = np.where(now_s < times_M[0], now_s + spec.period_s, now_s)
+    columns = [np.interp(now_s, times_M, table_MD[:, d]) for d in range(len(names))]
+    return np.stack(columns, axis=1)

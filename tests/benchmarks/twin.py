@@ -28,7 +28,7 @@ from simulator.deployment.plan import make_plan
 from simulator.engine.probe import forecast, make_even_batch
 from simulator.planner.calibration_error import read_bands
 from simulator.runtime.job import Step, make_job
-from simulator.runtime.layers.part import Part
+from simulator.runtime.layers.weights import Part
 from simulator.runtime.nodes import connect
 from simulator.runtime.ray_backend import RayBackend
 from simulator.runtime.timeline import layer_seconds

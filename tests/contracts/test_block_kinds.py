@@ -20,7 +20,7 @@ from simulator.base.plugins import available, policy_class
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.linear import Linear
 from simulator.config.model import ModelSpec, load_model
-from simulator.work.context_kernels import context_kernels
+from simulator.work.context import context_kernels
 from simulator.work.flops import matmul_flops_per_token, served_flops
 from simulator.work.layout import Layout, shard, uneven_heads
 from simulator.work.memory import Precision, cache_size, linear_bytes, weight_bytes

@@ -13,8 +13,7 @@ from simulator.config.mixers.gqa import GroupedQueryAttention
 from simulator.config.mixers.mla import LatentAttention
 from simulator.cost.compute.roofline import Roofline
 from simulator.cost.kernels.attention import NUM_SUMS, Rates, kernels_s, work_s
-from simulator.work.context import NO_WINDOW, total_sums, uniform_sums
-from simulator.work.context_kernels import context_kernel
+from simulator.work.context import NO_WINDOW, context_kernel, total_sums, uniform_sums
 
 MODELS = {}
 NAMES = ("h100-sxm", "b200-sxm", "l40s", "a100-sxm", "mi300x", "apple-m4-max")

@@ -13,8 +13,13 @@ from simulator.engine.pool import start_pools
 from simulator.engine.timeline import make_record, serve
 from simulator.policies.routing import RecordedSequences
 from simulator.results.shown_steps import find_errors
-from simulator.step.load_profiles import MOST_PROFILES, find_profiles
-from simulator.step.mixes import expect_loads, list_mixes, measure_imbalance
+from simulator.step.mixes import (
+    MOST_PROFILES,
+    expect_loads,
+    find_profiles,
+    list_mixes,
+    measure_imbalance,
+)
 from tests.cases import cases, seeds
 from tests.laws.test_recorded_choices import (
     DOMAINS,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.commands.plan_training import plan_training
+from simulator.commands.plan import plan_training
 from simulator.commands.train import train
 from simulator.config.cluster import load_kind
 from simulator.config.model import load_model

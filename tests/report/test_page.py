@@ -10,7 +10,7 @@ import re
 import pytest
 
 from simulator.report.page import render
-from simulator.results import formats
+from simulator.results import metrics
 from simulator.results.folder import Results
 from simulator.results.metrics import METRICS
 from simulator.results.shown_steps import chrome_trace
@@ -56,7 +56,7 @@ def test_numbers_are_those_of_the_summary(page_of, runs, name, tmp_path):
 def test_undefined_numbers_are_dashes(page_of):
     page = page_of("one request")
     cells = re.findall(r'<td data-metric="tpot_p99_s"[^>]*data-value="nan">(.*?)</td>', page)
-    assert cells == [formats.UNDEFINED] * 4
+    assert cells == [metrics.UNDEFINED] * 4
 
 
 def test_best_value_is_marked_only_where_there_is_one(page_of):

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from simulator.commands.plan_training import plan_training
+from simulator.commands.plan import plan_training
 from simulator.commands.train import train
 from simulator.report import training_pages
 from simulator.results.training import METRICS

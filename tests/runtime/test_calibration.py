@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.frozen import validate
 from simulator.base.reading import read_toml
-from simulator.calibration.host import measure, storage, timing, training
+from simulator.calibration.host import measure, timing, training
 from simulator.calibration.host.fit import fit_exchange, fit_steps
 from simulator.calibration.host.layers import REPEATS, Sample, Shape, collect
 from simulator.calibration.host.measure import (
@@ -180,8 +180,8 @@ def rounds():
         patch.setattr(timing, "_PRUNED", (TwoFour(kind="two_four"),))
         patch.setattr(timing, "_PRUNED_ROWS", (1,))
         patch.setattr(training, "SHAPES", [Shape(32, 64, 4, 2, ((1, 4, 0),))])
-        patch.setattr(storage, "_EXPERTS", 4)
-        patch.setattr(storage, "_EXPERT_BYTES", 1 << 12)
+        patch.setattr(timing, "_EXPERTS", 4)
+        patch.setattr(timing, "_EXPERT_BYTES", 1 << 12)
         yield timing.calibrate(None, [2, 1]), order
 
 

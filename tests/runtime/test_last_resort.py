@@ -16,7 +16,7 @@ from tests.runtime.processes import PATIENCE_S, common_folder, descendants, left
 STUCK = """
 import ctypes, subprocess, sys
 import ray
-from simulator.runtime import last_resort
+from simulator.runtime import ray_files
 from simulator.runtime.nodes import connect
 
 def rest():
@@ -31,7 +31,7 @@ def start_and_never_return(**_):
     libc.pthread_mutex_lock(mutex)
     libc.pthread_mutex_lock(mutex)
 
-last_resort._ENDS_S = 1.0
+ray_files._LEAVES_S = 1.0
 ray.init = start_and_never_return
 rest()
 with connect():
@@ -39,10 +39,10 @@ with connect():
 """
 ENDS = """
 import signal, socket, threading
-from simulator.runtime import last_resort
-from simulator.runtime.last_resort import end_though_stuck
+from simulator.runtime import ray_files
+from simulator.runtime.ray_files import end_though_stuck
 
-last_resort._ENDS_S = 1.0
+ray_files._LEAVES_S = 1.0
 heard, told = socket.socketpair()
 told.setblocking(False)
 signal.set_wakeup_fd(told.fileno())

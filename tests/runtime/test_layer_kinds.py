@@ -14,9 +14,8 @@ from simulator.base.errors import UserError
 from simulator.base.plugins import available
 from simulator.config.model import load_model
 from simulator.runtime.layers.kinds import Chunk, build_ffn, ffn_layer, mixer_layer
-from simulator.runtime.layers.part import Part
 from simulator.runtime.layers.transformer import check_executable
-from simulator.runtime.layers.weights import SeededWeights
+from simulator.runtime.layers.weights import Part, SeededWeights
 from tests.kinds.low_rank import LowRank
 from tests.kinds.tied import TiedAttention
 from tests.runtime.layers_by_loops import inputs, same

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 from simulator.base.errors import UserError
 from simulator.runtime.layers.kinds import Chunk
 from simulator.runtime.layers.mixers.gqa import Attention, Cache
-from simulator.runtime.layers.part import Part
+from simulator.runtime.layers.weights import Part
 from tests.runtime.layers_by_loops import HIDDEN, Noise, gqa, inputs, same, slow_attention
 
 pytestmark = pytest.mark.usefixtures("no_gradients")

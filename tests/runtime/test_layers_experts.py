@@ -8,11 +8,11 @@ torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.config.ffns.dense import DenseFFN
 from simulator.runtime.layers.experts import Experts
+from simulator.runtime.layers.feed_forward import SharedExpert
 from simulator.runtime.layers.ffns.dense import Dense
 from simulator.runtime.layers.ffns.moe import MixtureOfExperts
-from simulator.runtime.layers.part import Part
 from simulator.runtime.layers.router import Router
-from simulator.runtime.layers.shared_expert import SharedExpert
+from simulator.runtime.layers.weights import Part
 from tests.runtime.layers_by_loops import (
     GROUPED,
     HIDDEN,

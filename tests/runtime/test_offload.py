@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.errors import UserError
-from simulator.calibration.host.storage import describe_storage, time_reads, write_experts
+from simulator.calibration.host.timing import describe_storage, time_reads, write_experts
 from simulator.commands.execute import execute
 from simulator.runtime.job import Step, place_streams
 from simulator.runtime.layers.cached_experts import ExpertFile

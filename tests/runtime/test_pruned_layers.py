@@ -14,10 +14,9 @@ from simulator.base.errors import UserError
 from simulator.config.sparsity import Block, TwoFour, Unstructured
 from simulator.runtime.layers.feed_forward import FeedForward
 from simulator.runtime.layers.kinds import Chunk
-from simulator.runtime.layers.part import Part
 from simulator.runtime.layers.pruned import PrunedMatrix, choose_kept
 from simulator.runtime.layers.transformer import Transformer
-from simulator.runtime.layers.weights import SeededWeights
+from simulator.runtime.layers.weights import Part, SeededWeights
 from tests.runtime.small_models import SPECS, inputs, tokens
 
 pytestmark = pytest.mark.usefixtures("no_gradients")

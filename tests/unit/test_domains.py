@@ -9,8 +9,7 @@ import pytest
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.config.workload import DomainsSpec, WorkloadSpec
-from simulator.workload.domains import find_shares
-from simulator.workload.requests import describe, load_requests
+from simulator.workload.requests import describe, find_shares, load_requests
 from simulator.workload.traces.table import write_table
 
 TWO = [{"shares": {"chat": 3, "code": 1}}, {"at_s": 50, "shares": {"code": 1}}]

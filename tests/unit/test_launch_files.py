@@ -8,8 +8,8 @@ import subprocess
 import pytest
 import yaml
 
+from simulator.planner.handover import list_files
 from simulator.planner.launch import list_commands, prepare_launch
-from simulator.planner.launch_files import list_files
 from simulator.planner.serving.engines import ENGINES
 from tests.unit.test_serving_commands import plan
 

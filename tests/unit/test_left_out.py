@@ -12,7 +12,7 @@ from simulator.config.calibration import ANY, EngineFit, load_calibration
 from simulator.config.calibration.engine import LatencyBands
 from simulator.lab.calibration.left_out import Simulated, answer_stranger, list_strangers
 from simulator.lab.calibration.serving import engine
-from simulator.lab.calibration.serving._measured import band_of_unseen
+from simulator.lab.calibration.serving.engine import band_of_unseen
 from simulator.lab.validation import serving
 from simulator.lab.validation.suites import SERVING
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.cli import console, progress_lines
-from simulator.cli.progress_lines import EVERY_S, Lines, keep_saying
+from simulator.cli import console
+from simulator.cli.console import EVERY_S, Lines, keep_saying
 
 
 class Clock:
@@ -70,7 +70,7 @@ def test_names_cannot_break_a_line():
 
 
 def test_work_that_says_nothing_is_spoken_for(monkeypatch):
-    monkeypatch.setattr(progress_lines, "_GLANCE_S", 0.001)
+    monkeypatch.setattr(console, "_GLANCE_S", 0.001)
     spoken = threading.Event()
     lines = Lines("", "waiting", lambda _: spoken.set(), iter(range(0, 1000, 20)).__next__)
     with keep_saying(lines):

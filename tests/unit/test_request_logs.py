@@ -14,8 +14,8 @@ import pytest
 from simulator.base.errors import UserError
 from simulator.config.workload import LogColumns, WorkloadSpec
 from simulator.workload.requests import load_requests, read_trace
-from simulator.workload.traces._names import find_names
 from simulator.workload.traces._times import read_times, split_unit
+from simulator.workload.traces.request_log import find_names
 from tests.unit.trace_texts import AZURE, lines, read, written
 
 HEADER = "timestamp,prompt_tokens,completion_tokens"

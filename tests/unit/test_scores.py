@@ -15,17 +15,18 @@ from simulator.lab.report.scoreboard import render
 from simulator.lab.results.judgement import judge_targets
 from simulator.lab.results.scores import (
     SCORE_COLUMNS,
+    TARGETS,
     Scoreboard,
+    bands_hold,
     order_of,
     reasons,
     score,
     score_groups,
+    target_of,
     worst,
 )
-from simulator.lab.results.targets import TARGETS, bands_hold, target_of
 from simulator.lab.validation import accuracy
-from simulator.lab.validation.board import list_fit_residuals
-from simulator.lab.validation.left_out import judge_left_out, mix_residuals
+from simulator.lab.validation.board import judge_left_out, list_fit_residuals, mix_residuals
 
 
 def rows(*entries, suite="serving", quantity="tpot", group="h100 vllm MoE"):

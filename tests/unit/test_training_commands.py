@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from simulator.commands.plan_training import plan_training
+from simulator.commands.plan import plan_training
 from simulator.commands.train import train
 
 TRAINING = """

@@ -13,8 +13,7 @@ from simulator.base.plugins import build
 from simulator.base.reading import read_toml
 from simulator.commands.check import check as check_file
 from simulator.commands.run import run as run_scenario
-from simulator.config.model import load_model
-from simulator.config.routing import MEDIAN_SIGMA, complete_routing, routing_note
+from simulator.config.model import MEDIAN_SIGMA, complete_routing, load_model, routing_note
 from simulator.deployment.facts import facts_of
 from simulator.deployment.notes import notes_of
 from simulator.deployment.plan import make_plan

@@ -14,8 +14,7 @@ from simulator.results.folder import TABLES, Results
 from simulator.results.metrics import METRICS
 from simulator.results.phases import STEP_PHASES
 from simulator.results.tables import MOVE_COLUMNS
-from simulator.results.verdict import find_verdict, short_names, with_verdict
-from simulator.results.why import explain
+from simulator.results.verdict import explain, find_verdict, short_names, with_verdict
 from tests.cases import cases
 
 

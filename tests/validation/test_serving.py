@@ -17,14 +17,13 @@ from simulator.lab.results.scores import is_answered
 from simulator.lab.validation import score_rows
 from simulator.lab.validation.serving import COLUMNS, MEASURES, answer, groups
 from simulator.lab.validation.serving.answer import prepare
-from simulator.lab.validation.serving.deployments import deployment_of, stream_interval
+from simulator.lab.validation.serving.deployments import deployment_of, find_model, stream_interval
 from simulator.lab.validation.serving.load import (
     measure,
     serve_closed_loop,
     sums_of,
     trace_of,
 )
-from simulator.lab.validation.serving.models import find_model
 from simulator.lab.validation.serving.points import UnreadableError, read_point
 from simulator.results.metrics import latencies
 from simulator.step.prices import Prices

@@ -5,10 +5,13 @@ found.
 from __future__ import annotations
 
 import datetime
+import shutil
 import statistics
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -23,7 +26,6 @@ from simulator.base.writing import toml_text
 from simulator.calibration.host.fit import find_middle, find_spread, fit_exchange, fit_steps
 from simulator.calibration.host.layers import Sample, collect, shapes
 from simulator.calibration.host.measure import matrix_times, pruned_ratios, reference_seconds
-from simulator.calibration.host.storage import describe_storage, time_reads, write_experts
 from simulator.calibration.host.training import TrainingTimes, fit_training, time_training
 from simulator.config.calibration import EngineFit
 from simulator.config.execution import ExecutionSpec
@@ -34,8 +36,10 @@ from simulator.config.host import (
     MatrixTable,
     Pruned,
     Steps,
+    Storage,
 )
 from simulator.config.sparsity import Block, Pruning, TwoFour, Unstructured
+from simulator.runtime.layers.cached_experts import ExpertFile
 from simulator.runtime.load import LoadMeter
 from simulator.runtime.nodes import Nodes
 from simulator.runtime.ray_backend import RayBackend
@@ -301,3 +305,47 @@ def calibration_toml(calibration: HostCalibration) -> str:
     """The text of a calibration's file, as the simulator reads it."""
     table = calibration.model_dump(exclude_none=True)
     return toml_text(table, "Written by moesim calibrate cpu. Times are seconds.")
+
+
+# Timing of this machine's disk, by reads of single experts from a file of them.
+
+
+_EXPERT_BYTES = 1 << 22
+"""Bytes of a read: an expert of a model that a machine without GPU runs."""
+_EXPERTS = 64
+"""Experts of the file, 256 MiB in all."""
+
+
+@contextmanager
+def write_experts() -> Iterator[ExpertFile]:
+    """Write a file of experts, which is removed on leaving."""
+    file, rng = ExpertFile(_EXPERTS, _EXPERT_BYTES), np.random.default_rng(0)
+    try:
+        for expert in range(_EXPERTS):
+            weights = rng.integers(0, 256, _EXPERT_BYTES, dtype=np.uint8)
+            file.write(expert, torch.from_numpy(weights))
+        file.flush()
+        yield file
+    finally:
+        file.close()
+
+
+def time_reads(file: ExpertFile, turn: int) -> float:
+    """Bytes per second of reads of all experts, one after the other, past the system's cache, in
+    another order each turn.
+    """
+    before_s = file.read_s
+    for expert in np.random.default_rng(turn).permutation(_EXPERTS).tolist():
+        file.read(expert)
+    return _EXPERTS * _EXPERT_BYTES / (file.read_s - before_s)
+
+
+def describe_storage(rates: Sequence[float], source: str) -> Storage:
+    """The storage whose reads were timed, a rate a round."""
+    return Storage(
+        kind="measured",
+        source=source,
+        spread=find_spread(rates),
+        bytes_per_s=float(f"{np.median(rates):.3g}"),
+        free_bytes=float(shutil.disk_usage(tempfile.gettempdir()).free),
+    )

@@ -11,7 +11,7 @@ from simulator.config.calibration import Calibration
 from simulator.config.host import HostRates
 from simulator.config.sparsity import Pruning
 from simulator.cost.kernels.attention import Rates
-from simulator.work.context_kernels import ContextKernel
+from simulator.work.context import ContextKernel
 
 __all__ = ["ComputeModel", "ComputePolicy", "Phase", "Rates"]
 

@@ -20,7 +20,7 @@ from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.host import HostRates, KernelTables
 from simulator.config.sparsity import Pruning
 from simulator.cost.compute import Phase, Rates
-from simulator.work.context_kernels import ContextKernel
+from simulator.work.context import ContextKernel
 
 
 class Host(Frozen):

@@ -25,7 +25,7 @@ from simulator.cost.kernels.attention import context_rates
 from simulator.cost.kernels.gemm import gemm_s
 from simulator.cost.kernels.grouped_gemm import grouped_gemm_s, moves_s
 from simulator.cost.kernels.pruned import pruned_grouped_s, pruned_s
-from simulator.work.context_kernels import ContextKernel
+from simulator.work.context import ContextKernel
 
 _STREAM_PASSES = 8.0
 """Number of times that a layer's small kernels (two norms, two residuals) read or write the hidden

@@ -10,7 +10,7 @@ from simulator.base.arrays import Floats
 from simulator.base.jit import jit, jit_inner
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import AttentionFit
-from simulator.work.context_kernels import ContextKernel
+from simulator.work.context import ContextKernel
 
 _HIDING = 3.0
 """Exponent of the overlap of products and exponentials, the same as of compute and memory in dense

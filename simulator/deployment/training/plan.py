@@ -22,8 +22,7 @@ from simulator.config.calibration import Calibration
 from simulator.config.cluster import ClusterSpec, load_kind
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.host import HostCalibration, HostRates, load_any_calibration
-from simulator.config.model import ModelSpec
-from simulator.config.routing import routing_note
+from simulator.config.model import ModelSpec, routing_note
 from simulator.config.training import TrainingDeployment, TrainingParallel, TrainingSpec
 from simulator.cost.comm import CommModel, CommPolicy
 from simulator.cost.stages import Sends, make_sends

@@ -8,16 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from simulator.lab.results.scores import Scoreboard, is_answered, score
-from simulator.lab.results.targets import (
+from simulator.lab.results.scores import (
     BANDS_HOLD,
     LEAST_ANSWERED,
     LEAST_COMPARED,
     LEAST_RIGHT_ORDER,
     TARGETS,
+    Scoreboard,
     Target,
     bands_hold,
+    is_answered,
     is_met,
+    score,
 )
 
 IN_SAMPLE = (

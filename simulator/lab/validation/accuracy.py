@@ -17,8 +17,7 @@ from simulator.base.errors import UserError
 from simulator.base.partial import whole_file
 from simulator.base.reading import read_text
 from simulator.lab.results.judgement import percent_of
-from simulator.lab.results.scores import Scoreboard, is_answered, order_of, score
-from simulator.lab.results.targets import TARGETS, Target
+from simulator.lab.results.scores import TARGETS, Scoreboard, Target, is_answered, order_of, score
 from simulator.lab.validation.hardware import accelerator_name
 from simulator.lab.validation.suites import SERVING
 

@@ -15,7 +15,7 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Duration, Ratio, Spread, value_range
 from simulator.config.ffns.moe import MoE
-from simulator.config.routing import MEDIAN_SIGMA
+from simulator.config.model import MEDIAN_SIGMA
 from simulator.policies.routing import Router
 from simulator.policies.routing._popularity import MAX_TOPICS, with_affinity, with_persistence
 

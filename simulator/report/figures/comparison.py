@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.results import formats
+from simulator.results import metrics
 from simulator.results.folder import Results
 from simulator.results.metrics import METRICS
 from simulator.results.run_bands_text import band_text, edges_of
@@ -35,17 +35,17 @@ class Comparison(Figure[Results]):
     width = "quarter"
 
     def draw(self, results: Results) -> dict[str, go.Figure]:
-        values = results.summary.reindex(columns=list(formats.KEY_METRICS)).astype(float)
+        values = results.summary.reindex(columns=list(metrics.KEY_METRICS)).astype(float)
         return {
             _heading(results, name): _bars(results, name, values[name].tolist())
-            for name in formats.KEY_METRICS
+            for name in metrics.KEY_METRICS
             if values[name].notna().any()
         }
 
 
 def _heading(results: Results, name: str) -> str:
-    unit = f" ({formats.heading_unit(name)})" if formats.heading_unit(name) else ""
-    way = formats.better_way(name, is_open=results.is_open)
+    unit = f" ({metrics.heading_unit(name)})" if metrics.heading_unit(name) else ""
+    way = metrics.better_way(name, is_open=results.is_open)
     return METRICS[name].label + unit + _ARROWS.get(way, "")
 
 
@@ -58,7 +58,7 @@ def _bars(results: Results, name: str, values: list[float]) -> go.Figure:
     ends = [largest]
     for i, (deployment, value) in enumerate(zip(results.deployments, values, strict=True)):
         currency = str(results.facts(deployment).get("currency") or "")
-        text = formats.metric(name, value, currency)
+        text = metrics.metric(name, value, currency)
         band = band_text(results, deployment, name, value, currency)
         edges = edges_of(results, deployment, name, value) if band else None
         low, high = edges or (value, value)

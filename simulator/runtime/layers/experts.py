@@ -12,9 +12,8 @@ from torch.nn import functional
 
 from simulator.config.ffns.moe import MoE
 from simulator.config.sparsity import Pruning
-from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.pruned import PrunedMatrix, check_whole_blocks, multiply, store_part
-from simulator.runtime.layers.weights import Weights, empty, fill
+from simulator.runtime.layers.weights import WHOLE, Part, Weights, empty, fill
 
 
 class Experts(nn.Module):

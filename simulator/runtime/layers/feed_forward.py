@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 from torch import Tensor, nn
+from torch.nn import functional
 
+from simulator.config.ffns.moe import MoE
 from simulator.config.sparsity import Pruning
 from simulator.runtime.layers.experts import activate
 from simulator.runtime.layers.kinds import FFNLayer
-from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.pruned import PrunedMatrix, check_whole_blocks, multiply, store_part
-from simulator.runtime.layers.weights import Weights, empty, fill
+from simulator.runtime.layers.weights import WHOLE, Part, Weights, empty, fill
 
 
 class FeedForward(FFNLayer):
@@ -69,3 +70,33 @@ class FeedForward(FFNLayer):
         """Output of the block, ``[T, H]``; a partial sum where it is split."""
         up = multiply(self.up, x_TH, self.up_bias)
         return multiply(self.down, activate(up, self.is_gated), self.down_bias)
+
+
+class SharedExpert(nn.Module):
+    """Shared experts of a layer, as one block as wide as all of them, with a learned scalar gate
+    where the model has one.
+    """
+
+    def __init__(self, moe: MoE, hidden_size: int, part: Part = WHOLE) -> None:
+        super().__init__()
+        self.block = FeedForward(
+            hidden_size,
+            moe.shared_intermediate_size,
+            is_gated=moe.is_gated,
+            has_bias=False,
+            part=part,
+        )
+        self.gate = empty(1, hidden_size) if moe.has_shared_gate else None
+
+    def load(self, weights: Weights, name: str, like: Tensor) -> None:
+        """Fill in the weights called ``name.up``, ``name.down`` and ``name.gate``."""
+        self.block.load(weights, name, like)
+        if self.gate is not None:
+            fill(self.gate, weights.tensor(f"{name}.gate", tuple(self.gate.shape)))
+
+    def forward(self, x_TH: Tensor) -> Tensor:
+        """Output of the block, ``[T, H]``; a partial sum where it is split."""
+        result: Tensor = self.block(x_TH)
+        return (
+            result if self.gate is None else result * functional.linear(x_TH, self.gate).sigmoid()
+        )

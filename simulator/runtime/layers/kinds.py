@@ -17,8 +17,7 @@ from simulator.base.plugins import available, package_of
 from simulator.config.ffns import FFN
 from simulator.config.mixers import Mixer
 from simulator.config.sparsity import Pruning, choose_dense, choose_experts
-from simulator.runtime.layers.part import WHOLE, Part
-from simulator.runtime.layers.weights import Weights
+from simulator.runtime.layers.weights import WHOLE, Part, Weights
 
 Cached = tuple[Tensor, ...]
 """Cache of a mixer for the contexts of some sequences: tensors whose meaning is the mixer's own."""

@@ -1,4 +1,5 @@
-"""Sources of weights: drawn from a seed, or read from a safetensors file.
+"""Sources of weights: drawn from a seed, or read from a safetensors file; and a tensor-parallel
+rank's part of them.
 
 Names are the same for both: ``embedding``, ``layers.<i>.mixer.qkv``,
 ``layers.<i>.ffn.experts.<e>.up``, ``head`` and so on. A matrix is ``[out_features, in_features]``,
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -93,3 +95,46 @@ def save_weights(named: Iterator[tuple[str, Tensor]], path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in named}, path)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part ``rank`` of ``size``; the whole block by default. Features that do not divide evenly go
+    to the first parts.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def bounds(self, num_features: int) -> tuple[int, int]:
+        """First feature of this part, and the first one behind it.
+
+        >>> [Part(rank, 3).bounds(8) for rank in range(3)]
+        [(0, 3), (3, 6), (6, 8)]
+        """
+        share, extra = divmod(num_features, self.size)
+        first = self.rank * share + min(self.rank, extra)
+        return first, first + share + (self.rank < extra)
+
+    def num(self, num_features: int) -> int:
+        """Number of features of this part."""
+        first, end = self.bounds(num_features)
+        return end - first
+
+    def cut(self, matrix: Tensor, dim: int = 0) -> Tensor:
+        """Cut the part's share of a matrix along ``dim``."""
+        first, end = self.bounds(matrix.shape[dim])
+        return matrix.narrow(dim, first, end - first)
+
+    def cut_gated(self, matrix: Tensor, is_gated: bool) -> Tensor:
+        """Cut the part's share of the rows of a gate stacked on an up projection, ``[2F, H]``: the
+        same features of both.
+        """
+        if not is_gated:
+            return self.cut(matrix)
+        gate, up = matrix.chunk(2)
+        return torch.cat([self.cut(gate), self.cut(up)])
+
+
+WHOLE = Part()
+"""Part that is the whole block."""

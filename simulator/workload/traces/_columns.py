@@ -8,13 +8,13 @@ columns.
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.workload.traces._arrow import arrow
 from simulator.workload.traces._rows import (
     LONGEST_TEXT,
     UTC,
@@ -169,3 +169,13 @@ def _clock_ns(column: Any) -> NDArray[np.int64]:
         .astype("datetime64[ns]")
         .astype(np.int64)
     )
+
+
+# Readers of Arrow, imported only when a file is read: commands that read none start faster.
+
+
+def arrow(module: str | None = None) -> Any:
+    """Import ``pyarrow``, or a module of it, untyped: its exports are not declared as a strict type
+    check asks.
+    """
+    return importlib.import_module(f"pyarrow.{module}" if module else "pyarrow")

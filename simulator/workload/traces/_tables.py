@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from simulator.base import parquet
 from simulator.base.errors import UserError
-from simulator.workload.traces._arrow import arrow
-from simulator.workload.traces._columns import find_plain, read_csv
+from simulator.workload.traces._columns import arrow, find_plain, read_csv
 from simulator.workload.traces._rows import (
     LONGEST_TEXT,
     Columns,

@@ -10,9 +10,12 @@ read by that.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import SequenceMatcher
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +26,6 @@ from simulator.config.workload import LogColumns
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._check import RawRequests
 from simulator.workload.traces._columns import read_json_lines
-from simulator.workload.traces._names import find_names, guess_names
 from simulator.workload.traces._rows import Kind, Rows, hold_codes
 from simulator.workload.traces._tables import (
     column_names,
@@ -32,7 +34,7 @@ from simulator.workload.traces._tables import (
     read_table,
     tell_left_out,
 )
-from simulator.workload.traces._times import RULE, read_times
+from simulator.workload.traces._times import RULE, read_times, split_unit
 from simulator.workload.unpacking import head_of, json_rows
 
 
@@ -146,3 +148,99 @@ def suggest(path: Path, columns: list[str]) -> str:
     """Say how a workload names the columns of a log, in a line to copy."""
     source = {"file": str(path), "columns": guess_names(columns)}
     return f"say in the workload which column holds what: requests = {inline_toml(source)}"
+
+
+# Names in logs of the three columns that a request trace needs, and of the HTTP status, written
+# without capitals, spaces and signs: ``Prompt Tokens``, ``promptTokens`` and
+# ``usage.prompt_tokens`` are one name.
+#
+# From the responses of OpenAI, Anthropic and Gemini, from the logs of LiteLLM, OpenRouter, Langfuse
+# and Helicone, from OpenTelemetry's ``gen_ai`` attributes and OpenInference, and from benchmarks
+# (vLLM, SGLang, genai-perf, AIPerf).
+
+
+_ARRIVAL = (
+    *("arrival", "arrivaltime", "arrivedat", "arrivaltimestamp", "requestarrivaltime"),
+    *("requesttime", "requesttimestamp", "requestcreatedat", "requeststarttime", "requeststart"),
+    *("receivedat", "receivedtime", "starttime", "starttimestamp", "startedat", "start"),
+    *("timestamp", "timestamputc", "createdat", "created", "creationtime", "submittedat"),
+    *("sendtime", "senttime", "sentat", "eventtime", "loggedat", "datetime", "ts", "time", "date"),
+)
+_INPUT = (
+    *("prompttokens", "inputtokens", "numprompttokens", "numinputtokens", "contexttokens"),
+    *("requesttokens", "querytokens", "prefilltokens", "numprefilltokens", "nprompttokens"),
+    *("prompttokencount", "inputtokencount", "tokenspromptcount", "llmtokencountprompt"),
+    *("tokensprompt", "tokensinput", "tokensin", "inputtoks", "prompttoks", "numinput"),
+    *("inputlength", "promptlength", "inputlen", "promptlen", "inputsequencelength", "isl"),
+)
+_OUTPUT = (
+    *("completiontokens", "outputtokens", "numcompletiontokens", "numoutputtokens"),
+    *("generatedtokens", "numgeneratedtokens", "responsetokens", "decodetokens"),
+    *("numdecodetokens", "candidatestokencount", "completiontokencount", "outputtokencount"),
+    *("llmtokencountcompletion", "tokenscompletion", "tokensoutput", "tokensout", "outputtoks"),
+    *("numoutput", "outputlength", "completionlength", "responselength", "outputlen"),
+    *("completionlen", "outputsequencelength", "osl"),
+)
+_STATUS = (
+    *("status", "statuscode", "httpstatus", "httpstatuscode", "responsestatus"),
+    *("responsestatuscode", "httpresponsestatuscode", "responsecode", "httpcode"),
+)
+_NEAR = 0.45
+"""Least likeness of a name to one that logs use, from 0 to 1, for it to be suggested."""
+_MOST_GUESSED = 100
+"""Most columns among which one is suggested: each is compared with all names."""
+_SIGNS = re.compile(r"[\W_]+")
+
+
+class Names(NamedTuple):
+    """Names of a file's columns; ``None`` where there is none of a kind."""
+
+    arrival: str | None
+    num_input: str | None
+    num_output: str | None
+    status: str | None = None
+    """Column of the HTTP status, which a log may do without."""
+
+
+def find_names(columns: Iterable[str]) -> Names:
+    """Find the columns by a log's names; of several the one that is listed first.
+
+    >>> tuple(find_names(["id", "startTime", "usage.prompt_tokens", "Completion Tokens"]))
+    ('startTime', 'usage.prompt_tokens', 'Completion Tokens', None)
+    """
+    listed = list(columns)
+    plain = {_plain(name): name for name in reversed(listed)}
+    last = {_plain(name.rsplit(".", 1)[-1]): name for name in reversed(listed)}
+    known = last | plain
+    bare = {_plain(split_unit(name)[0]): name for name in reversed(listed)}
+    found = (_first(_ARRIVAL, bare | known), _first(_INPUT, known), _first(_OUTPUT, known))
+    return Names(*found, _first(_STATUS, known))
+
+
+def guess_names(columns: Iterable[str]) -> dict[str, str]:
+    """Guess which column holds what, by the likeness of names; ``...`` where none is near.
+
+    >>> guess_names(["evt_epoch", "ctx_toks", "gen_toks"])
+    {'arrival': 'evt_epoch', 'input': 'ctx_toks', 'output': 'gen_toks'}
+    """
+    wanted = {"arrival": _ARRIVAL, "input": _INPUT, "output": _OUTPUT}
+    likeness = {
+        (what, column): max(
+            SequenceMatcher(None, _plain(column)[:64], one).ratio() for one in names
+        )
+        for column in list(columns)[:_MOST_GUESSED]
+        for what, names in wanted.items()
+    }
+    found: dict[str, str] = {}
+    for what, column in sorted(likeness, key=lambda pair: -likeness[pair]):
+        if likeness[what, column] >= _NEAR and column not in found.values():
+            found.setdefault(what, column)
+    return {what: found.get(what, "...") for what in wanted}
+
+
+def _plain(name: str) -> str:
+    return _SIGNS.sub("", name).lower()
+
+
+def _first(wanted: tuple[str, ...], known: dict[str, str]) -> str | None:
+    return next((known[name] for name in wanted if name in known), None)

@@ -20,8 +20,8 @@ import numpy as np
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._arrow import arrow
 from simulator.workload.traces._check import RawRequests
+from simulator.workload.traces._columns import arrow
 from simulator.workload.traces._rows import Kind
 from simulator.workload.traces._tables import (
     column_names,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.config.calibration import ANY
-from simulator.lab.calibration.serving._measured import read_measured, residuals
+from simulator.lab.calibration.serving.engine import read_measured, residuals
 from simulator.lab.validation.kernels import COMMAND, SOURCE
 from simulator.lab.validation.serving import Group, groups
 from simulator.lab.validation.serving.answer import open_pools

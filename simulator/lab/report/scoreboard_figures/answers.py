@@ -13,8 +13,7 @@ from simulator.lab.report.scoreboard_figures.errors import (
     share_figure,
     status_of,
 )
-from simulator.lab.results.scores import Scoreboard
-from simulator.lab.results.targets import TARGETS
+from simulator.lab.results.scores import TARGETS, Scoreboard
 from simulator.report import style
 from simulator.report.gallery import Figure
 

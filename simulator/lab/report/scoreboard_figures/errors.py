@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from simulator.base.formats import count, log_ticks, parameters, time_axis
 from simulator.lab.report.texts import amount
-from simulator.lab.results.scores import Scoreboard, is_answered, score, title_of
-from simulator.lab.results.targets import BANDS_HOLD
+from simulator.lab.results.scores import BANDS_HOLD, Scoreboard, is_answered, score, title_of
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import DOTTED, add_agreement, log_axis

@@ -13,8 +13,7 @@ from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.calibration.fit import Fit
 from simulator.lab.validation import OK, Answers
-from simulator.lab.validation.error_bands import Band
-from simulator.lab.validation.extrapolation import Doubt, no_narrower, outside_of, settle
+from simulator.lab.validation.extrapolation import Band, Doubt, no_narrower, outside_of, settle
 from simulator.lab.validation.hardware import find_calibrated
 
 Floats = NDArray[np.float64]

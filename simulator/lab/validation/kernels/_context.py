@@ -27,8 +27,7 @@ from simulator.lab.validation.kernels._fitting import (
     Wanted,
 )
 from simulator.lab.validation.sizes import numbers, refusals
-from simulator.work.context import uniform_sums
-from simulator.work.context_kernels import ContextKernel
+from simulator.work.context import ContextKernel, uniform_sums
 
 Phase = Literal["prefill", "decode"]
 Ints = NDArray[np.int64]

@@ -9,31 +9,26 @@ simulator; what they put on the busiest rank and wire is priced with the formula
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.base.errors import UserError
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import ANY, Calibration
-from simulator.config.calibration.communication import ExchangeFit
-from simulator.lab.validation import Measure
-from simulator.lab.validation.error_bands import Band
-from simulator.lab.validation.extrapolation import Doubt, of_hardware
-from simulator.lab.validation.hardware import find_calibrated
+from simulator.config.calibration.communication import ExchangeFit, Load
+from simulator.lab.validation import Measure, require
+from simulator.lab.validation.extrapolation import Band, Doubt, of_hardware
+from simulator.lab.validation.hardware import accelerator_name, find_calibrated
 from simulator.lab.validation.kernels import SOURCE, KernelFamily
 from simulator.lab.validation.kernels import _answering as answering
 from simulator.lab.validation.kernels import _fitting as fitting
 from simulator.lab.validation.kernels._answering import Estimate, Part, Places
-from simulator.lab.validation.kernels._exchanges import (
-    LAYOUTS,
-    Exchanges,
-    exchanges_of,
-    measures_of,
-)
 from simulator.lab.validation.kernels._fitting import (
     Chosen,
     Floats,
@@ -43,6 +38,382 @@ from simulator.lab.validation.kernels._fitting import (
     Wanted,
     load_plan,
 )
+from simulator.lab.validation.sizes import MOST_CHOICES, MOST_EXPERTS, MOST_RANKS, numbers, refusals
+from simulator.lab.validation.traffic import cluster_of, draw_choices
+
+# Tables of exchanges as loads of the busiest rank and wire, which the simulator prices, by GPU,
+# kernels and operation. Four kinds of table are read, told apart by their columns.
+
+_SCALE_BYTES = 4 / 128
+"""An fp32 scale for 128 values goes with fp8."""
+VALUE_BYTES = {
+    "fp8": 1.0 + _SCALE_BYTES,
+    "bfloat16": 2.0,
+    "float16": 2.0,
+    "half": 2.0,
+    "nvfp4": 0.5 + 1 / 16,
+    "fp4": 0.5 + 1 / 16,
+    "mxfp4": 0.5 + 1 / 32,
+    "mxfp8": 1.0 + 1 / 32,
+}
+"""Bytes of one value as it travels, by names in tables."""
+_DEEPEP_GROUPS = 4
+"""DeepEP's own benchmark lets a token use at most four nodes (``num_topk_groups = min(num_nodes,
+4)``)."""
+_MOST_SMS = 1024.0
+"""Several times what any GPU has."""
+_MOST = {
+    "num_ranks": MOST_RANKS,
+    "topk": MOST_CHOICES,
+    "num_experts": MOST_EXPERTS,
+    "sms": _MOST_SMS,
+}
+"""Largest values by column, where they are not those of any column."""
+_SIZES = ("num_ranks", "hidden_size", "topk", "num_experts", "num_tokens", "value_bytes")
+
+
+_MICRO = 1e-6
+"""Seconds of a microsecond."""
+_GPUS_PER_NODE = 8
+"""GPUs of a node in DeepEP's tables."""
+_LOW_LATENCY = ("gpu", "node_num", "hidden_size", "num_token", "num_topk", "num_experts")
+_NORMAL = (*_LOW_LATENCY, "dispatch_sms", "combine_sms")
+_BACKENDS = (
+    *("gpu", "comm_backend", "phase", "comm_dtype", "ep_size"),
+    *("hidden_size", "topk", "num_experts", "num_tokens"),
+)
+_PUBLISHED = ("library", "hardware", "mode", "op", "ep", "tokens_per_rank", "conditions")
+LAYOUTS = (_LOW_LATENCY, _NORMAL, _BACKENDS, _PUBLISHED)
+"""Columns that each kind of table must have."""
+_OPERATIONS = ("dispatch", "combine")
+_CONGESTED_NODES = 8
+_CONGESTED_TOKENS = {"dispatch": 32, "combine": 4096}
+"""On the eight nodes of the DeepEP table, beyond so many tokens the network carries a third of what
+it does on four."""
+_CONGESTED_NOTIFY = 32
+"""Telling waits for what the dispatch left on that network."""
+_PAYLOADS = {"post-quant MXFP8": "mxfp8", "NVFP4": "nvfp4", "MXFP8": "mxfp8"}
+"""Words in published conditions: the format that travels."""
+_PUBLISHED_GPUS = ("h800", "gb200", "h100", "h200", "b200")
+_POLICY = {"low_latency": "per_expert", "normal": "per_node", "one_sided": "per_expert"}
+"""Dispatch policies of published kernels. NVLink one-sided ones were timed with a perfect router:
+each of a token's experts on another rank."""
+_DEEPSEEK = {"hidden_size": 7168, "topk": 8, "num_experts": 256}
+"""DeepSeek-V3's shape, of which published figures are. Its router takes 4 of 8 groups of
+experts."""
+
+
+class Moves(NamedTuple):
+    """Exchanges of one kind on one sort of GPU: ``n`` rows of a table."""
+
+    load: Load
+    scale_up_s: Floats
+    """``[n]`` seconds of the busiest wire inside domains, at its peak."""
+    scale_out_s: Floats
+    """``[n]`` seconds of the busiest wire between domains, at its peak."""
+    num_sms: Floats
+    """``[n]`` multiprocessors that the kernels hold; 0 where the row does not say."""
+    num_ranks: Floats
+    wrong: NDArray[np.object_]
+    """``[n]`` why the row's numbers are none of an exchange, or such ranks are not joined; ``""``
+    where all is well."""
+
+    def carry_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
+        """Seconds of copying and wires."""
+        wires = np.maximum(
+            self.scale_up_s / fit.scale_up_fraction, self.scale_out_s / fit.scale_out_fraction
+        )
+        copying = fit.copying_s(self.load, accelerator.num_multiprocessors, self.num_sms)
+        return fit.overlapped_s(copying, wires)
+
+    def transfer_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
+        """Seconds of the transfer alone, as kernel timings see it."""
+        seconds = fit.start_s(self.load) + self.carry_s(fit, accelerator)
+        return np.asarray(np.maximum(fit.floor_s, seconds))
+
+    def notify_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
+        """Seconds of telling how much will come."""
+        carrying_s = self.carry_s(fit, accelerator)
+        return fit.announce_s(self.load, carrying_s, accelerator.num_multiprocessors, self.num_sms)
+
+
+class Exchanges(NamedTuple):
+    """Rows of a table with one GPU, one kind of kernels and one operation: a column of its
+    answers.
+    """
+
+    places: Places
+    gpu: str
+    accelerator: str | None
+    engine: str
+    kernels: str
+    operation: str
+    moves: Moves
+    held_out: NDArray[np.str_]
+    """The shape, or across nodes their number: what is left out together when a fit is
+    cross-validated."""
+    is_congested: Chosen
+    measured_s: Floats
+    """Measured seconds ``[n]``, not a number where nothing was measured."""
+    measure: int = 0
+    is_whole_row: bool = True
+    """Whether the rows measure nothing else."""
+    is_notify: bool = False
+    """Telling how much will come, and not the transfer."""
+    guess: str = ""
+
+    @property
+    def nodes(self) -> Floats:
+        """Nodes ``[n]`` that the ranks lie in."""
+        return np.asarray(self.moves.load.num_nodes, dtype=float)
+
+    @property
+    def domain(self) -> dict[str, Floats]:
+        """Quantities that a price depends on."""
+        load, ranks = self.moves.load, self.moves.num_ranks
+        named = (load.tokens, load.vector_bytes, load.num_experts, load.num_nodes, ranks)
+        names = ("tokens", "vector_bytes", "experts", "nodes", "ranks")
+        return {name: np.asarray(values) for name, values in zip(names, named, strict=True)}
+
+    def read_measured(self, table: pd.DataFrame, column: str, **changes: Any) -> Exchanges:
+        """Take what was measured from a column, microseconds, where the table has it."""
+        if column in table.columns:
+            changes["measured_s"] = numbers(table, (column,))[column][self.places] * _MICRO
+        return self._replace(**changes)
+
+
+def measures_of(table: pd.DataFrame, where: str) -> tuple[Measure, ...]:
+    """Measures of a table, by its columns.
+
+    Raises:
+        UserError: if it is none of the tables that are known.
+    """
+    columns = set(map(str, table.columns))
+    if columns >= set(_NORMAL):
+        return tuple(
+            Measure(f"{operation}{suffix}", f"{operation}_{part}_us", _MICRO)
+            for operation in _OPERATIONS
+            for part, suffix in (("transmit", ""), ("notify", "_notify"))
+        )
+    if columns >= set(_LOW_LATENCY):
+        return tuple(Measure(name, f"{name}_avg_t_us", _MICRO) for name in _OPERATIONS)
+    if columns >= set(_BACKENDS):
+        return (Measure("latency", "latency", _MICRO),)
+    if columns >= set(_PUBLISHED):
+        return (Measure("latency", "latency_us", _MICRO),)
+    require(table, _BACKENDS if "comm_backend" in columns else _LOW_LATENCY, where)
+    raise UserError(f"{where}: its columns are of no kind that is known")
+
+
+def exchanges_of(table: pd.DataFrame) -> Iterator[Exchanges]:
+    """Rows of a table by GPU, kernels and operation.
+
+    Raises:
+        UserError: if it is none of the tables that are known.
+    """
+    measures_of(table, "all-to-all table")
+    columns = set(map(str, table.columns))
+    if columns >= set(_LOW_LATENCY):
+        yield from _deepep_rows(table, "normal" if columns >= set(_NORMAL) else "low_latency")
+    elif columns >= set(_BACKENDS):
+        yield from _backend_rows(table)
+    else:
+        yield from _published_rows(table)
+
+
+def _deepep_rows(table: pd.DataFrame, kernels: str) -> Iterator[Exchanges]:
+    """Rows of DeepEP's own benchmark, both operations in each."""
+    table = table.rename(columns={"num_token": "num_tokens", "num_topk": "topk"})
+    for (gpu, engine), places in answering.group_rows(
+        answering.words(table, "gpu", engine="sglang")
+    ):
+        rows = table.iloc[places]
+        nodes = pd.to_numeric(rows["node_num"], errors="coerce")
+        rows = rows.assign(num_ranks=nodes.where(nodes % 1 == 0) * _GPUS_PER_NODE)
+        parts = []
+        for operation in _OPERATIONS:
+            value_bytes = VALUE_BYTES["fp8" if operation == "dispatch" else "bfloat16"]
+            sms = rows[f"{operation}_sms"] if kernels == "normal" else 0
+            own = rows.assign(value_bytes=value_bytes, sms=sms)
+            parts.append(_part(own, places, gpu, engine, kernels, operation, "deepep"))
+        first, second = (part.moves.wrong for part in parts)
+        wrong = np.where(first == "", second, first)
+        for number, part in enumerate(parts):
+            part = part._replace(is_whole_row=False, moves=part.moves._replace(wrong=wrong))
+            if kernels == "low_latency":
+                yield part.read_measured(table, f"{part.operation}_avg_t_us", measure=number)
+            else:
+                yield from _normal_rows(table, part, 2 * number)
+
+
+def _normal_rows(table: pd.DataFrame, part: Exchanges, measure: int) -> Iterator[Exchanges]:
+    """Telling how much will come, and the transfer."""
+    is_large, operation = part.moves.num_ranks == _CONGESTED_NODES * _GPUS_PER_NODE, part.operation
+    tokens = np.where(is_large, part.moves.load.tokens, 0)
+    yield part.read_measured(
+        table,
+        f"{operation}_notify_us",
+        is_notify=True,
+        is_congested=tokens > _CONGESTED_NOTIFY,
+        measure=measure + 1,
+    )
+    yield part.read_measured(
+        table,
+        f"{operation}_transmit_us",
+        is_congested=tokens > _CONGESTED_TOKENS[operation],
+        measure=measure,
+    )
+
+
+def _backend_rows(table: pd.DataFrame) -> Iterator[Exchanges]:
+    """Rows of engines' own kernels, one operation in each."""
+    keys = answering.words(table, "gpu", "comm_backend", "phase", "comm_dtype", engine=ANY)
+    for (gpu, backend, phase, dtype, engine), places in answering.group_rows(keys):
+        kernels, sent_as = _format_sent(backend, phase, dtype.lower())
+        guess = ""
+        if sent_as not in VALUE_BYTES:
+            guess, sent_as = f"'{dtype}' priced as bfloat16", "bfloat16"
+        if "onesided" in re.sub(r"[\W_]", "", backend.lower()):
+            kernels = "one_sided"
+            guess = guess or "priced as TensorRT-LLM's NVLink one-sided kernels"
+        rows = table.iloc[places]
+        rows = rows.assign(num_ranks=rows["ep_size"], value_bytes=VALUE_BYTES[sent_as])
+        policy = "per_expert" if "_ll" in backend or "generation" in backend else "per_node"
+        groups = "deepseek" if engine == "trtllm" else "none"
+        part = _part(rows, places, gpu, engine, kernels, phase, groups, policy)
+        yield part.read_measured(table, "latency", guess=guess)
+
+
+def _format_sent(backend: str, phase: str, dtype: str) -> tuple[str, str]:
+    """Kernels of a backend, and the format that they send."""
+    if dtype == "default":
+        is_wide = phase == "combine" or backend.endswith("ht") or "v2" in backend
+        dtype = "bfloat16" if is_wide else "fp8"
+    if phase != "combine" or dtype not in VALUE_BYTES:
+        return backend, dtype
+    if backend.endswith("_ll") and VALUE_BYTES[dtype] < VALUE_BYTES["bfloat16"]:
+        return f"{backend}_{dtype}", dtype  # quantised on the way back by kernels of their own
+    return backend, "bfloat16"  # results are not quantised
+
+
+def _published_rows(table: pd.DataFrame) -> Iterator[Exchanges]:
+    """Figures of DeepEP's and TensorRT-LLM's own pages: DeepSeek-V3's shape."""
+    for key, places in answering.group_rows(
+        answering.words(table, "library", "hardware", "mode", "op")
+    ):
+        library, hardware, mode, operation = key
+        gpu = next((name for name in _PUBLISHED_GPUS if name.upper() in hardware), hardware)
+        kernels = {"normal": "normal", "low-latency": "low_latency"}.get(mode, library)
+        kernels = "one_sided" if "one-sided" in mode else kernels
+        rows = table.iloc[places]
+        usual = "bfloat16" if kernels == "one_sided" or operation == "combine" else "fp8"
+        sent_as = [
+            next((format_ for words, format_ in _PAYLOADS.items() if words in str(text)), usual)
+            for text in rows["conditions"]
+        ]
+        rows = rows.assign(
+            num_ranks=rows["ep"],
+            num_tokens=rows["tokens_per_rank"],
+            value_bytes=[VALUE_BYTES[name] for name in sent_as],
+            **_DEEPSEEK,
+        )
+        groups = "deepep" if mode == "normal" else "none"
+        policy = _POLICY.get(kernels, "per_rank")
+        part = _part(rows, places, gpu, ANY, kernels, operation, groups, policy)
+        ranks = part.moves.num_ranks.astype(int).astype(str)
+        part = part.read_measured(table, "latency_us", held_out=ranks)
+        if "pure RDMA" in library:
+            guess = "its kernels send over the network inside a node too"
+            part = _over_the_network(part)._replace(guess=guess)
+        yield part
+
+
+def _over_the_network(part: Exchanges) -> Exchanges:
+    """Send every vector by the network card, as before DeepEP used NVLink for low latency."""
+    cluster, load = cluster_of(part.accelerator or ""), part.moves.load
+    if cluster is None or cluster.scale_out is None:
+        return part
+    moved = np.asarray(load.copies, dtype=float) * np.asarray(load.vector_bytes, dtype=float)
+    across = part.moves._replace(
+        load=load._replace(crossing=load.copies, num_nodes=np.maximum(load.num_nodes, 2)),
+        scale_up_s=np.zeros(len(moved)),
+        scale_out_s=moved / cluster.scale_out.bytes_per_s,
+    )
+    return part._replace(moves=across)
+
+
+def _part(
+    rows: pd.DataFrame,
+    places: Places,
+    gpu: str,
+    engine: str,
+    kernels: str,
+    operation: str,
+    groups: str,
+    policy: str | None = None,
+) -> Exchanges:
+    name = accelerator_name(gpu)
+    moves = read_moves(rows, name or "", policy or _POLICY[kernels], groups)
+    shapes = answering.words(rows, "hidden_size", "topk", "num_experts").agg(" ".join, axis=1)
+    nodes = np.asarray(moves.load.num_nodes, dtype=float)
+    across = np.char.add("nodes ", nodes.astype(int).astype(str))
+    held_out = np.where(nodes > 1, across, shapes.to_numpy(dtype=str))
+    return Exchanges(
+        *(places, gpu, name, engine, kernels, operation, moves, held_out),
+        is_congested=np.zeros(len(places), dtype=bool),
+        measured_s=np.full(len(places), np.nan),
+    )
+
+
+def read_moves(rows: pd.DataFrame, accelerator: str, dispatch: str, groups: str) -> Moves:
+    """Read rows.
+
+    Args:
+        rows: with ``num_ranks``, ``hidden_size``, ``topk``, ``num_experts``, ``num_tokens``,
+            ``value_bytes``, and ``sms`` where it is known.
+        dispatch: the policy that sends the kernels' copies.
+        groups: whose limit on groups of experts holds: ``none``, ``deepep`` or ``deepseek``.
+    """
+    sizes = numbers(rows, _SIZES)
+    sms = numbers(rows, ("sms",))["sms"] if "sms" in rows.columns else np.zeros(len(rows))
+    sms = np.nan_to_num(sms, nan=0.0)
+    least = {"value_bytes": 0.0, "sms": 0.0}
+    wrong = refusals(sizes | {"sms": sms}, least, _MOST, ("value_bytes",))
+    wrong[(sizes["topk"] > sizes["num_experts"]) & (wrong == "")] = "topk is above num_experts"
+    ranks, hidden, top_k, experts, tokens, value_bytes = np.where(
+        wrong == "", np.stack(list(sizes.values())), 1.0
+    )
+    shapes, shape = np.unique(
+        np.stack([ranks, hidden, top_k, experts], axis=1), axis=0, return_inverse=True
+    )
+    found = np.full((len(shapes), 5), np.nan)
+    for s, (r, h, k, e) in enumerate(shapes.astype(int).tolist()):
+        one = draw_choices(accelerator, r, dispatch, e, k, *_limit(groups, r, h, k, e))
+        if one is not None:
+            found[s] = one
+    copies, crossing, up, out, nodes = found[shape.ravel()].T
+    wrong[np.isnan(copies) & (wrong == "")] = "so many of its GPUs are not joined"
+    vector_bytes, nodes = hidden * value_bytes, np.nan_to_num(nodes, nan=1.0)
+    load = Load(tokens, tokens * copies, tokens * crossing, vector_bytes, experts, nodes)
+    vectors = tokens * hidden * value_bytes
+    sms = np.where(wrong == "", sms, 0.0)
+    return Moves(load, vectors * up, vectors * out, sms, ranks, wrong)
+
+
+def _limit(
+    groups: str, num_ranks: int, hidden: int, top_k: int, num_experts: int
+) -> tuple[int, int]:
+    """Groups of experts, and how many of them a token may use."""
+    nodes = -(-num_ranks // 8)
+    if groups == "deepep" and nodes > _DEEPEP_GROUPS:
+        return nodes, _DEEPEP_GROUPS
+    if groups == "deepseek" and (hidden, top_k, num_experts) == tuple(_DEEPSEEK.values()):
+        return 8, 4
+    return 1, 1
+
+
+# Fits of these, and their estimates.
+
 
 _OWNERS = {"low_latency": ("sglang", ANY, "nan"), "normal": ("sglang", ANY, "nan")}
 """Engines that kernels were measured with, where the kernels' name does not say it."""

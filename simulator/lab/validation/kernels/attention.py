@@ -36,7 +36,7 @@ from simulator.lab.validation.kernels._context import (
     whole_sizes,
 )
 from simulator.lab.validation.kernels._fitting import Floats, Tables, Wanted, load_plan
-from simulator.work.context_kernels import ContextKernel, context_kernel
+from simulator.work.context import ContextKernel, context_kernel
 
 _HEADS = ("num_heads", "num_key_value_heads", "head_dim", "window_size")
 _SIZES = ("batch_size", "isl", "step", *_HEADS)

@@ -42,7 +42,7 @@ from simulator.lab.validation.kernels._context import (
     whole_sizes,
 )
 from simulator.lab.validation.kernels._fitting import Floats, Tables, Wanted, load_plan
-from simulator.work.context_kernels import ContextKernel, context_kernel
+from simulator.work.context import ContextKernel, context_kernel
 from simulator.work.layout import shard
 
 _SIZES = ("batch_size", "isl", "step", "num_heads")

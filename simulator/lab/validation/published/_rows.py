@@ -22,7 +22,7 @@ from simulator.lab.results.scores import is_answered
 from simulator.lab.validation import OK
 from simulator.lab.validation.hardware import accelerator_name
 from simulator.lab.validation.published import FIGURE_COLUMNS, Part, Reply
-from simulator.lab.validation.serving.models import find_model
+from simulator.lab.validation.serving.deployments import find_model
 from simulator.lab.validation.tables import Table
 from simulator.parallel.workers import sweep
 

@@ -27,7 +27,7 @@ from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine import timeline as engine
 from simulator.engine.probe import forecast, make_even_batch
 from simulator.engine.table import StepTable, make_table
-from simulator.lab.validation.error_bands import ASSUMED, Band
+from simulator.lab.validation.extrapolation import ASSUMED, Band
 from simulator.lab.validation.published import Part, Reply
 from simulator.results.phases import STEP_PHASES
 from simulator.step.prices import Prices

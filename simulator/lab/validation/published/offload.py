@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from simulator.config.dtypes import DType
 from simulator.deployment.placement import Placement
-from simulator.lab.validation.error_bands import ASSUMED
+from simulator.lab.validation.extrapolation import ASSUMED
 from simulator.lab.validation.published import Reply, extrapolate
 from simulator.lab.validation.published._rows import Case, Count, ModelName, RowTopic
 from simulator.lab.validation.published._runs import make_once, run_step, status_of, tell_shares

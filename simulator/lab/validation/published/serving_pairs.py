@@ -25,7 +25,7 @@ from simulator.lab.results.scores import is_answered
 from simulator.lab.validation import OK, serving
 from simulator.lab.validation.published import BY_LOAD, RELEASE_UNSAID, SAME_RELEASE, Reply
 from simulator.lab.validation.published._rows import Row, make_row, make_rows, ratio
-from simulator.lab.validation.serving.models import find_model
+from simulator.lab.validation.serving.deployments import find_model
 from simulator.lab.validation.serving.points import Point, UnreadableError, read_point
 from simulator.lab.validation.splits import FEWEST_LOADS, load_trend
 from simulator.lab.validation.tables import Table

@@ -19,7 +19,7 @@ from simulator.config.dtypes import DType
 from simulator.deployment.expert_plan import POOL_TOKENS, ExpertPlan
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine import timeline as engine
-from simulator.lab.validation.error_bands import ASSUMED
+from simulator.lab.validation.extrapolation import ASSUMED
 from simulator.lab.validation.published import Reply, extrapolate
 from simulator.lab.validation.published._rows import Case, Count, ModelName, RowTopic, half_band
 from simulator.lab.validation.published._runs import make, parts_of, status_of, tell_shares

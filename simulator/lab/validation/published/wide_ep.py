@@ -21,7 +21,7 @@ from simulator.config.dtypes import DType
 from simulator.config.ffns.moe import MoE
 from simulator.config.model import load_model
 from simulator.lab.validation import OK
-from simulator.lab.validation.error_bands import Band
+from simulator.lab.validation.extrapolation import Band
 from simulator.lab.validation.hardware import cluster_of
 from simulator.lab.validation.published import Reply, extrapolate
 from simulator.lab.validation.published._rows import Case, Count, GpuName, ModelName, RowTopic

@@ -16,7 +16,7 @@ from simulator.base.data import cache_lookups
 from simulator.base.errors import UserError
 from simulator.base.progress import CountDone
 from simulator.lab.validation import OK, Answers, Measure
-from simulator.lab.validation.error_bands import ASSUMED, EXTRAPOLATED, Band
+from simulator.lab.validation.extrapolation import ASSUMED, EXTRAPOLATED, Band
 from simulator.lab.validation.serving.answer import answer_points
 from simulator.lab.validation.serving.campaigns import load_campaigns
 from simulator.lab.validation.serving.deployments import table_key

@@ -16,7 +16,7 @@ from simulator.config.engine import find_kv_transfer, resolve_scheduling
 from simulator.deployment.fits import find_bands
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.table import StepTable, change_engine, make_table
-from simulator.lab.results.targets import DENSE, MOE
+from simulator.lab.results.scores import DENSE, MOE
 from simulator.lab.validation import OK
 from simulator.lab.validation.hardware import load_family
 from simulator.lab.validation.serving.campaigns import DEFAULT

@@ -5,7 +5,7 @@ from __future__ import annotations
 from simulator.config.ffns.dense import DenseFFN
 from simulator.config.sparsity import Pruning
 from simulator.runtime.layers.feed_forward import FeedForward
-from simulator.runtime.layers.part import WHOLE, Part
+from simulator.runtime.layers.weights import WHOLE, Part
 
 
 class Dense(FeedForward):

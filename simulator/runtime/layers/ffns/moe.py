@@ -8,11 +8,10 @@ from torch import Tensor
 from simulator.config.ffns.moe import MoE
 from simulator.config.sparsity import Pruning
 from simulator.runtime.layers.experts import Experts
+from simulator.runtime.layers.feed_forward import SharedExpert
 from simulator.runtime.layers.kinds import Admission, FFNLayer
-from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.router import Router
-from simulator.runtime.layers.shared_expert import SharedExpert
-from simulator.runtime.layers.weights import Weights
+from simulator.runtime.layers.weights import WHOLE, Part, Weights
 
 
 class MixtureOfExperts(FFNLayer):

@@ -12,8 +12,7 @@ from torch.nn import functional
 from simulator.base.errors import UserError
 from simulator.config.mixers.gqa import GroupedQueryAttention
 from simulator.runtime.layers.kinds import Cached, Chunk, Draw, MixerLayer
-from simulator.runtime.layers.part import WHOLE, Part
-from simulator.runtime.layers.weights import Weights, empty, fill
+from simulator.runtime.layers.weights import WHOLE, Part, Weights, empty, fill
 
 _ROPE_BASE = 10_000.0
 """Base of rotary positions (Su et al., arXiv:2104.09864)."""
