@@ -167,7 +167,11 @@ def make_front(
         if one is not None
     }
     drawn = [gauge for gauge in gauges if gauge.marks and not gauge.is_flat]
-    return Front(eyebrow, split(verdict["headline"]), reasons, known, drawn)
+    headline = [
+        (piece if is_name else _hold_units(piece), is_name)
+        for piece, is_name in split(verdict["headline"])
+    ]
+    return Front(eyebrow, headline, reasons, known, drawn)
 
 
 def _hold_units(text: str) -> str:

@@ -56,7 +56,8 @@ class Figure(ABC, Generic[Subject]):
         """Draw the figure.
 
         Trace names become the legend, which the page draws; deployments take their label and colour
-        from :mod:`simulator.report.style`; axis titles end in their unit in parentheses.
+        from :mod:`simulator.report.style`; axis titles end in their unit in parentheses,
+        unless every tick has it.
         """
 
 

@@ -39,6 +39,12 @@ MEMORY_COLOURS = {
     "KV cache": "#66CCEE",
     "reserve": "#A5ACB5",
 }
+SHARE_TICKS: dict[str, Any] = {
+    "tickvals": [n / 5 for n in range(6)],
+    "ticktext": [f"{20 * n}\N{NO-BREAK SPACE}%" for n in range(6)],
+}
+"""Ticks of an axis of shares from 0 to 1."""
+
 MUTED = "#808B99"
 """For target lines: visible on light and on dark."""
 LOAD_COLOURS = [

@@ -4,8 +4,10 @@ phone.
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -68,6 +70,24 @@ def test_legend_hides_and_shows(open_page, files):
     assert page.evaluate(visible) is False
     button.click()
     assert page.evaluate(visible) is True
+
+
+def test_a_figure_is_saved_with_its_data(open_page, files):
+    page = open_page(files["hostile"], DESK).page
+    one_plot = ".card:has(.legend):not(:has(.cell + .cell))"
+    card = page.locator(one_plot).first
+    card.hover()
+    found = {}
+    for kind in ("SVG", "CSV"):
+        with page.expect_download() as download:
+            card.locator(".takes button", has_text=kind).click()
+        found[kind] = unquote(Path(download.value.path()).read_text(encoding="utf-8"))
+    assert "<svg" in found["SVG"]
+    head, *rows = csv.reader(found["CSV"].splitlines())
+    assert head[:5] == ["plot", "series", "x", "y", "value"]
+    drawn = f"document.querySelector('{one_plot} .js-plotly-plot').data"
+    assert len(rows) == page.evaluate(f"() => {drawn}.flatMap(({{ x }}) => [...x]).length") > 0
+    assert not [row for row in rows if row[1].startswith(tuple("=+-@"))]
 
 
 def test_a_pairing_hides_the_counterparts_of_other_measures(open_page, runs, tmp_path):

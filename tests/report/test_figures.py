@@ -103,7 +103,13 @@ def test_plots_have_units_and_leave_theme_and_legend_to_the_page(figure, run):
             ):
                 continue
             title = axis.get("title", {}).get("text", "")
-            assert re.search(r"\S.* \([^()]+\)$", title), (
+            shown = [
+                *axis.get("ticktext", []),
+                *([axis["tickformat"]] if "tickformat" in axis else []),
+            ]
+            has_units = shown and all(re.search(r"(\d\s[a-z%]+|%)$", one) for one in shown)
+            assert title, f"{heading} {name}"
+            assert has_units or re.search(r"\S.* \([^()]+\)$", title), (
                 f"{heading} {name}: {title!r} lacks a unit"
             )
         assert plot.layout.height, heading

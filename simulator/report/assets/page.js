@@ -128,6 +128,51 @@
     holder.before(bar);
   };
 
+  // A figure for a paper, and its data for a table: what is shown, under the titles of its axes.
+  const save = (name, url) => Object.assign(document.createElement("a"), { href: url, download: name }).click();
+  const plain = (text) => new DOMParser().parseFromString(text ?? "", "text/html").body.textContent;
+  const quote = (value) => {
+    const text = typeof value === "string" ? plain(value).replace(/^[=+\-@]/, "'$&") : String(value ?? ""); // a spreadsheet runs no name
+    return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  const rowsOf = (plot) => {
+    const heading = plot.closest(".cell").querySelector("h4")?.textContent.trim();
+    const rows = plot._fullData.filter(({ visible }) => visible === true).flatMap(({ name, x, y, z, customdata }) =>
+      z
+        ? [...z].flatMap((row, j) => [...row].map((value, i) => [name, x?.[i] ?? i, y?.[j] ?? j, customdata?.[j]?.[i] ?? value]))
+        : Array.from({ length: Math.max(x?.length ?? 0, y?.length ?? 0) }, (_, i) => [name, x?.[i] ?? i, y?.[i] ?? i, ""]),
+    );
+    const { xaxis, yaxis } = plot._fullLayout;
+    const titles = [xaxis?.title.text, yaxis?.title.text].map((title) => title ?? "");
+    return rows.map((row) => [heading, ...row, ...titles]);
+  };
+  const take = async (button) => {
+    const card = button.closest(".card");
+    const plots = [...card.querySelectorAll(".js-plotly-plot")];
+    if (button.dataset.as === "csv") {
+      const rows = [["plot", "series", "x", "y", "value", "x axis", "y axis"], ...plots.flatMap(rowsOf)];
+      const text = rows.map((row) => row.map(quote).join(",") + "\n").join("");
+      return save(`${plots[0].id}.csv`, URL.createObjectURL(new Blob([text], { type: "text/csv" })));
+    }
+    const paper_bgcolor = getComputedStyle(card).backgroundColor;
+    for (const { data, layout, clientWidth: width, clientHeight: height, id } of plots) {
+      save(`${id}.svg`, await Plotly.toImage({ data, layout: { ...layout, paper_bgcolor } }, { format: "svg", width, height }));
+    }
+  };
+  const offerToTake = (card) => {
+    const holder = document.createElement("p");
+    holder.className = "takes";
+    holder.append(
+      ...["svg", "csv"].map((as) => {
+        const button = Object.assign(document.createElement("button"), { type: "button", textContent: as.toUpperCase() });
+        button.dataset.as = as;
+        button.title = as === "svg" ? "Save the figure as SVG" : "Save its data as CSV";
+        return button;
+      }),
+    );
+    card.querySelector("h3")?.before(holder);
+  };
+
   const draw = async () => {
     await new Promise((done) => setTimeout(done)); // what can be read is shown first
     const [code, data] = await Promise.all([unpack("plotly"), unpack("payload")]);
@@ -143,6 +188,7 @@
       await Plotly.newPlot(plot.id, plot.data, layoutOf(plot), configOf(plot));
       await new Promise((done) => setTimeout(done)); // the page stays scrollable meanwhile
     }
+    document.querySelectorAll(".card:has(.plot)").forEach(offerToTake);
     document.documentElement.dataset.drawn = String(payload.plots.length);
   };
 
@@ -191,6 +237,8 @@
   document.addEventListener("click", (event) => {
     const copied = event.target.closest(".copy");
     if (copied) copy(copied);
+    const taken = event.target.closest(".takes button");
+    if (taken) take(taken);
     const button = event.target.closest(".legend button");
     if (button) hideOrShow(button);
     const pairing = event.target.closest(".pairing button");

@@ -58,7 +58,7 @@ def draw_distribution(
     is_log = low > 0 and high > 8 * low
     # Over decades no unit suits all ticks, so each has its own.
     unit_s, unit = (1.0, "s") if is_log else time_axis(float(np.quantile(pooled, 0.9)))
-    drawn = style.figure(f"{what} ({'time' if is_log else unit})", "Requests within it (share)")
+    drawn = style.figure(what if is_log else f"{what} ({unit})", "Share of requests")
     for name, value in defined.items():
         x, share = quantiles(value)
         add_curve(
@@ -79,7 +79,7 @@ def draw_distribution(
         drawn.update_xaxes(
             range=[max(low - pad, 0) / unit_s, (high + pad) / unit_s], tickformat=",~r", nticks=7
         )
-    drawn.update_yaxes(range=[0, 1.02], tickformat=".0%")
+    drawn.update_yaxes(range=[0, 1.02], **style.SHARE_TICKS)
     if target_s is not None:
         _target_line(drawn, target_s / unit_s, f"target {seconds(target_s)}")
     return drawn

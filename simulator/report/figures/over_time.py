@@ -186,7 +186,7 @@ class KvCache(_Level):
         "bin. Where it reaches 100 %, requests wait or are preempted."
     )
     order = 33
-    column, y, hover = "kv_used", "KV blocks in use (share)", "%{y:.1%} in use"
+    column, y, hover = "kv_used", "Share of KV blocks in use", "%{y:.1%} in use"
     is_mean = True
 
     def draw(self, results: Results) -> go.Figure | None:

@@ -83,9 +83,8 @@ class StepShares(Figure[Results]):
         shares = shares.rename(columns=columns).dropna(how="all").fillna(0.0)
         if shares.empty:
             return None
-        drawn = draw_stacked(results, shares, style.PHASE_COLOURS, "Step time (share)", _percent)
-        drawn.update_xaxes(tickformat=".2~%")
-        return drawn
+        drawn = draw_stacked(results, shares, style.PHASE_COLOURS, "Share of step time", _percent)
+        return drawn.update_xaxes(**style.SHARE_TICKS)
 
 
 def _percent(share: float) -> str:

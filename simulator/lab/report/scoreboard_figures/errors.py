@@ -54,7 +54,7 @@ def share_figure(num_bars: int, **layout: Any) -> go.Figure:
         "Share of rows",
         "",
         90 + 28 * num_bars,
-        xaxis={"range": [0, 1.04], "tickformat": ".0%", "dtick": 0.25},
+        xaxis={"range": [0, 1.04], **style.SHARE_TICKS},
         yaxis={"autorange": "reversed"},
         **layout,
     )
@@ -94,7 +94,7 @@ class Errors(Figure[Scoreboard]):
             "Share of rows",
             360,
             xaxis=log_axis(_LOW, _HIGH, _ticks),
-            yaxis={"range": [0, 1.01], "tickformat": ".0%", "dtick": 0.25},
+            yaxis={"range": [0, 1.01], **style.SHARE_TICKS},
         )
         for title, ratio in ratios(board).items():
             error = np.quantile(np.abs(ratio - 1), _SHARES)
