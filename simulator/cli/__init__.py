@@ -181,6 +181,7 @@ app.command()(run.report)
 app.command()(run.diff)
 app.command()(sparsity.sparsity)
 app.command("list")(describe.list_)
+app.command()(describe.supports)
 app.command()(describe.new)
 app.command()(describe.check)
 app.command()(describe.schema)
@@ -198,6 +199,7 @@ _ORDER = (
     "sparsity",
     "validate",
     "list",
+    "supports",
 )
 """Commands that the help lists first, in this order."""
 

@@ -5,7 +5,9 @@ with, whether it is right, and what is kept; they run nothing.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +15,7 @@ import typer
 from simulator.base import caches
 from simulator.base.caches import Kept
 from simulator.base.errors import UserError
+from simulator.base.reading import read_text
 from simulator.base.text import first_line, one_line
 from simulator.cli import console
 
@@ -22,14 +25,20 @@ def list_(
         str | None,
         console.argument("A family, such as models, clusters or routing; absent = all."),
     ] = None,
+    name: Annotated[
+        str | None, console.argument("One of the family: its keys, or its file.")
+    ] = None,
     as_json: console.AsJson = False,
     markdown: Annotated[bool, console.option("Print Markdown tables.", flag="--markdown")] = False,
 ) -> None:
     """List what there is: scenarios, plans, workloads, models, clusters, accelerators and every
-    kind of policy.
+    kind of policy; of one its keys with their defaults, or the file that holds it.
     """
     from simulator.commands.catalogue import list_kinds
 
+    if family is not None and name is not None:
+        _show_entry(family, name, as_json)
+        return
     found = list_kinds(family)
     if as_json:
         console.emit(found)
@@ -44,6 +53,51 @@ def list_(
     else:
         console.print_rows({name: ", ".join(entries) for name, entries in found.items()})
         console.err.print("moesim list FAMILY says what each is", style="dim")
+
+
+def _show_entry(family: str, name: str, as_json: bool) -> None:
+    from simulator.commands.schema import describe_entry
+
+    found = describe_entry(family, name)
+    if isinstance(found, Path):
+        text = read_text(found)
+        if as_json:
+            console.emit({"file": str(found), "text": text})
+        else:
+            console.out.say(text.rstrip())
+            console.err.print(str(found), style="dim")
+    elif as_json:
+        console.emit({**found._asdict(), "keys": [key._asdict() for key in found.keys]})
+    else:
+        console.out.say(found.description)
+        rows = {}
+        for key in found.keys:
+            kinds = ", ".join(filter(None, (key.type, key.unit, key.bounds)))
+            default = "must be given" if key.default is None else f"default {key.default}"
+            rows[key.path] = f"{kinds}; {default}. {key.description}".replace("; default . ", ". ")
+        console.print_rows(rows)
+
+
+def supports(
+    model: Annotated[str, console.argument("A model, as moesim list models has it, or a file.")],
+    machines: Annotated[str, console.argument("Kind of machines, such as h100-sxm.")],
+    engine: Annotated[str, console.argument("Engine, such as sglang@0.5.23.")] = "vllm",
+    as_json: console.AsJson = False,
+) -> None:
+    """Say what figures of a model on machines with an engine rest on: what was measured or fitted,
+    and what is assumed.
+    """
+    from simulator.commands.check import supports as find_support
+
+    found = find_support(model, machines, engine)
+    if as_json:
+        console.emit(found._asdict())
+        return
+    console.out.say(found.deployment, "bold")
+    for one in sorted(found.assumptions, key=lambda row: row["kind"]):
+        source = textwrap.shorten(one["source"] or one["value"], 200, placeholder=" ...")
+        console.out.say(console.fill(f"{one['what']}: {source}", f"{one['kind']:13}", " " * 13))
+    console.say_notes(found.notes)
 
 
 def check(

@@ -27,6 +27,7 @@ _DATA = {
     "accelerators": "cluster_configs/accelerators",
     "calibrations": "cluster_configs/calibration",
     "engines": "cluster_configs/engines",
+    "clusters": "cluster_configs",
 }
 POLICIES = {
     "mixers": "mixers",
@@ -77,7 +78,7 @@ def list_kinds(family: str | None = None) -> dict[str, dict[str, str]]:
     ['capacity', 'none', 'top_k']
     """
     families: dict[str, Callable[[], dict[str, str]]] = {
-        **{name: partial(_list_files, folder) for name, folder in _DATA.items()},
+        **{name: partial(_read_headlines, name) for name in _DATA},
         "clusters": _list_clusters,
         **{name: partial(_list_policies, package) for name, package in POLICIES.items()},
     }
@@ -87,8 +88,18 @@ def list_kinds(family: str | None = None) -> dict[str, dict[str, str]]:
     return {family: families[family]()}
 
 
-def _list_files(folder: str) -> dict[str, str]:
-    return {name: _read_headline(path) for name, path in available_files(folder).items()}
+def list_files(family: str) -> dict[str, Path]:
+    """List the files of a family of data by name.
+
+    Raises:
+        UserError: if there is no such family.
+    """
+    check_known(family, _DATA, "list: unknown family")
+    return available_files(_DATA[family])
+
+
+def _read_headlines(family: str) -> dict[str, str]:
+    return {name: _read_headline(path) for name, path in list_files(family).items()}
 
 
 def _read_headline(path: Path) -> str:

@@ -28,7 +28,8 @@ from simulator.config.model import load_model, routing_note
 from simulator.config.training_question import TrainingQuestion
 from simulator.config.workload import WorkloadSpec
 from simulator.deployment.counterparts import choose_model
-from simulator.deployment.facts import describe_layout
+from simulator.deployment.facts import describe_layout, facts_of
+from simulator.deployment.fits import list_unseen
 from simulator.deployment.training.memory import check_training_memory
 from simulator.deployment.training.plan import make_training_plan
 from simulator.planner.space import Space, check_variants
@@ -42,10 +43,45 @@ from simulator.scenario.jobs import (
     load_question,
     load_scenario,
 )
-from simulator.scenario.question import list_routing_notes, load_open_requests
+from simulator.scenario.question import ask, list_routing_notes, load_open_requests
 from simulator.scenario.scenario import Scenario, TrainingScenario
 from simulator.step.training import find_rank_imbalance, price_micro_batch
 from simulator.workload.requests import load_requests
+
+
+class Support(NamedTuple):
+    """Basis of a model's figures on a kind of machines with an engine."""
+
+    deployment: str
+    """Smallest deployment that holds it."""
+    assumptions: list[dict[str, str]]
+    """Numbers that its prices are made of, ``what``, ``value``, ``kind`` (``measured``, ``fitted``,
+    ``interpolated``, ``published`` or ``assumed``) and ``source`` each."""
+    notes: list[str]
+    """Notes, those on what fits have not seen first."""
+
+
+def supports(model: str, cluster: str, engine: str = "vllm") -> Support:
+    """Say what is measured, fitted and assumed of a model on machines, by its smallest deployment.
+
+    Args:
+        cluster: kind of machines (``h100-sxm``).
+        engine: perhaps with a release (``sglang@0.5.23``).
+
+    Raises:
+        UserError: if a name is unknown, or the model does not fit.
+    """
+    asked = ask(model, cluster, 1.0, 1000, 100, {"ttft_s": "1"})
+    (own,) = asked["models"]
+    question = load_question({**asked, "models": [{**own, "engine": engine}]})
+    space = Space(question, question.folder)
+    shape = space.find_smallest(0, 1100)
+    plan = space.plan(shape)
+    found, unseen = facts_of(plan), list_unseen(plan)
+    unseen.pop("release", None)  # which a note tells of
+    notes = [f"{text}: bands of its latencies are wider" for text in unseen.values()]
+    return Support(space.text(shape), found["assumptions"], [*notes, *found["warnings"]])
+
 
 _TELLING_KEYS = {
     "training": "training",

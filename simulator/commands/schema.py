@@ -6,18 +6,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from pydantic import BaseModel
 
 from simulator.base.errors import check_known
 from simulator.base.text import inline_toml
-from simulator.commands.catalogue import POLICIES, describe_kind
+from simulator.commands.catalogue import POLICIES, describe_kind, list_files, list_kinds
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import CalibrationFile
 from simulator.config.capacity import Question
 from simulator.config.claim import ClaimFile
-from simulator.config.cluster import ClusterSpec
+from simulator.config.cluster import ClusterSpec, available_clusters
 from simulator.config.engine import EngineSpec
 from simulator.config.host import HostCalibration
 from simulator.config.law_file import LawFile
@@ -139,6 +140,24 @@ class Kind(NamedTuple):
     """First paragraph of its file, for a policy, and the docstring of its class, paragraphs
     apart."""
     keys: tuple[Key, ...]
+
+
+def describe_entry(family: str, name: str) -> Kind | Path:
+    """Find an entry of a family of :func:`list_kinds`: a policy with its keys, or the file of data.
+
+    Raises:
+        UserError: if there is no such family or entry.
+    """
+    if family in POLICIES:
+        check_known(name, list_kinds(family)[family], f"list {family}: unknown name")
+        described = describe_kind(POLICIES[family], name)
+        return describe_keys().get(family, {}).get(name, Kind(name, described, ()))
+    files = list_files(family)
+    stem = name.rpartition("-")[0]
+    if name not in files and stem in files and name in available_clusters():
+        name = stem
+    check_known(name, files, f"list {family}: unknown name")
+    return files[name]
 
 
 def describe_keys() -> dict[str, dict[str, Kind]]:

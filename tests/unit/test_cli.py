@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -328,3 +329,22 @@ def test_real_traces_survive_conversion(moesim, source):
     assert {k: v for k, v in own.items() if k not in told} == {
         k: v for k, v in theirs.items() if k not in told
     }
+
+
+def test_one_of_a_family_is_shown_with_its_keys_or_its_file(moesim):
+    zipf = json.loads(moesim("list", "routing", "zipf", "--json")[1])
+    keys = {key["path"]: (key["bounds"], key["default"]) for key in zipf["keys"]}
+    assert keys == {"kind": ("", None), "exponent": ("0 to 20", None)}
+    code, shown, _ = moesim("list", "clusters", "h100-sxm-8")
+    assert code == 0
+    assert tomllib.loads(shown)["gpus_per_node"] == 8
+    assert "mixtral-8x7b" in moesim("list", "models", "mixtral")[2]
+
+
+def test_figures_rest_on_what_was_measured_or_is_assumed(moesim):
+    found = json.loads(moesim("supports", "mixtral-8x7b", "h100-sxm", "--json")[1])
+    kinds = {one["what"]: one["kind"] for one in found["assumptions"]}
+    assert kinds["bf16 experts"] == "fitted"
+    assert kinds["routing"] == "measured"
+    assert any("no serving points of Mixtral 8x7B" in note for note in found["notes"])
+    assert moesim("supports", "mixtral-8x7b", "phone-snapdragon-8-elite")[0] == 2
