@@ -20,7 +20,15 @@ from simulator.report.rendering import Block, Section, render_blocks, show_table
 from simulator.results.availability import list_told
 from simulator.results.metrics import KEY_METRICS, METRICS, heading_unit, metric
 from simulator.results.results_folder import Cell, TextTable
-from simulator.results.sweep import Sweep, measure_spread, setting_text, value_text
+from simulator.results.sweep import (
+    NO_WINNER,
+    Sweep,
+    measure_spread,
+    name_keys,
+    setting_text,
+    value_text,
+    winners_at,
+)
 
 _FIGURES = (
     *KEY_METRICS,
@@ -32,6 +40,10 @@ _SPREAD = " Whiskers reach from the lowest to the highest seed."
 _SETTINGS = (
     "Mean over seeds, and behind it the standard deviation of single seeds. Each point is a run of "
     "its own, whose page lies in the folder points."
+)
+_WINNERS = (
+    "The deployment that serves each setting better. Where seeds disagree it is the one with most "
+    "of them, and fainter; where neither is better, or a setting is refused, nothing is filled."
 )
 _WIDE = 20.0
 """Longest over shortest time from which on an axis is logarithmic."""
@@ -56,8 +68,10 @@ def render(sweep: Sweep) -> str:
         if "refusal" not in point
     ]
     refused = [f"{one['point']}: {one['refusal']}" for one in points if "refusal" in one]
+    winners = [cards.card(title, _WINNERS, {"": drawn}) for title, drawn in draw_winners(sweep)]
     moves = pair_up(cards, list(_draw_metrics(sweep)))
     sections = [
+        *([Section("Who is better", [Block(cards=winners)])] if winners else []),
         Section("What moves", [Block(cards=moves)] if moves else []),
         *show_tables([_list_settings(sweep, metrics)]),
         Section("Refused", [Block(sentences=refused, look="")] if refused else []),
@@ -76,6 +90,52 @@ def render(sweep: Sweep) -> str:
         setting=setting,
         shown=sweep,
     )
+
+
+def draw_winners(sweep: Sweep) -> Iterator[tuple[str, go.Figure]]:
+    """Title and map of who is better over the first two keys that take several values, one for each
+    combination of the others; none where nobody is better, or one everywhere, as the headline says.
+    """
+    along = [key for key, values in sweep.keys.items() if len(values) > 1][:2]
+    counted = [(setting, winners_at(sweep, setting)) for setting in sweep.settings]
+    if not along or len({name for _, found in counted for name in found}) < 2:
+        return
+    maps: dict[str, list[tuple[dict[str, object], dict[str, int]]]] = {}
+    for setting, found in counted:
+        other = {key: value for key, value in setting.items() if key not in along}
+        maps.setdefault(setting_text(other), []).append((setting, found))
+    named, label, colour = name_keys(sweep.keys), style.labels(sweep), style.colours(sweep)
+    values = [[value_text(value) for value in sweep.keys[key]] for key in along] + [[""]]
+    for said, settings in maps.items():
+        x, y, *_ = [named[key] for key in along] + [""]
+        drawn = style.figure(x, y, 110 + 44 * len(values[1]))
+        for name in (*sweep.deployments, NO_WINNER):
+            own = [
+                one for one in settings if one[1] and max(one[1], key=one[1].__getitem__) == name
+            ]
+            if not own:
+                continue
+            places = [[value_text(setting[key]) for key in along] + [""] for setting, _ in own]
+            shares = [found[name] / sum(found.values()) for _, found in own]
+            drawn.add_scatter(
+                x=[place[0] for place in places],
+                y=[place[1] for place in places],
+                mode="markers",
+                line={"color": colour.get(name, style.MUTED)},
+                marker={
+                    "symbol": "square-open" if name == NO_WINNER else "square",
+                    "size": 30,
+                    "color": colour.get(name, style.MUTED),
+                    "opacity": [0.3 + 0.7 * share for share in shares],
+                },
+                customdata=[f"{share:.0%}" for share in shares],
+                name=label.get(name, "neither"),
+                hovertemplate="%{x} %{y}: with %{customdata} of seeds",
+            )
+        for update, shown in zip((drawn.update_xaxes, drawn.update_yaxes), values, strict=False):
+            update(type="category", categoryorder="array", categoryarray=shown)
+        by = " and ".join(named[key] for key in along)
+        yield f"By {by}{f', {said}' if said else ''}", drawn
 
 
 def _draw_metrics(sweep: Sweep) -> Iterator[tuple[str, str, go.Figure]]:
@@ -99,7 +159,9 @@ def _figure(sweep: Sweep, name: str) -> go.Figure | None:
     values = sweep.keys[along]
     is_number = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     scale, unit = _axis(sweep, name)
-    drawn = style.figure(along, METRICS[name].label + (f" ({unit})" if unit else ""), 280)
+    drawn = style.figure(
+        name_keys(sweep.keys)[along], METRICS[name].label + (f" ({unit})" if unit else ""), 280
+    )
     label, line = style.labels(sweep), style.lines(sweep)
     others = _others(sweep, along)
     for deployment in sweep.deployments:
@@ -129,7 +191,7 @@ def _axis(sweep: Sweep, name: str) -> tuple[float, str]:
     """Divisor of a metric's values on an axis, and their unit then."""
     described = METRICS[name]
     if _is_wide(sweep, name):
-        return 1.0, "time"
+        return 1.0, ""  # each tick has its own
     if described.unit == "s":
         return time_axis(float(sweep.table[name].max()))
     if described.unit == "ratio":

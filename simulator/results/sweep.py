@@ -138,7 +138,7 @@ _WIDE = 0.05
 """Spread of a figure over its mean above which a single seed says little."""
 _MOST_TOLD = 12
 """Most settings whose winner is stated one by one."""
-_NONE = "none is better (a tie or a trade-off)"
+NO_WINNER = "none is better (a tie or a trade-off)"
 _SPREAD_OF = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "output_tokens_per_s")
 
 
@@ -159,17 +159,22 @@ def setting_text(setting: Mapping[str, object]) -> str:
     >>> setting_text({"deployments.0.engine": "vllm", "deployments.1.engine": "sglang"})
     'deployments.0.engine = vllm, deployments.1.engine = sglang'
     """
-    ends = {key: key.rpartition(".")[2] for key in setting}
+    named = name_keys(setting)
+    return ", ".join(f"{named[key]} = {value_text(value)}" for key, value in setting.items())
+
+
+def name_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Name keys by their last part, or whole where that is ambiguous or a number."""
+    ends = {key: key.rpartition(".")[2] for key in keys}
     names = list(ends.values())
-    return ", ".join(
-        f"{key if names.count(end) > 1 or end.isdecimal() else end} = {value_text(setting[key])}"
-        for key, end in ends.items()
-    )
+    return {
+        key: key if names.count(end) > 1 or end.isdecimal() else end for key, end in ends.items()
+    }
 
 
 def find_sweep(sweep: Sweep) -> Iterator[Finding]:
     """Find a headline, and what else there is to say."""
-    winners = [(setting, _winners_at(sweep, setting)) for setting in sweep.settings]
+    winners = [(setting, winners_at(sweep, setting)) for setting in sweep.settings]
     winners = [(setting, own) for setting, own in winners if own]
     is_one = len({tuple(own) for _, own in winners}) == 1 and len(winners[0][1]) == 1
     if not winners:
@@ -193,7 +198,7 @@ def find_sweep(sweep: Sweep) -> Iterator[Finding]:
     yield from _find_spread(sweep)
 
 
-def _winners_at(sweep: Sweep, setting: Mapping[str, object]) -> dict[str, int]:
+def winners_at(sweep: Sweep, setting: Mapping[str, object]) -> dict[str, int]:
     """Count the seeds with which each deployment is better at a setting; empty where there is one
     deployment.
     """
@@ -201,7 +206,7 @@ def _winners_at(sweep: Sweep, setting: Mapping[str, object]) -> dict[str, int]:
     for point in sweep.points_at(setting):
         deployments = (sweep.table["point"] == point["point"]).sum()
         if "refusal" not in point and deployments > 1:
-            winner = point["winner"] or _NONE
+            winner = point["winner"] or NO_WINNER
             found[winner] = found.get(winner, 0) + 1
     return found
 

@@ -12,7 +12,7 @@ import pytest
 from simulator.base.errors import UserError
 from simulator.commands.run import run as run_scenario
 from simulator.commands.sweep import list_points, run_sweep
-from simulator.report.sweep_page import render
+from simulator.report.sweep_page import draw_winners, render
 from simulator.results.metrics import METRICS
 from simulator.results.sweep import Sweep, find_sweep
 from simulator.scenario.jobs import load_scenario
@@ -73,6 +73,27 @@ def test_what_cannot_be_swept_is_refused_before_anything_runs(scenario, keys, sa
     with pytest.raises(UserError) as refused:
         list_points([scenario], [], keys, None, 1)
     assert said in str(refused.value)
+
+
+def test_the_map_says_who_is_better_at_each_setting():
+    won = {(1, 4): "a", (1, 8): "a", (2, 4): "b", (2, 8): None}
+    points = [
+        {"point": f"{rate} {tp}", "w.rate": rate, "d.tp": tp, "seed": 1, "winner": winner}
+        for (rate, tp), winner in won.items()
+    ]
+    rows = [{"point": one["point"], "deployment": name} for one in points for name in "ab"]
+    run = {"keys": {"w.rate": [1, 2], "d.tp": [4, 8]}, "points": points}
+    sweep = Sweep(run | {"deployments": {"a": {}, "b": {}}}, pd.DataFrame(rows))
+    ((_, drawn),) = draw_winners(sweep)
+    found = {
+        (int(x), int(y)): trace.name
+        for trace in drawn.data
+        for x, y in zip(trace.x, trace.y, strict=True)
+    }
+    assert found == {setting: winner or "neither" for setting, winner in won.items()}
+    for point in points:
+        point["winner"] = "a"
+    assert not list(draw_winners(sweep))
 
 
 @pytest.mark.slow
