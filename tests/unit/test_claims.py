@@ -16,6 +16,7 @@ from simulator.lab.report.claims_page import render
 from simulator.lab.results.claims import (
     Case,
     ClaimsResults,
+    list_advice,
     list_turns,
     make_map,
     reach_verdict,
@@ -147,6 +148,20 @@ def test_turns_and_maps_count_every_case_once(tried):
     assert sum(len(cell.cases) for cell in cells.values()) == len(counted)
     assert {*rows} <= {"1", "8"}
     assert {*columns} <= {"slow", "fast"}
+
+
+def test_advice_is_by_the_condition_that_turns_a_claim_most():
+    loads = {"1": (1.2, 1.6), "8": (0.4, 0.7)}
+    tried = [
+        case(low, 1.01 * low, load=load, network=network)
+        for load, ends in loads.items()
+        for low, network in zip(ends, ("slow", "fast"), strict=True)
+    ]
+    assert [tuple(one) for one in list_advice([*tried, case(9, 9, counts=False, load="9")])] == [
+        ("load: 1", "yes", "1.2 to 1.6 times"),
+        ("load: 8", "no", "0.4 to 0.7 times"),
+    ]
+    assert [tuple(one) for one in list_advice([FOR, FOR])] == [("", "yes", "1.2 times")]
 
 
 @cases(60)

@@ -17,8 +17,10 @@ from simulator.lab.results.claims import (
     Chart,
     ClaimAnswer,
     ClaimsResults,
+    list_advice,
     list_turns,
     make_map,
+    name_condition,
 )
 from simulator.report import style
 from simulator.report.deployment_tables import describe_making
@@ -43,6 +45,7 @@ def render(results: ClaimsResults) -> str:
             gauges=list(map(_draw_gauge, results.answers)),
         ),
         claims=[_show_claim(answer, cards) for answer in results.answers],
+        advice=[(answer.statement, list_advice(answer.cases)) for answer in results.answers],
         verdicts=VERDICTS,
         outcomes=_OUTCOMES,
         seeds=results.run["seeds"],
@@ -66,7 +69,9 @@ def _draw_gauge(answer: ClaimAnswer) -> Gauge:
         make_mark(value, swatch, median(own), Band(min(own), max(own)), times)
         for value, own in list(ratios.items())[:_MOST_MARKS]
     ]
-    return Gauge(answer.statement, marks, 1.0, f"by {by}: middle and range; line: no gain")
+    return Gauge(
+        answer.statement, marks, 1.0, f"by {name_condition(by)}: middle and range; line: no gain"
+    )
 
 
 def _show_claim(answer: ClaimAnswer, cards: FigureCards) -> dict[str, Any]:
@@ -95,7 +100,8 @@ def _list_conditions(cases: Sequence[Case]) -> list[str]:
 
 def _show_map(answer: ClaimAnswer, row: str, column: str) -> dict[str, Any]:
     rows, columns, cells = make_map(answer.cases, row, column)
-    return {"row": row, "column": column, "rows": rows, "columns": columns, "cells": cells}
+    names = {"row": name_condition(row), "column": name_condition(column)}
+    return {**names, "rows": rows, "columns": columns, "cells": cells}
 
 
 def _show_case(case: Case) -> dict[str, Any]:

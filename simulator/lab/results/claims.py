@@ -292,9 +292,14 @@ def say_whether(cases: Sequence[Case]) -> str:
     return "it depends" if in_favour else "no"
 
 
-def tell_deciding(cases: Sequence[Case]) -> str | None:
-    """Sentence on the condition that turns the verdict most: the one whose values differ most in
-    the share of cases that speak for the claim; ``None`` where none does.
+def name_condition(condition: str) -> str:
+    """Name of a condition for people."""
+    return "baseline" if condition == "rival" else condition
+
+
+def find_deciding(cases: Sequence[Case]) -> list[Turn]:
+    """Find the condition that turns the verdict most: the one whose values differ most in the share
+    of cases that speak for the claim; none where none does.
     """
     turns: dict[str, list[Turn]] = {}
     for turn in list_turns([case for case in cases if case.counts]):
@@ -305,10 +310,48 @@ def tell_deciding(cases: Sequence[Case]) -> str | None:
         return max(shares) - min(shares)
 
     decides = max(turns, key=width, default=None)
-    if decides is None or not width(decides):
+    return [] if decides is None or not width(decides) else turns[decides]
+
+
+def tell_deciding(cases: Sequence[Case]) -> str | None:
+    """Sentence on the condition that turns the verdict most; ``None`` where none does."""
+    turns = find_deciding(cases)
+    if not turns:
         return None
-    told = [f"{turn.value}: {turn.num_for} of {turn.num_cases}" for turn in turns[decides]]
-    return f"What turns it most is the {decides}. Conditions that speak for it: {', '.join(told)}."
+    told = [f"{turn.value}: {turn.num_for} of {turn.num_cases}" for turn in turns]
+    what = name_condition(turns[0].condition)
+    return f"What turns it most is the {what}. Conditions that speak for it: {', '.join(told)}."
+
+
+class Advice(NamedTuple):
+    """What a claim comes to in one case of somebody's."""
+
+    case: str
+    """Value of the condition that turns the claim most; empty where none does."""
+    holds: str
+    """Whether it holds, as :func:`say_whether` says it."""
+    ratios: str
+    """Lowest and highest ratio."""
+
+
+def list_advice(cases: Sequence[Case]) -> list[Advice]:
+    """List what a claim comes to at each value of the condition that turns it most."""
+    counted = [case for case in cases if case.counts]
+    parts = [("", counted)]
+    if turns := find_deciding(counted):
+        condition = turns[0].condition
+        parts = [
+            (
+                f"{name_condition(condition)}: {turn.value}",
+                [
+                    case
+                    for case in counted
+                    if {"rival": case.rival, **case.conditions}.get(condition) == turn.value
+                ],
+            )
+            for turn in turns
+        ]
+    return [Advice(case, say_whether(own), tell_range(own)) for case, own in parts]
 
 
 @dataclass(frozen=True)
