@@ -133,12 +133,13 @@ def run(
             )
         _finish_sweep(points, folder, as_json)
         return
-    from simulator.commands.folders import recall_job
     from simulator.scenario.jobs import SCENARIOS, Source, load_job
     from simulator.scenario.scenario import Scenario
 
     source: Source = scenario[0] if scenario else ""
     if made_folder:
+        from simulator.commands.folders import recall_job
+
         source, earlier = recall_job(made_folder)
         fidelity = fidelity or earlier
     job = load_job(source, SCENARIOS, overrides or [], seed)
