@@ -95,7 +95,9 @@ def supports(
         return
     console.out.say(found.deployment, "bold")
     for one in sorted(found.assumptions, key=lambda row: row["kind"]):
-        source = textwrap.shorten(one["source"] or one["value"], 200, placeholder=" ...")
+        source = textwrap.shorten(
+            one["source"] or one["value"], 200, placeholder="\N{HORIZONTAL ELLIPSIS}"
+        )
         console.out.say(console.fill(f"{one['what']}: {source}", f"{one['kind']:13}", " " * 13))
     console.say_notes(found.notes)
 

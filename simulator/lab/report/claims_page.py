@@ -61,7 +61,7 @@ def _draw_gauge(answer: ClaimAnswer) -> Gauge:
     by = answer.maps[0][0] if answer.maps else "rival"
     ratios: dict[str, list[float]] = {}
     for case in answer.cases:
-        value = {"rival": case.rival, **case.conditions}.get(by)
+        value = case.place.get(by)
         if case.counts and case.ratio is not None and value is not None:
             ratios.setdefault(value, []).append(case.ratio)
     swatch = style.swatch(style.colour_at(0), is_striped=False)

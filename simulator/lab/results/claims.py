@@ -65,6 +65,11 @@ class Case(Frozen):
     """Remark: what decides, or what is assumed."""
 
     @property
+    def place(self) -> dict[str, str]:
+        """Values of its conditions, the rival among them."""
+        return {"rival": self.rival, **self.conditions}
+
+    @property
     def outcome(self) -> Outcome:
         """Whether the case speaks for the claim, against it, or leaves it open."""
         if self.runs == "moe" or (self.low is not None and self.low > 1):
@@ -217,7 +222,7 @@ def list_turns(cases: Sequence[Case]) -> Iterator[Turn]:
     """Counts of outcomes by each value of each condition that takes several, the rival among
     them.
     """
-    tables = [{"rival": case.rival, **case.conditions} for case in cases]
+    tables = [case.place for case in cases]
     for condition in dict.fromkeys(name for table in tables for name in table):
         values = dict.fromkeys(table[condition] for table in tables if condition in table)
         if len(values) < 2:
@@ -260,7 +265,7 @@ def make_map(
     """
     places: dict[tuple[str, str], list[Case]] = {}
     for case in cases:
-        at = {"rival": case.rival, **case.conditions}
+        at = case.place
         if case.counts and row in at and column in at:
             places.setdefault((at[row], at[column]), []).append(case)
     rows = list(dict.fromkeys(place[0] for place in places))
@@ -324,7 +329,7 @@ def tell_deciding(cases: Sequence[Case]) -> str | None:
 
 
 class Advice(NamedTuple):
-    """What a claim comes to in one case of somebody's."""
+    """Answer to a claim in one case of somebody's."""
 
     case: str
     """Value of the condition that turns the claim most; empty where none does."""
@@ -335,7 +340,7 @@ class Advice(NamedTuple):
 
 
 def list_advice(cases: Sequence[Case]) -> list[Advice]:
-    """List what a claim comes to at each value of the condition that turns it most."""
+    """List the answers to a claim at each value of the condition that turns it most."""
     counted = [case for case in cases if case.counts]
     parts = [("", counted)]
     if turns := find_deciding(counted):
@@ -343,11 +348,7 @@ def list_advice(cases: Sequence[Case]) -> list[Advice]:
         parts = [
             (
                 f"{name_condition(condition)}: {turn.value}",
-                [
-                    case
-                    for case in counted
-                    if {"rival": case.rival, **case.conditions}.get(condition) == turn.value
-                ],
+                [case for case in counted if case.place.get(condition) == turn.value],
             )
             for turn in turns
         ]
