@@ -2,8 +2,9 @@
 
 Python raises ``KeyboardInterrupt`` wherever the main thread happens to be. In a callback that no
 code of Python's has called (of a weak reference, a finalizer, compiled code) it is reported and
-dropped, and a library may catch whatever is raised: the program would run on. Here an interrupt
-that is dropped comes again.
+dropped, and a library may catch whatever is raised, and run on or fail with an error of its own
+(as pydantic while it builds a class). Here an interrupt that is dropped comes again, and an error
+behind one is one.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ class _Interrupt(KeyboardInterrupt):
             _thread.start_new_thread(_repeat, ())
 
 
-def _interrupt(*_: object) -> None:
+_heard: list[int] = []
+"""Signals that interrupted this program, by number."""
+
+
+def _interrupt(number: int, _: object) -> None:
+    _heard.append(number)
     raise _Interrupt
 
 
@@ -48,6 +54,7 @@ def stop_on_signal() -> Iterator[None]:
     context however often it is dropped within; only in the main thread, since no other can set a
     handler.
     """
+    before_all = len(_heard)
     with contextlib.ExitStack() as stack:
         if threading.current_thread() is threading.main_thread():
             stack.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
@@ -60,8 +67,11 @@ def stop_on_signal() -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            for interrupt in find_interrupts(error):
+            interrupts = list(find_interrupts(error))
+            for interrupt in interrupts:
                 vars(interrupt)["has_left"] = True
+            if isinstance(error, Exception) and not interrupts and len(_heard) > before_all:
+                raise KeyboardInterrupt from error
             raise
 
 

@@ -1,5 +1,6 @@
 """The command as a user meets it."""
 
+import contextlib
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from simulator.cli import console
 from simulator.cli.console import Screen
 from simulator.cli.run import print_run
 from simulator.results.folder import Results
+from simulator.runtime.stopping import stop_on_signal
 from tests.cases import times
 from tests.shared import SHARED, each_shared
 
@@ -115,6 +117,18 @@ def test_no_folder_ends_a_command_in_a_traceback(
     assert len(done.stderr.splitlines()) <= 1
     written = {path.name for path in (tmp_path / "open").iterdir()}
     assert written == ({"mine.toml"} if command.startswith("new") else set())
+
+
+def test_an_error_that_a_library_makes_of_an_interrupt_is_one():
+    def build():  # as pydantic's compiled code does
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        raise ValueError("Field 'kind': KeyboardInterrupt")
+
+    with pytest.raises(KeyboardInterrupt), stop_on_signal():
+        build()
+    with pytest.raises(ValueError, match="own"), stop_on_signal():
+        raise ValueError("own")
 
 
 DROPPING = """
