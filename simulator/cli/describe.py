@@ -72,9 +72,13 @@ def _show_entry(family: str, name: str, as_json: bool) -> None:
         console.out.say(found.description)
         rows = {}
         for key in found.keys:
-            kinds = ", ".join(filter(None, (key.type, key.unit, key.bounds)))
-            default = "must be given" if key.default is None else f"default {key.default}"
-            rows[key.path] = f"{kinds}; {default}. {key.description}".replace("; default . ", ". ")
+            default = (
+                "must be given"
+                if key.default is None
+                else key.default and f"by default {key.default}"
+            )
+            said = ", ".join(filter(None, (key.type, key.unit, key.bounds, default)))
+            rows[key.path] = f"{said}. {key.description}"
         console.print_rows(rows)
 
 

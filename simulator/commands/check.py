@@ -72,8 +72,7 @@ def supports(model: str, cluster: str, engine: str = "vllm") -> Support:
         UserError: if a name is unknown, or the model does not fit.
     """
     asked = ask(model, cluster, 1.0, 1000, 100, {"ttft_s": "1"})
-    (own,) = asked["models"]
-    question = load_question({**asked, "models": [{**own, "engine": engine}]})
+    question = load_question({**asked, "models": [{"model": model, "engine": engine}]})
     space = Space(question, question.folder)
     shape = space.find_smallest(0, 1100)
     plan = space.plan(shape)

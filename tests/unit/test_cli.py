@@ -361,4 +361,5 @@ def test_figures_rest_on_what_was_measured_or_is_assumed(moesim):
     assert kinds["bf16 experts"] == "fitted"
     assert kinds["routing"] == "measured"
     assert any("no serving points of Mixtral 8x7B" in note for note in found["notes"])
-    assert moesim("supports", "mixtral-8x7b", "phone-snapdragon-8-elite")[0] == 2
+    for wrong in (("mixtral-8x7b", "phone-snapdragon-8-elite"), ("a,b", "h100-sxm")):
+        assert moesim("supports", *wrong)[0] == 2
