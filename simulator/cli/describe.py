@@ -86,6 +86,7 @@ def supports(
     model: Annotated[str, console.argument("A model, as moesim list models has it, or a file.")],
     machines: Annotated[str, console.argument("Kind of machines, such as h100-sxm.")],
     engine: Annotated[str, console.argument("Engine, such as sglang@0.5.23.")] = "vllm",
+    allow_code: console.AllowCode = False,
     as_json: console.AsJson = False,
 ) -> None:
     """Say what figures of a model on machines with an engine rest on: what was measured or fitted,

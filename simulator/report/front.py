@@ -168,7 +168,7 @@ def make_front(
     }
     drawn = [gauge for gauge in gauges if gauge.marks and not gauge.is_flat]
     headline = [
-        (piece if is_name else _hold_units(piece), is_name)
+        (piece.replace(" %", "\N{NO-BREAK SPACE}%"), is_name)
         for piece, is_name in split(verdict["headline"])
     ]
     return Front(eyebrow, headline, reasons, known, drawn)

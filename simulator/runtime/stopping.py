@@ -22,6 +22,13 @@ _AGAIN_S = 0.05
 """Seconds until a dropped interrupt comes again, when the callback will have ended."""
 
 
+_heard: list[int] = []
+"""Signals that interrupted this program, by number."""
+_open: list[object] = []
+"""Contexts that are open, the outermost first, in which a dropped interrupt comes again; another
+object stands for it once an interrupt has been told otherwise."""
+
+
 class _Interrupt(KeyboardInterrupt):
     """Interrupt that comes again if it is dropped before it has left :func:`stop_on_signal`."""
 
@@ -29,12 +36,8 @@ class _Interrupt(KeyboardInterrupt):
     has_left = False
 
     def __del__(self) -> None:
-        if not self.has_left and signal.getsignal(signal.SIGTERM) is _interrupt:
-            _thread.start_new_thread(_repeat, ())
-
-
-_heard: list[int] = []
-"""Signals that interrupted this program, by number."""
+        if not self.has_left and _open and signal.getsignal(signal.SIGTERM) is _interrupt:
+            _thread.start_new_thread(_repeat, (_open[0],))
 
 
 def _interrupt(number: int, _: object) -> None:
@@ -42,9 +45,9 @@ def _interrupt(number: int, _: object) -> None:
     raise _Interrupt
 
 
-def _repeat() -> None:
+def _repeat(within: object) -> None:
     time.sleep(_AGAIN_S)
-    if signal.getsignal(signal.SIGTERM) is _interrupt:
+    if _open[:1] == [within] and signal.getsignal(signal.SIGTERM) is _interrupt:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
@@ -54,9 +57,11 @@ def stop_on_signal() -> Iterator[None]:
     context however often it is dropped within; only in the main thread, since no other can set a
     handler.
     """
-    before_all = len(_heard)
+    before_all, is_main = len(_heard), threading.current_thread() is threading.main_thread()
     with contextlib.ExitStack() as stack:
-        if threading.current_thread() is threading.main_thread():
+        if is_main:
+            _open.append(object())
+            stack.callback(_open.pop)
             stack.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
             sys.unraisablehook = _hide_interrupts(sys.unraisablehook)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -70,7 +75,9 @@ def stop_on_signal() -> Iterator[None]:
             interrupts = list(find_interrupts(error))
             for interrupt in interrupts:
                 vars(interrupt)["has_left"] = True
-            if isinstance(error, Exception) and not interrupts and len(_heard) > before_all:
+            is_hidden = is_main and len(_heard) > before_all and not interrupts
+            if is_hidden and isinstance(error, Exception):
+                _open[0] = object()
                 raise KeyboardInterrupt from error
             raise
 
