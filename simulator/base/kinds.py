@@ -17,7 +17,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from simulator.base.errors import UserError
-from simulator.base.frozen import Frozen, validate
+from simulator.base.frozen import Frozen, describe, validate
 from simulator.base.plugins import available, find_class
 
 OWN_KIND: JsonSchemaValue = {
@@ -102,8 +102,7 @@ class PolicyOf:
         return {"anyOf": [family, {"type": "string", "enum": list(available(self.family))}]}
 
     def _describe(self, kind: str, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        policy = find_class(self.family, kind).__pydantic_core_schema__
-        schema = handler.resolve_ref_schema(handler(policy))
+        schema = handler.resolve_ref_schema(describe(find_class(self.family, kind), handler))
         required = [] if self.is_partial else ["kind", *schema.get("required", ())]
         keys = {"kind": _constant(kind), **schema.get("properties", {})}
         return {**schema, "title": kind, "properties": keys, "required": required}
@@ -150,4 +149,4 @@ class TableOf:
     def __get_pydantic_json_schema__(
         self, core: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return handler(self.model.__pydantic_core_schema__)
+        return describe(self.model, handler)

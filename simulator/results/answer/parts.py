@@ -73,7 +73,7 @@ def band_text(found: Band | None, text: Callable[[float], str]) -> str:
 class Part(Frozen):
     """A part of an answer. JSON has no infinite numbers: they are ``None``."""
 
-    model_config = ConfigDict(strict=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(strict=False)
 
     @model_validator(mode="before")
     @classmethod
