@@ -13,12 +13,14 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import ray._private.ray_constants as ray_constants
+import ray._private.services as ray_services
 import ray._private.worker as ray_worker
 from numpy.typing import NDArray
 from ray._private.node import Node
@@ -46,9 +48,11 @@ autoscaler, each of which a process would start for."""
 
 
 @contextlib.contextmanager
-def _start_few_and_on_loopback() -> Iterator[None]:
+def _start_few_and_apart() -> Iterator[None]:
     """Let Ray start as it has no options for: without the autoscaler and what copies logs, a
-    quarter of the CPU time of a start, and with every port open to this machine only.
+    quarter of the CPU time of a start, with every port open to this machine only, and with
+    processes that a signal to this program's group (``timeout``, a closing terminal) does not end
+    before the program has ended its work on them.
 
     A node that has the loopback address listens there alone (tried with Ray 2.40 and 2.60), where
     any other listens on all addresses. ``ray.init`` gives it to a node on macOS and Windows, and on
@@ -58,6 +62,7 @@ def _start_few_and_on_loopback() -> Iterator[None]:
         (Node, "start_monitor", lambda _: None),
         (Node, "start_log_monitor", lambda _: None),
         (ray_constants, "ENABLE_RAY_CLUSTER", False),
+        (ray_services, "ConsolePopen", partial(ray_services.ConsolePopen, start_new_session=True)),
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in changes]
     for change in changes:
@@ -222,7 +227,7 @@ def connect(
                 if address is not None:
                     _join(address, quiet)
                 else:
-                    with _start_few_and_on_loopback():
+                    with _start_few_and_apart():
                         _start(nodes, simulated_nodes, cores, quiet)
             except SystemExit:  # a handler of SIGTERM that Ray has put in place meanwhile
                 raise KeyboardInterrupt from None

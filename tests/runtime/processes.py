@@ -22,7 +22,7 @@ PATIENCE_S = 300.0
 so long."""
 
 
-def start_moesim(folder, *arguments):
+def start_moesim(folder, *arguments, **options):
     """The command in a folder; it heeds Ctrl-C, which what a test runner's workers start ignores
     unless it is told otherwise.
     """
@@ -34,6 +34,7 @@ def start_moesim(folder, *arguments):
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
     )
 
 

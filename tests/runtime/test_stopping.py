@@ -2,6 +2,7 @@
 takes what is left.
 """
 
+import os
 import signal
 import time
 
@@ -62,3 +63,17 @@ def test_what_calibrating_leaves_is_gone_after_the_next_command(tmp_path, stop):
         assert left_of(started) == set()
         assert list(common.parent.glob("moesim-*")) == [living]
         assert living.is_dir()
+
+
+def test_a_signal_to_the_whole_group_ends_as_one_to_the_program(tmp_path):
+    """As ``timeout`` sends it: one that ended Ray's processes first left the program waiting for
+    them, half of the times up to half a minute.
+    """
+    process = start_moesim(tmp_path, *CALIBRATE, start_new_session=True)
+    wait_for(lambda: len(agents(process)) == 2, process)
+    started = descendants(process.pid)
+    assert started and all(os.getpgid(pid) != process.pid for pid, _ in started)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, err.splitlines()[-1]) == (130, "stopped; nothing was written")
+    assert left_of(started) == set()
