@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from numpy.typing import NDArray
 
-from simulator.base.formats import count, log_ticks, parameters, time_axis
-from simulator.lab.report.texts import amount
+from simulator.base.arrays import Floats
+from simulator.base.formats import count, log_ticks, number, parameters, seconds, time_axis
 from simulator.lab.results.scores import BANDS_HOLD, Scoreboard, is_answered, score, title_of
 from simulator.report import style
 from simulator.report.gallery import Figure
@@ -27,6 +26,15 @@ STATUS_NAMES = {
 }
 
 
+def amount(value: float, unit: str) -> str:
+    """A value with its unit; times in the one that reads best.
+
+    >>> amount(0.0123, "s"), amount(1500.0, "tokens/s")
+    ('12.3 ms', '1,500 tokens/s')
+    """
+    return seconds(value) if unit == "s" else f"{number(value)} {unit}"
+
+
 def parts(board: Scoreboard) -> Iterator[tuple[str, pd.DataFrame]]:
     """Each suite's quantity by its title, with its rows."""
     for (suite, quantity), own in board.rows.groupby(["suite", "quantity"], sort=False):
@@ -38,7 +46,7 @@ def select_answered(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[is_answered(rows["status"]) & (rows["predicted"] > 0) & (rows["measured"] > 0)]
 
 
-def ratios(board: Scoreboard) -> dict[str, NDArray[np.float64]]:
+def ratios(board: Scoreboard) -> dict[str, Floats]:
     """Predictions over measurements of each suite's quantity that has some."""
     found = {title: select_answered(rows) for title, rows in parts(board)}
     return {
@@ -233,21 +241,15 @@ class Scatter(Figure[Scoreboard]):
     def draw(self, board: Scoreboard) -> dict[str, go.Figure]:
         found = {title: select_answered(rows) for title, rows in parts(board)}
         return {
-            _heading(title, rows): _plot(_sample_rows(rows))
+            f"{html.escape(title)}, {count(len(rows), 'row')}": _plot(rows)
             for title, rows in found.items()
             if len(rows)
         }
 
 
-def _heading(title: str, rows: pd.DataFrame) -> str:
-    return f"{html.escape(title)}, {count(len(rows), 'row')}"
-
-
-def _sample_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows if len(rows) <= _MOST_POINTS else rows.sample(_MOST_POINTS, random_state=0)
-
-
 def _plot(rows: pd.DataFrame) -> go.Figure:
+    if len(rows) > _MOST_POINTS:
+        rows = rows.sample(_MOST_POINTS, random_state=0)
     unit = str(rows["unit"].iloc[0])
     both = rows[["measured", "predicted"]].to_numpy(float)
     size, name = time_axis(float(np.median(both))) if unit == "s" else (1.0, unit)
