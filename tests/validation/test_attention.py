@@ -16,7 +16,7 @@ from simulator.base.data import shipped_folder
 from simulator.config.calibration import load_calibration
 from simulator.lab.calibration.published import fit_table
 from simulator.lab.validation import OK
-from simulator.lab.validation.kernels import attention, mla
+from simulator.lab.validation.kernels import _fitting as fitting
 from simulator.lab.validation.kernels.attention import Attention
 from simulator.lab.validation.kernels.mla import Mla
 from tests.shared import shared_file
@@ -129,10 +129,11 @@ def test_errors_in_the_committed_tables_are_those_of_shapes_that_were_left_out()
 @pytest.mark.parametrize("number", [1, pytest.param(None, marks=pytest.mark.soak, id="all")])
 def test_the_committed_tables_are_what_the_command_fits(number, monkeypatch):
     """So many of the entries of each kind, of which each takes the same way."""
-    for family, name in ((attention, "attention"), (mla, "mla")):
-        plan = family.load_plan(name)
-        few = plan.model_copy(update={"entries": plan.entries[:number]})
-        monkeypatch.setattr(family, "load_plan", lambda _, few=few: few)
+    plans = {}
+    for name in ("attention", "mla"):
+        plan = fitting.load_plan(name)
+        plans[name] = plan.model_copy(update={"entries": plan.entries[:number]})
+    monkeypatch.setattr(fitting, "load_plan", plans.__getitem__)
     for family, tables in fit_table("attention", shared_file("measurements")).items():
         committed = load_calibration(family, "test").attention
         for engine, entries in tables.items():

@@ -12,7 +12,7 @@ import pytest
 from simulator.config.calibration import load_calibration
 from simulator.lab.calibration.published import fit_table
 from simulator.lab.validation import OK
-from simulator.lab.validation.kernels import gemm
+from simulator.lab.validation.kernels import _fitting as fitting
 from simulator.lab.validation.kernels.gemm import Gemm
 from tests.shared import shared_file
 
@@ -62,9 +62,9 @@ def test_dense_products(gpu, dtype, median, tail):
 @pytest.mark.parametrize("number", [1, pytest.param(None, marks=pytest.mark.soak, id="all")])
 def test_the_committed_tables_are_what_the_command_fits(number, monkeypatch):
     """So many of the formats, of which each takes the same way."""
-    plan = gemm.load_plan("gemm")
+    plan = fitting.load_plan("gemm")
     few = plan.model_copy(update={"entries": plan.entries[:number]})
-    monkeypatch.setattr(gemm, "load_plan", lambda _: few)
+    monkeypatch.setattr(fitting, "load_plan", lambda _: few)
     for family, tables in fit_table("gemm", shared_file("measurements")).items():
         committed = load_calibration(family, "test").gemm
         for engine, entries in tables.items():

@@ -7,10 +7,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import nnls
 from scipy.stats import trim_mean
 
+from simulator.base.arrays import Floats
 from simulator.calibration.host.layers import Sample
 from simulator.config.host import ExchangeTable, MatrixTable, Steps
 
@@ -28,7 +29,7 @@ _OUTER = 0.2
 """Share of the rounds at either end that a mean leaves out: one of five."""
 
 
-def find_middle(values: ArrayLike) -> NDArray[np.float64]:
+def find_middle(values: ArrayLike) -> Floats:
     """Mean over rounds, which lie along the first axis, without the quickest and the slowest: a
     shared machine has two speeds, between which a median jumps.
 
@@ -102,9 +103,9 @@ def fit_exchange(samples: Sequence[Sample], waits: Sequence[Sample], source: str
 def _fit(
     samples: Sequence[Sample],
     names: tuple[str, ...],
-    expected: NDArray[np.float64] | float,
+    expected: Floats | float,
     far: float,
-) -> tuple[NDArray[np.float64], float, float | None]:
+) -> tuple[Floats, float, float | None]:
     """Seconds of a constant and of each amount, the median relative error, and the spread between
     rounds.
 

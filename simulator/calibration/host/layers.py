@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import gmean
 
+from simulator.base.arrays import Floats
 from simulator.base.frozen import validate
 from simulator.config.model import ModelSpec
 from simulator.deployment.expert_plan import POOL_TOKENS
@@ -153,7 +153,7 @@ def collect(
     job: Job,
     step: Step,
     run: list[ShardStep],
-    pace_R: NDArray[np.float64],
+    pace_R: Floats,
 ) -> None:
     """Explain the moments of a step, around which the reference took ``pace_R`` seconds."""
     collector = _Collector(samples, shape, job, step, run, pace_R)
@@ -175,7 +175,7 @@ class _Collector:
     job: Job
     step: Step
     run: list[ShardStep]
-    pace_R: NDArray[np.float64]
+    pace_R: Floats
 
     def _add(
         self,

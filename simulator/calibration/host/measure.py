@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import cycle, islice
 
@@ -21,6 +21,9 @@ from simulator.runtime.backend import Backend
 from simulator.runtime.layers.pruned import PrunedMatrix, choose_kept
 from simulator.runtime.shard import Shard
 
+Call = Callable[[], object]
+_MATRICES = 4
+"""Matrices of a pruned layer that are multiplied one after the other."""
 _PASS_S = 0.0015
 """Shortest that one timing lasts."""
 _MOST_CALLS = 2000
@@ -88,16 +91,26 @@ def pruned_ratios(
     ``rows``.
     """
     with torch.inference_mode():
-        matrices = [torch.randn(shape) for _ in range(4)]
-        pruned = [PrunedMatrix(pruning) for _ in matrices]
-        for holder, matrix in zip(pruned, matrices, strict=True):
-            holder.store(matrix, choose_kept(matrix, pruning), matrix)
-        found = []
-        for number in rows:
-            x = torch.randn(number, shape[1])
-            whole_s = _seconds([partial(functional.linear, x, matrix) for matrix in matrices])
-            found.append(_seconds([partial(holder, x) for holder in pruned]) / whole_s)
-    return found
+        products = draw_products(rows, pruning, shape)
+        return [_seconds(pruned) / _seconds(whole) for whole, pruned in products]
+
+
+def draw_products(
+    rows: Sequence[int], pruning: Pruning, shape: tuple[int, int]
+) -> Iterator[tuple[list[Call], list[Call]]]:
+    """Products with whole matrices and with the same ones pruned, for every entry of ``rows``: of
+    matrices one after the other, together more than most caches hold.
+    """
+    matrices = [torch.randn(shape) for _ in range(_MATRICES)]
+    holders = [PrunedMatrix(pruning) for _ in matrices]
+    for holder, matrix in zip(holders, matrices, strict=True):
+        holder.store(matrix, choose_kept(matrix, pruning), matrix)
+    for number in rows:
+        x = torch.randn(number, shape[1])
+        yield (
+            [partial(functional.linear, x, matrix) for matrix in matrices],
+            [partial(holder, x) for holder in holders],
+        )
 
 
 def _seconds(calls: Sequence[Callable[[], object]]) -> float:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import datetime
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from simulator.base.machine import name_machine
 from simulator.base.progress import Progress, show_nothing
+from simulator.calibration.host.measure import Call, draw_products
 from simulator.config.sparsity import Block, Pruning, TwoFour, Unstructured
 from simulator.results.sparsity import MeasuredSpeeds, SpeedCurve
-from simulator.runtime.layers.pruned import PrunedMatrix, choose_kept
 from simulator.runtime.load import others_share, read_use
 from simulator.runtime.shard import Shard
 
@@ -27,11 +25,8 @@ _KINDS: dict[str, tuple[Pruning, ...]] = {
     "block": tuple(Block(kind="block", sparsity=share) for share in SPARSITIES),
     "two_four": (TwoFour(kind="two_four"),),
 }
-_MATRICES = 4
-"""Matrices that are multiplied one after the other: together more than most caches hold."""
 _PASSES, _TIMED_S = 9, 0.2
 """Least times that each product is timed, and least seconds of all of them."""
-Call = Callable[[], object]
 NUM_TIMINGS = sum(map(len, _KINDS.values()))
 
 
@@ -92,16 +87,7 @@ def _use_one_thread() -> Iterator[None]:
 def _time_speed_ups(pruning: Pruning, shape: tuple[int, int], tokens: Sequence[int]) -> list[float]:
     """Time with whole matrices over time with pruned ones, for each number of tokens."""
     with torch.inference_mode():
-        matrices = [torch.randn(shape) for _ in range(_MATRICES)]
-        pruned = [PrunedMatrix(pruning) for _ in matrices]
-        for holder, matrix in zip(pruned, matrices, strict=True):
-            holder.store(matrix, choose_kept(matrix, pruning), matrix)
-        found = []
-        for number in tokens:
-            x = torch.randn(number, shape[1])
-            whole = [partial(functional.linear, x, matrix) for matrix in matrices]
-            found.append(_compare_times(whole, [partial(holder, x) for holder in pruned]))
-    return found
+        return [_compare_times(*products) for products in draw_products(tokens, pruning, shape)]
 
 
 def _compare_times(first: Sequence[Call], second: Sequence[Call]) -> float:

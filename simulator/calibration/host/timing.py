@@ -17,9 +17,9 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.stats import gmean
 
+from simulator.base.arrays import Floats
 from simulator.base.machine import count_cores, name_machine
 from simulator.base.progress import CountDone, Progress, show_nothing
 from simulator.base.writing import toml_text
@@ -143,14 +143,14 @@ class _Timing:
     has_pruned: bool
     samples: dict[str, list[Sample]] = field(default_factory=lambda: defaultdict(list))
     """Samples of every kind of moment."""
-    paces: list[NDArray[np.float64]] = field(default_factory=list)
+    paces: list[Floats] = field(default_factory=list)
     """Seconds of the reference on every rank, whenever it was timed."""
     overheads_s: list[float] = field(default_factory=list)
     """Seconds to start a step and hear of its end, of each round."""
     products: list[list[list[list[float]]]] = field(default_factory=list)
     """Times of products over the reference's, ``[working_bytes][sizes][rows]``, of each round."""
     training: list[TrainingTimes] = field(default_factory=list)
-    pruned: list[list[NDArray[np.float64]]] = field(default_factory=list)
+    pruned: list[list[Floats]] = field(default_factory=list)
     """Ratios by rows, of each round for each of ``_PRUNED``."""
     others: list[float] = field(default_factory=list)
     """Share of the cores that other programs took, of each round."""
@@ -185,7 +185,7 @@ class _Timing:
         finally:
             backend.close()
 
-    def _read_pace(self, backend: RayBackend) -> NDArray[np.float64]:
+    def _read_pace(self, backend: RayBackend) -> Floats:
         self.paces.append(np.array(backend.apply(reference_seconds)))
         return self.paces[-1]
 

@@ -22,16 +22,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools
 from simulator.base.data import available_files, shipped_folder
-from simulator.base.errors import UserError
 from simulator.base.machine import count_cores
 from simulator.base.progress import Progress, show_nothing
 from simulator.base.writing import toml_text
-from simulator.config.calibration import ANY, load_calibration
+from simulator.config.calibration import ANY
 from simulator.config.calibration.engine import Unseen
 from simulator.lab.calibration.serving import disaggregation, engine
 from simulator.lab.results.scores import SCORE_COLUMNS
-from simulator.lab.validation.hardware import accelerator_name
+from simulator.lab.validation.hardware import accelerator_name, load_families
 from simulator.lab.validation.serving import groups
 from simulator.lab.validation.serving.deployments import accelerator_of, deployment_of
 from simulator.lab.validation.suites import PUBLISHED, SERVING, answer
@@ -56,7 +56,7 @@ class Simulated(NamedTuple):
         """Simulate every point of a table that can be."""
         return cls(engine.simulate(table, workers), disaggregation.load_points(table, workers))
 
-    def leave_out(self, held: NDArray[np.bool_]) -> Simulated:
+    def leave_out(self, held: Bools) -> Simulated:
         """Leave out rows of the table."""
         pools = [one for one in self.pools if not held[one.place]]
         return Simulated(self.points.where(~held[self.points.place]), pools)
@@ -78,7 +78,7 @@ class Stranger(NamedTuple):
     name: str
     table: pd.DataFrame
     """All rows, as they stand in the file."""
-    held: NDArray[np.bool_]
+    held: Bools
     """Rows of the group."""
     seen: Simulated | None = None
     """Serving points, of which the group's are not looked at; ``None``: to be simulated, with
@@ -155,14 +155,12 @@ def _name_rows(values: pd.DataFrame) -> dict[Unseen, NDArray[np.object_]]:
 
 def _list_timed() -> dict[str, str]:
     """GPUs whose kernels were timed, and their calibrations."""
-    found: dict[str, str] = {}
-    for name in available_files(_CALIBRATIONS):
-        try:
-            fits = load_calibration(name, "left out").gemm[ANY].values()
-        except UserError:  # a machine's own, or a user's that is of no use here
-            continue
-        found |= {fit.accelerator: name for fit in fits if fit.accelerator}
-    return found
+    return {
+        fit.accelerator: name
+        for name, file in load_families().items()
+        for fit in file.gemm[ANY].values()
+        if fit.accelerator
+    }
 
 
 def _replace_kernels(gpu: str, timed: dict[str, str]) -> dict[str, str]:

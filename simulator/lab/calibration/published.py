@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from simulator.base.errors import UserError, did_you_mean
+from simulator.base.errors import UserError, check_known
 from simulator.base.plugins import available, load_kind
 from simulator.base.progress import Progress, show_nothing
 from simulator.base.unpacking import unpack
@@ -26,7 +26,7 @@ from simulator.base.writing import toml_text
 from simulator.config.calibration import CalibrationFile
 from simulator.lab.validation import known_rows
 from simulator.lab.validation.kernels import COMMAND
-from simulator.lab.validation.suites import PUBLISHED, families, family_of, tables_in
+from simulator.lab.validation.suites import PUBLISHED, check_folder, families, family_of, tables_in
 from simulator.lab.validation.tables import read_table
 
 _SERVING = "calibration.serving"
@@ -74,17 +74,10 @@ def fit_files(
     Raises:
         UserError: if there is no such table, or a table of measurements is missing or wrong.
     """
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder}: {'is no folder' if folder.exists() else 'no such folder'}; "
-            "name one with tables of measurements"
-        )
+    check_folder(folder)
     known = sorted(calibrators())
     for name in names:
-        if name not in known:
-            raise UserError(
-                f"--table {name}: nothing is fitted for it; {did_you_mean(name, known)}"
-            )
+        check_known(name, known, f"--table {name}: nothing is fitted for")
     wanted = names or tuple(known)
     files: dict[Path, str] = {}
     tick("tables", 0, len(wanted))

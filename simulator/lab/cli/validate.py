@@ -266,18 +266,14 @@ def print_board(board: Any) -> None:
     cannot be answered or compared, with reasons.
     """
     from simulator.lab.results.judgement import IN_SAMPLE, judge_targets, tally
-    from simulator.lab.results.scores import reasons, remarks, score, score_groups
+    from simulator.lab.results.scores import list_suites, reasons, remarks
 
     out = console.out if console.out.is_terminal else Screen(width=_WIDTH)
     if board.rows.empty and not remarks(board):
         out.say("Nothing was measured in these rows, so there is no error to show.")
     if len(board.rows):
-        by_group = score_groups(board.rows)
-        for row in score(board.rows, ["suite", "quantity"]).to_dict("records"):
-            is_suite = by_group["suite"] == row["suite"]
-            own = by_group[is_suite & (by_group["quantity"] == row["quantity"])]
-            in_sample = board.in_sample(board.rows[board.rows["suite"] == row["suite"]])
-            out.print(_scores_table(row, own, in_sample))
+        for title, total, groups in list_suites(board):
+            out.print(_scores_table(title, total, groups))
         out.print(_LEGEND)
         out.print()
         targets = judge_targets(board)
@@ -304,11 +300,8 @@ _LEGEND = (
 )
 
 
-def _scores_table(total: dict[Any, Any], groups: Any, in_sample: bool) -> Table:
-    from simulator.lab.results.scores import title_of
-
-    title = title_of(total["suite"], total["quantity"])
-    drawn = Table(title=f"{title}, in sample" if in_sample else title, **_LOOK)
+def _scores_table(title: str, total: dict[Any, Any], groups: Any) -> Table:
+    drawn = Table(title=title, **_LOOK)
     drawn.add_column("worst first", overflow="fold", min_width=11)
     errors = ("rows", "median", "mean", "p90", "bias")
     for heading in (*errors, "no\nanswer", "extra-\npol.", "in\nband"):

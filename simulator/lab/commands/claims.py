@@ -11,9 +11,8 @@ from simulator.base.plugins import build
 from simulator.base.progress import Progress, show_nothing
 from simulator.config.claim import ClaimFile, list_claims, load_claim
 from simulator.lab.commands.claim_tests import ClaimTest
-from simulator.lab.commands.measured_claims import read_measured
+from simulator.lab.commands.measured_claims import read_measured, show_part
 from simulator.lab.results.claims import (
-    Cited,
     ClaimAnswer,
     ClaimsResults,
     Finding,
@@ -54,7 +53,7 @@ def try_claims(
     answers = []
     for claim, test in zip(claims, tests, strict=True):
         began = time.perf_counter()
-        finding = test.find(seeds, partial(_show, progress, claim.name))
+        finding = test.find(seeds, partial(show_part, progress, claim.name))
         answers.append(_answer(claim, finding, seeds, time.perf_counter() - began))
     headline, reasons = tell_claims(answers)
     run = {
@@ -66,12 +65,6 @@ def try_claims(
     return ClaimsResults(run | made.describe(), tuple(answers))
 
 
-def _show(
-    progress: Progress, claim: str, name: str, done: int, total: int | None, best: str = ""
-) -> None:
-    progress(f"{claim}: {name}", done, total, best)
-
-
 def _answer(
     claim: ClaimFile, finding: Finding, seeds: tuple[int, ...], wall_s: float
 ) -> ClaimAnswer:
@@ -80,14 +73,9 @@ def _answer(
         statement=claim.title,
         asks=claim.asks,
         verdict=reach_verdict(finding.cases),
-        answer=finding.answer,
-        sentences=finding.sentences,
-        cases=finding.cases,
-        figures=finding.figures,
-        charts=finding.charts,
-        evidence=tuple(Cited(**one.model_dump()) for one in claim.evidence),
+        **finding._asdict(),
+        evidence=claim.evidence,
         maps=claim.maps,
-        limits=finding.limits,
         seeds=seeds,
         wall_s=round(wall_s, 1),
         measured=read_measured(claim),

@@ -76,20 +76,15 @@ class ClaimMeasurements:
         """
         for name, (claim, measurement) in self._missing.items():
             began_s = time.perf_counter()
-            trial = measurement.measure(partial(_show, progress, name))
+            trial = measurement.measure(partial(show_part, progress, f"{name}, measured"))
+            day = datetime.date.today().isoformat()
+            today = f"{day}, moesim {__version__}, torch {version('torch')}"
             _keep(
                 claim,
                 Measured(
-                    cases=trial.cases,
-                    sentences=trial.sentences,
+                    **trial._asdict() | {"made": trial.made or today},
                     command=measurement.command,
                     machine=name_machine(),
-                    made=trial.made
-                    or (
-                        f"{datetime.date.today().isoformat()}, moesim {__version__}, "
-                        f"torch {version('torch')}"
-                    ),
-                    others_share=trial.others_share,
                     took_s=round(time.perf_counter() - began_s, 1),
                 ),
             )
@@ -142,7 +137,8 @@ def _build_measurement(claim: ClaimFile) -> ClaimMeasurement:
     return measurement
 
 
-def _show(
-    progress: Progress, claim: str, name: str, done: int, total: int | None, best: str = ""
+def show_part(
+    progress: Progress, what: str, name: str, done: int, total: int | None, best: str = ""
 ) -> None:
-    progress(f"{claim}, measured: {name}", done, total, best)
+    """Show progress of the part ``name`` of something."""
+    progress(f"{what}: {name}", done, total, best)

@@ -105,12 +105,9 @@ def _show_map(answer: ClaimAnswer, row: str, column: str) -> dict[str, Any]:
 
 
 def _show_case(case: Case) -> dict[str, Any]:
-    if case.ratio is None:
-        ratio = "only the mixture" if case.runs == "moe" else "only the rival"
-    else:
-        ratio = f"{case.ratio:.3g}"
-        if case.low is not None and case.high is not None and case.low < case.high:
-            ratio += f" ({case.low:.3g} to {case.high:.3g})"
+    ratio = case.alone if case.ratio is None else f"{case.ratio:.3g}"
+    if case.low is not None and case.high is not None and case.low < case.high:
+        ratio += f" ({case.low:.3g} to {case.high:.3g})"
     return {"case": case, "ratio": ratio}
 
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulator.lab.report.texts import amount, keep_units, percent_beside
-from simulator.lab.results.judgement import IN_SAMPLE, judge_targets, tally
+from simulator.base.formats import UNDEFINED
+from simulator.lab.report.scoreboard_figures.errors import amount
+from simulator.lab.results.judgement import IN_SAMPLE, digits_beside, judge_targets, tally
 from simulator.lab.results.scores import (
     Scoreboard,
     is_answered,
+    list_suites,
     reasons,
     remarks,
-    score,
-    score_groups,
     title_of,
     worst,
 )
@@ -129,14 +129,9 @@ def _shorten_errors(text: str) -> str:
 
 def _list_scores(board: Scoreboard) -> Iterator[dict[Any, Any]]:
     """Rows of errors: each suite's own numbers, then its groups, the worst first."""
-    by_group = score_groups(board.rows)
     no_target = {"target_median": math.nan, "target_p90": math.nan, "within_target": None}
-    for total in score(board.rows, ["suite", "quantity"]).to_dict("records"):
-        is_own = by_group["suite"].eq(total["suite"]) & by_group["quantity"].eq(total["quantity"])
-        own = by_group[is_own].to_dict("records")
-        title = title_of(total["suite"], total["quantity"])
-        if board.in_sample(board.rows[board.rows["suite"] == total["suite"]]):
-            title = f"{title}, in sample"
+    for title, total, groups in list_suites(board):
+        own = groups.to_dict("records")
         first = own[0] if len(own) == 1 else total | no_target
         yield first | {"title": title, "is_total": True, "num_more": 0}
         if len(own) > 1:
@@ -160,3 +155,23 @@ def _group_fits(fits: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
         f"{calibration}: {table}": own.to_dict("records")
         for (calibration, table), own in fits.groupby(["calibration", "table"], sort=False)
     }
+
+
+def percent_beside(value: float, *limits: float, digits: int = 1, signed: bool = False) -> str:
+    """A share or an error, with as many digits as show on which side of a limit it lies.
+
+    >>> percent_beside(0.0812), percent_beside(0.5, signed=True), percent_beside(12.34)
+    ('8.1 %', '+50.0 %', '1,234 %')
+    >>> percent_beside(0.25004, 0.25)
+    '25.004 %'
+    """
+    if not math.isfinite(value):
+        return UNDEFINED
+    digits = digits_beside(value, *limits, digits=0 if abs(value) >= 1 else digits)
+    text = f"{100 * value:{'+' if signed else ''},.{digits}f} %"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def keep_units(text: str) -> str:
+    """A text with every number and its percent sign on one line."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")

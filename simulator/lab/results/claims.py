@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Self
 import pandas as pd
 
 from simulator.base.frozen import Frozen
+from simulator.config.claim import PublishedFigure
 from simulator.results.results_folder import Content, ResultsFolder
 
 Outcome = Literal["for", "against", "open"]
@@ -27,9 +28,9 @@ refuted."""
 
 
 class Spread(NamedTuple):
-    """Middle, lowest and highest of a figure."""
+    """Middle, lowest and highest of a ratio, as a case has them."""
 
-    middle: float
+    ratio: float
     low: float
     high: float
 
@@ -70,6 +71,11 @@ class Case(Frozen):
         return {"rival": self.rival, **self.conditions}
 
     @property
+    def alone(self) -> str:
+        """Side that runs alone, in words."""
+        return "only the mixture" if self.runs == "moe" else "only the rival"
+
+    @property
     def outcome(self) -> Outcome:
         """Whether the case speaks for the claim, against it, or leaves it open."""
         if self.runs == "moe" or (self.low is not None and self.low > 1):
@@ -86,17 +92,6 @@ class Figure(Frozen):
     """Name of the number."""
     value: str
     """Value with its unit, and its band where it has one."""
-
-
-class Cited(Frozen):
-    """A published figure beside a verdict."""
-
-    text: str
-    """Finding, with its number and conditions."""
-    source: str
-    """Publication."""
-    speaks: Outcome
-    """Whether it speaks for the claim."""
 
 
 class Curve(Frozen):
@@ -181,7 +176,7 @@ class ClaimAnswer(Frozen):
     """Numbers beside the verdict."""
     charts: tuple[Chart, ...]
     """Figures of lines."""
-    evidence: tuple[Cited, ...]
+    evidence: tuple[PublishedFigure, ...]
     """Published figures."""
     maps: tuple[tuple[str, str], ...]
     """Pairs of conditions whose map the page shows."""
@@ -225,14 +220,8 @@ def list_turns(cases: Sequence[Case]) -> Iterator[Turn]:
     tables = [case.place for case in cases]
     for condition in dict.fromkeys(name for table in tables for name in table):
         values = dict.fromkeys(table[condition] for table in tables if condition in table)
-        if len(values) < 2:
-            continue
-        for value in values:
-            own = [
-                case.outcome
-                for case, table in zip(cases, tables, strict=True)
-                if table.get(condition) == value
-            ]
+        for value in values if len(values) > 1 else ():
+            own = [case.outcome for case in cases if case.place.get(condition) == value]
             yield Turn(condition, value, own.count("for"), own.count("against"), len(own))
 
 
@@ -250,11 +239,7 @@ class Cell(NamedTuple):
     @property
     def text(self) -> str:
         """Lowest and highest ratio: ``0.9 to 1.4``; who runs alone where no ratio is."""
-        ratios = sorted(case.ratio for case in self.cases if case.ratio is not None)
-        if not ratios:
-            return "only the mixture" if self.cases[0].runs == "moe" else "only the rival"
-        ends = [f"{ratio:.2g}" for ratio in (ratios[0], ratios[-1])]
-        return " to ".join(dict.fromkeys(ends))
+        return _tell_ends(self.cases) or self.cases[0].alone
 
 
 def make_map(
@@ -275,12 +260,13 @@ def make_map(
 
 def tell_range(cases: Iterable[Case]) -> str:
     """Lowest and highest ratio of some cases: ``0.63 to 3.9 times``; ``1.2 times`` of one."""
+    ends = _tell_ends(cases)
+    return f"{ends} times" if ends else "never together"
+
+
+def _tell_ends(cases: Iterable[Case]) -> str:
     ratios = sorted(case.ratio for case in cases if case.ratio is not None)
-    if not ratios:
-        return "never together"
-    if f"{ratios[0]:.2g}" == f"{ratios[-1]:.2g}":
-        return f"{ratios[0]:.2g} times"
-    return f"{ratios[0]:.2g} to {ratios[-1]:.2g} times"
+    return " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (*ratios[:1], *ratios[-1:])))
 
 
 def say_whether(cases: Sequence[Case]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,17 +46,20 @@ def judge_targets(board: Scoreboard) -> pd.DataFrame:
         *_orders_judged(board),
         *_bands_judged(board),
     ]
-    return pd.DataFrame(found, columns=list(Judged._fields)).astype({"met": object})
+    return pd.DataFrame(found, columns=[field.name for field in fields(Judged)]).astype(
+        {"met": object}
+    )
 
 
-class Judged(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Judged:
     """Verdict on a target, a row of :func:`judge_targets`."""
 
     what: str
     asked: str
     found: str
-    left_out: str
-    left_out_rows: int
+    left_out: str = ""
+    left_out_rows: int = 0
     rows: int
     met: bool | None
     in_sample: bool
@@ -71,23 +75,18 @@ def _errors_judged(board: Scoreboard) -> Iterator[Judged]:
             if own.empty:
                 continue
             scores = score(own.assign(all="all"), ["all"]).iloc[0].to_dict()
-            asked = (
-                f"median {percent_of(target.median, digits=0)}, "
-                f"p90 {percent_of(target.p90, digits=0)}"
-            )
             other = stated.get(target.what) if in_sample else None
-            judge = scores if other is None else other
-            met = is_met(judge["median"], judge["p90"], target)
-            num_others = 0 if other is None else int(other["rows"])
+            judge = other or scores
+            limits = [percent_of(limit, digits=0) for limit in (target.median, target.p90)]
             yield Judged(
-                target.what,
-                asked,
-                _errors(scores, target),
-                _errors(other, target),
-                num_others,
-                len(own),
-                met,
-                in_sample,
+                what=target.what,
+                asked="median {}, p90 {}".format(*limits),
+                found=_errors(scores, target),
+                left_out=_errors(other, target),
+                left_out_rows=int(other["rows"]) if other else 0,
+                rows=len(own),
+                met=is_met(judge["median"], judge["p90"], target),
+                in_sample=in_sample,
             )
 
 
@@ -96,62 +95,48 @@ def _answers_judged(board: Scoreboard) -> Iterator[Judged]:
         own = board.rows[board.rows["suite"] == suite]
         if len(own):
             share = float((is_answered(own["status"]) & own["predicted"].notna()).mean())
-            asked, what = (
-                f"at least {percent_of(least, digits=0)}",
-                f"Rows of {suite} that are answered",
-            )
             yield Judged(
-                what,
-                asked,
-                percent_of(share, least),
-                "",
-                0,
-                len(own),
-                share >= least,
-                board.in_sample(own),
+                what=f"Rows of {suite} that are answered",
+                asked=f"at least {percent_of(least, digits=0)}",
+                found=percent_of(share, least),
+                rows=len(own),
+                met=share >= least,
+                in_sample=board.in_sample(own),
             )
 
 
 def _orders_judged(board: Scoreboard) -> Iterator[Judged]:
     known = {suite: board.in_sample(own) for suite, own in board.rows.groupby("suite")}
-    for row in (
-        board.order.groupby("suite", sort=False).sum().reset_index().to_dict("records")
-        if len(board.order)
-        else []
-    ):
-        if row["pairs"]:
-            share, enough = row["right"] / row["pairs"], row["pairs"] >= LEAST_COMPARED
-            what = f"Order of two deployments of {row['suite']} that differ by > 10 %"
-            asked = f"right in at least {percent_of(LEAST_RIGHT_ORDER, digits=0)}"
-            said = percent_of(share, LEAST_RIGHT_ORDER) + ("" if enough else _TOO_FEW)
-            met = share >= LEAST_RIGHT_ORDER if enough else None
+    for suite, row in board.order.groupby("suite", sort=False) if len(board.order) else ():
+        pairs = int(row["pairs"].sum())
+        if pairs:
+            share, enough = row["right"].sum() / pairs, pairs >= LEAST_COMPARED
             yield Judged(
-                what, asked, said, "", 0, row["pairs"], met, known.get(row["suite"], False)
+                what=f"Order of two deployments of {suite} that differ by > 10 %",
+                asked=f"right in at least {percent_of(LEAST_RIGHT_ORDER, digits=0)}",
+                found=percent_of(share, LEAST_RIGHT_ORDER) + ("" if enough else _TOO_FEW),
+                rows=pairs,
+                met=bool(share >= LEAST_RIGHT_ORDER) if enough else None,
+                in_sample=known.get(suite, False),
             )
 
 
 def _bands_judged(board: Scoreboard) -> Iterator[Judged]:
+    low, high = BANDS_HOLD
     for row in score(board.rows, ["suite"]).to_dict("records") if len(board.rows) else []:
-        if row["banded"]:
-            own, (low, high) = board.rows[board.rows["suite"] == row["suite"]], BANDS_HOLD
-            enough = row["banded"] >= LEAST_COMPARED
-            asked = (
-                f"in {percent_of(low, digits=0)} to {percent_of(high, digits=0)}, "
-                "or as near as chance allows"
-            )
-            said = percent_of(row["covered"], low, high) + ("" if enough else _TOO_FEW)
-            met = (
-                bands_hold(round(row["covered"] * row["banded"]), row["banded"]) if enough else None
+        banded, covered = row["banded"], row["covered"]
+        if banded:
+            enough, ends = (
+                banded >= LEAST_COMPARED,
+                [percent_of(end, digits=0) for end in BANDS_HOLD],
             )
             yield Judged(
-                f"80 % bands of {row['suite']} hold",
-                asked,
-                said,
-                "",
-                0,
-                row["rows"],
-                met,
-                board.in_sample(own),
+                what=f"80 % bands of {row['suite']} hold",
+                asked=f"in {' to '.join(ends)}, or as near as chance allows",
+                found=percent_of(covered, low, high) + ("" if enough else _TOO_FEW),
+                rows=row["rows"],
+                met=bands_hold(round(covered * banded), banded) if enough else None,
+                in_sample=board.in_sample(board.rows[board.rows["suite"] == row["suite"]]),
             )
 
 

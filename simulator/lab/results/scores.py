@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -182,14 +183,19 @@ def score_groups(rows: pd.DataFrame) -> pd.DataFrame:
         is_met(row["median"], row["p90"], target)
         for row, target in zip(found.to_dict("records"), targets, strict=True)
     ]
-    place = {suite: number for number, suite in enumerate(dict.fromkeys(found["suite"]))}
-    keys = found["suite"].map(place)
-    return (
-        found.assign(_place=keys)
-        .sort_values(["_place", "median"], ascending=[True, False])
-        .drop(columns="_place")
-        .reset_index(drop=True)
-    )
+    suites = pd.factorize(found["suite"])[0]
+    order = np.lexsort((-found["median"].to_numpy(float), suites))
+    return found.iloc[order].reset_index(drop=True)
+
+
+def list_suites(board: Scoreboard) -> Iterator[tuple[str, dict[Any, Any], pd.DataFrame]]:
+    """Each suite's quantity: its title, its scores, and those of its groups, the worst first."""
+    by_group = score_groups(board.rows)
+    for total in score(board.rows, ["suite", "quantity"]).to_dict("records"):
+        is_own = by_group["suite"].eq(total["suite"]) & by_group["quantity"].eq(total["quantity"])
+        is_known = board.in_sample(board.rows[board.rows["suite"] == total["suite"]])
+        title = title_of(total["suite"], total["quantity"]) + (", in sample" if is_known else "")
+        yield title, total, by_group[is_own]
 
 
 def reasons(rows: pd.DataFrame, status: str, most: int = 20) -> pd.DataFrame:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.base.errors import UserError, did_you_mean
 from simulator.lab.results.scores import SCORE_COLUMNS
 
@@ -40,11 +40,11 @@ class Answers:
     unsupported.
     """
 
-    seconds: NDArray[np.float64]
+    seconds: Floats
     """``[n, M]``."""
-    low: NDArray[np.float64]
+    low: Floats
     """``[n, M]``: lower end of the 80 % band, likewise ``high``."""
-    high: NDArray[np.float64]
+    high: Floats
     status: list[str]
     """``[n]``."""
     group: list[str]

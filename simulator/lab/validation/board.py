@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from pydantic import BaseModel
 from scipy.stats import norm
 
-from simulator.base.data import available_files
+from simulator.base.arrays import Floats
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress, show_nothing
 from simulator.base.spreadsheet import write_csv
 from simulator.config.accelerator import load_accelerator
-from simulator.config.calibration import ANY, CalibrationFile, EngineFit, Fit, load_calibration
+from simulator.config.calibration import ANY, CalibrationFile, EngineFit, Fit
 from simulator.lab.results.judgement import judge_targets
 from simulator.lab.results.scores import (
     SCORE_COLUMNS,
@@ -31,7 +30,7 @@ from simulator.lab.results.scores import (
     score_groups,
 )
 from simulator.lab.validation import Answered
-from simulator.lab.validation.hardware import accelerator_name
+from simulator.lab.validation.hardware import accelerator_name, load_families
 from simulator.lab.validation.suites import answer, answer_published, tables_in
 from simulator.results.provenance import Provenance
 from simulator.results.results_folder import replace_folder, write_run
@@ -98,7 +97,7 @@ def scoreboard(parts: Sequence[Answered], run: dict[str, Any]) -> Scoreboard:
     order = pd.DataFrame(
         [entry for part in parts for entry in part.order], columns=["suite", "pairs", "right"]
     )
-    calibrations = _calibrations()
+    calibrations = load_families()
     fits = list_fit_residuals(calibrations)
     # What fits say of rows left out of them is no figure for a table that they have not seen: that
     # one speaks for itself.
@@ -110,19 +109,6 @@ def scoreboard(parts: Sequence[Answered], run: dict[str, Any]) -> Scoreboard:
         order,
         judge_left_out(seen, calibrations, fits),
     )
-
-
-def _calibrations() -> dict[str, CalibrationFile]:
-    """Calibrations of accelerator families, by name."""
-    found = {}
-    for name in available_files("cluster_configs/calibration"):
-        try:
-            found[name] = load_calibration(name, "validate")
-        except (
-            UserError
-        ):  # a machine that moesim calibrate timed, or a user's file that is of no use here
-            continue
-    return found
 
 
 def list_fit_residuals(calibrations: Mapping[str, CalibrationFile]) -> pd.DataFrame:
@@ -256,9 +242,7 @@ def mix_residuals(parts: pd.DataFrame) -> tuple[float, float]:
     rows, medians, tails = parts[["rows", "median", "p90"]].to_numpy(float).T[:, :, None]
     middle = np.log(np.maximum(medians, _GRID[0]))
     spread = np.maximum(np.log(np.maximum(tails, _GRID[0])) - middle, 1e-3) / _AT_90
-    share: NDArray[np.float64] = (rows * norm.cdf((np.log(_GRID) - middle) / spread)).sum(
-        axis=0
-    ) / rows.sum()
+    share: Floats = (rows * norm.cdf((np.log(_GRID) - middle) / spread)).sum(axis=0) / rows.sum()
     return float(np.interp(0.5, share, _GRID)), float(np.interp(0.9, share, _GRID))
 
 

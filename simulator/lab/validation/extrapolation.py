@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from simulator.base.arrays import Bools, Floats
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration.fit import Fit
 from simulator.lab.validation import OK
@@ -66,9 +67,9 @@ def of_hardware(fit: Fit, accelerator: AcceleratorSpec, what: str, dtype: str = 
 def settle(
     num_rows: int,
     doubts: Sequence[Doubt],
-    outside: Mapping[str, NDArray[np.bool_]],
-    others: Sequence[tuple[Doubt, NDArray[np.bool_]]] = (),
-) -> tuple[list[str], NDArray[np.float64]]:
+    outside: Mapping[str, Bools],
+    others: Sequence[tuple[Doubt, Bools]] = (),
+) -> tuple[list[str], Floats]:
     """The status of every row, and how much wider its band is.
 
     Args:
@@ -92,9 +93,9 @@ def settle(
 
 def _one(
     doubts: Sequence[Doubt],
-    flags: Sequence[bool] | NDArray[np.bool_],
+    flags: Sequence[bool] | Bools,
     names: list[str],
-    others: Sequence[tuple[Doubt, NDArray[np.bool_]]],
+    others: Sequence[tuple[Doubt, Bools]],
 ) -> tuple[str, float]:
     here = [*doubts, *(doubt for (doubt, _), is_so in zip(others, flags, strict=False) if is_so)]
     away = [name for name, is_out in zip(names, flags[len(others) :], strict=False) if is_out]
@@ -107,12 +108,12 @@ def _one(
 
 
 def no_narrower(
-    band: tuple[NDArray[np.float64], NDArray[np.float64]],
-    seconds: NDArray[np.float64],
+    band: tuple[Floats, Floats],
+    seconds: Floats,
     seen: Fit,
     doubts: Sequence[Doubt],
-    outside: Mapping[str, NDArray[np.bool_]],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    outside: Mapping[str, Bools],
+) -> tuple[Floats, Floats]:
     """Low and high of an assumed entry, no narrower than on a GPU of a family that was measured.
 
     Args:
@@ -127,7 +128,7 @@ def no_narrower(
     return np.minimum(band[0], low), np.maximum(band[1], high)
 
 
-def outside_of(fit: Fit, **quantities: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
+def outside_of(fit: Fit, **quantities: Floats) -> dict[str, Bools]:
     """Rows outside the fit's range, by each quantity that it has a range of."""
     return {
         name: (values < fit.domain[name][0]) | (values > fit.domain[name][1])
@@ -178,9 +179,7 @@ class Band(NamedTuple):
         wide = (self.high / self.low) ** (by / 2)
         return Band(round(middle / wide, 12), round(middle * wide, 12), self.is_assumed)
 
-    def spread(
-        self, seconds: ArrayLike, wider: ArrayLike
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def spread(self, seconds: ArrayLike, wider: ArrayLike) -> tuple[Floats, Floats]:
         """Lower and upper ends, in seconds, of bands that are ``wider`` times as wide as the fit's
         (:mod:`simulator.lab.validation.extrapolation`), of predictions of any shape.
 

@@ -126,6 +126,19 @@ def load_family(name: str) -> CalibrationFile | None:
     return None if isinstance(found, HostCalibration) else found
 
 
+def load_families() -> dict[str, CalibrationFile]:
+    """Calibrations of families of GPUs, by name: without those of one machine, and without a user's
+    that are of no use.
+    """
+    found = {}
+    for name in available_files("cluster_configs/calibration"):
+        try:
+            found[name] = load_calibration(name, "validate")
+        except UserError:
+            continue
+    return found
+
+
 @cache
 def find_most_measured() -> CalibrationFile:
     """Calibration of the family of GPUs of which most was measured."""

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
+
 LARGEST = 2.0**24
 """Most tokens, features or sequences: several times what any table holds, and far from what
 overflows an integer or fills a memory."""
@@ -19,7 +21,7 @@ MOST_EXPERTS, MOST_CHOICES = 2048.0, 256.0
 """Most experts of a layer, and of a token."""
 
 
-def numbers(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+def numbers(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, Floats]:
     """Columns of a table as numbers, not a number where there is none."""
     return {
         name: pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=float) for name in columns
@@ -27,7 +29,7 @@ def numbers(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, NDArray[np
 
 
 def refusals(
-    sizes: Mapping[str, NDArray[np.float64]],
+    sizes: Mapping[str, Floats],
     least: Mapping[str, float] | None = None,
     most: Mapping[str, float] | None = None,
     fractions: Sequence[str] = (),

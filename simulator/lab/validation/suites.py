@@ -16,12 +16,13 @@ import pandas as pd
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
-from simulator.base.progress import Progress, show_nothing
+from simulator.base.progress import Progress, count_part, show_nothing
 from simulator.lab.results.scores import is_answered, order_of, worst
 from simulator.lab.validation import Answered, Answers, Measure, require, score_rows, with_answers
 from simulator.lab.validation.hardware import accelerator_name, near_accelerators
 from simulator.lab.validation.kernels import KernelFamily
 from simulator.lab.validation.known_rows import is_known
+from simulator.lab.validation.sizes import numbers
 from simulator.lab.validation.splits import split_orders
 from simulator.lab.validation.tables import ENDINGS, Table, format_of, read_table
 
@@ -70,10 +71,10 @@ def answer_kernels(name: str, path: Path, tick: Progress = show_nothing) -> Answ
     table = read_table(path)
     require(table.values, family.columns, str(path))
     measures = family.measures_of(table.values, str(path))
-    tick(f"{name}: {path.name}", 0, len(table.values))
+    count = count_part(tick, f"{name}: {path.name}", len(table.values))
     answers = family.answer(spell_formats(table.values))
     found = _join_answers(name, path, table, measures, answers, family.columns)
-    tick(f"{name}: {path.name}", len(table.values), len(table.values))
+    count(len(table.values))
     if not measures:
         return found
     order = split_orders(name, table.values, family.columns, measures[0], answers)
@@ -92,9 +93,8 @@ def answer_serving(
 
     table = read_table(path)
     require(table.values, serving.COLUMNS, str(path))
-    what, num_rows = f"{SERVING}: {path.name}", len(table.values)
-    tick(what, 0, num_rows)
-    answers = serving.answer(table.values, lambda done: tick(what, done, num_rows), workers)
+    count = count_part(tick, f"{SERVING}: {path.name}", len(table.values))
+    answers = serving.answer(table.values, count, workers)
     rivals = list_rivals(table.values)
     found = _join_answers(SERVING, path, table, serving.MEASURES, answers, (), rivals)
     return replace(found, order=(order_of(SERVING, found.rows),))
@@ -158,8 +158,9 @@ def _join_answers(
         rivals: of each row, :func:`list_rivals`.
     """
     answers = _with_statuses(answers, table.texts)
-    numbers = _numbers(table.values, measures)
-    rows = score_rows(suite, table.values.assign(**numbers), measures, answers)
+    columns_there = [one.column for one in measures if one.column in table.values.columns]
+    found = numbers(table.values, columns_there)
+    rows = score_rows(suite, table.values.assign(**found), measures, answers)
     if rivals is not None:
         is_compared = rows["quantity"] == _COMPARED
         named = [rivals[int(place)] for place in rows["subject"]]
@@ -174,10 +175,10 @@ def _join_answers(
             table.texts,
             tuple(first)[: max(len(columns), _COLUMNS_TOLD)],
         )
-    lacking = [measure.column for measure in measures if measure.column not in numbers]
+    lacking = [measure.column for measure in measures if measure.column not in found]
     unusable = {
         column: count
-        for column, cells in numbers.items()
+        for column, cells in found.items()
         if (count := int((~np.isfinite(cells) | (cells <= 0)).sum()))
     }
     return Answered(
@@ -188,7 +189,7 @@ def _join_answers(
         unusable=unusable,
         lacking=tuple(lacking),
         spare=_spare(
-            lacking, [str(name) for name in table.texts.columns if name not in {*columns, *numbers}]
+            lacking, [str(name) for name in table.texts.columns if name not in {*columns, *found}]
         ),
         repeated=int(table.texts.duplicated().sum()),
         in_sample=is_known(table.values),
@@ -221,14 +222,6 @@ def _name_rows(rows: pd.DataFrame, texts: pd.DataFrame, columns: tuple[str, ...]
     return rows.assign(subject=[told.get(subject, subject) for subject in rows["subject"]])
 
 
-def _numbers(values: pd.DataFrame, measures: tuple[Measure, ...]) -> dict[str, pd.Series]:
-    """The measured columns as numbers, whatever stands in them."""
-    columns = [measure.column for measure in measures if measure.column in values.columns]
-    return {
-        column: pd.to_numeric(values[column], errors="coerce").astype(float) for column in columns
-    }
-
-
 def _with_statuses(answers: Answers, texts: pd.DataFrame) -> Answers:
     """Call rows without a finite answer unsupported, with the reason in words, and leave no seconds
     in them.
@@ -246,8 +239,8 @@ def _with_statuses(answers: Answers, texts: pd.DataFrame) -> Answers:
     return Answers(seconds, low, high, explain_statuses(status, texts), answers.group)
 
 
-def tables_in(folder: Path) -> tuple[dict[Path, str], dict[str, str]]:
-    """The tables of a folder by the suite that reads them, and why others are not read, by name.
+def check_folder(folder: Path) -> None:
+    """Check that there is a folder to read tables from.
 
     Raises:
         UserError: if there is no such folder.
@@ -257,6 +250,15 @@ def tables_in(folder: Path) -> tuple[dict[Path, str], dict[str, str]]:
             f"{folder}: {'is no folder' if folder.exists() else 'no such folder'}; "
             "name one with tables of measurements"
         )
+
+
+def tables_in(folder: Path) -> tuple[dict[Path, str], dict[str, str]]:
+    """The tables of a folder by the suite that reads them, and why others are not read, by name.
+
+    Raises:
+        UserError: if there is no such folder.
+    """
+    check_folder(folder)
     found: dict[Path, str] = {}
     skipped: dict[str, str] = {}
     for path in sorted(folder.iterdir()):

@@ -9,11 +9,11 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.base.data import available_files
 from simulator.base.plugins import build
-from simulator.config.cluster import ClusterSpec, load_cluster, read_cluster_table
+from simulator.config.cluster import ClusterSpec, load_kind
 from simulator.policies.dispatch import DispatchPolicy
 from simulator.policies.messages import Messages
 from simulator.policies.topology import Fabric
@@ -44,14 +44,9 @@ def cluster_of(accelerator: str) -> ClusterSpec | None:
     """The cluster file of an accelerator's own name: how its GPUs are usually joined; ``None`` if
     there is none.
     """
-    files = available_files("cluster_configs")
-    if accelerator not in files:
+    if accelerator not in available_files("cluster_configs"):
         return None
-    table = read_cluster_table(accelerator, files)
-    sizes = table.get("sizes") or [table.get("num_gpus")]
-    return load_cluster(
-        f"{accelerator}-{max(sizes)}" if table.get("sizes") else accelerator, f"GPU '{accelerator}'"
-    )[0]
+    return load_kind(accelerator, f"GPU '{accelerator}'")[0]
 
 
 @cache
@@ -114,7 +109,7 @@ def draw_choices(
     )
 
 
-def _busiest(fabric: Fabric, seconds_L: NDArray[np.float64], kind: str) -> float:
+def _busiest(fabric: Fabric, seconds_L: Floats, kind: str) -> float:
     """The mean of each sort of link (all GPUs' ports out, all sockets' links in, ...), and the
     largest of these means.
     """

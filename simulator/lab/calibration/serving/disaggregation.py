@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.base.errors import UserError
 from simulator.config.calibration import ANY
 from simulator.lab.calibration.serving.engine import read_measured, residuals
@@ -23,7 +23,7 @@ from simulator.lab.validation.kernels import COMMAND, SOURCE
 from simulator.lab.validation.serving import Group, groups
 from simulator.lab.validation.serving.answer import open_pools
 from simulator.lab.validation.serving.deployments import accelerator_of, deployment_of
-from simulator.lab.validation.serving.disagg import Load, Pools, latencies_with
+from simulator.lab.validation.serving.disagg import Load, Pools, latencies
 from simulator.parallel.workers import sweep
 
 sources = ("serving_points.csv.gz",)
@@ -59,11 +59,10 @@ class Assumed(NamedTuple):
     unsaid_workers: int
     unsaid_drafts: float
 
-    def predict(self, point: Loaded) -> NDArray[np.float64]:
+    def predict(self, point: Loaded) -> Floats:
         """Seconds of TTFT and TPOT, ``[2]``."""
         pools = point.pools.get(self.unsaid_workers, next(iter(point.pools.values())))
-        drafts = self.unsaid_drafts if pools.may_draft else 1.0
-        return np.array(latencies_with(pools, point.load, drafts), dtype=float)
+        return np.array(latencies(pools, point.load, self.unsaid_drafts), dtype=float)
 
 
 def fit(tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, Any]]:
@@ -168,7 +167,7 @@ def _guess(points: list[Loaded]) -> tuple[int, float]:
     return min(found)[1:]
 
 
-def cross_validate(points: list[Loaded]) -> NDArray[np.float64]:
+def cross_validate(points: list[Loaded]) -> Floats:
     """Predicted over measured TTFT and TPOT ``[N, 2]`` of points, each GPU left out in turn."""
     ratios_N2 = np.full((len(points), 2), np.nan)
     for gpu in sorted({point.gpu for point in points}):
@@ -181,8 +180,8 @@ def cross_validate(points: list[Loaded]) -> NDArray[np.float64]:
 
 
 def _select(
-    points: list[Loaded], ratios_N2: NDArray[np.float64], is_said: bool, calibration: str, key: str
-) -> NDArray[np.float64]:
+    points: list[Loaded], ratios_N2: Floats, is_said: bool, calibration: str, key: str
+) -> Floats:
     """Ratios of an entry's points on its GPUs; where those are few, of all of its engine's."""
     of_key = np.array([point.is_said == is_said and key in (ANY, point.engine) for point in points])
     here = of_key & np.array([point.calibration == calibration for point in points])
@@ -193,8 +192,8 @@ def _entry(
     key: str,
     calibration: str,
     values: Assumed,
-    said_N2: NDArray[np.float64],
-    unsaid_N2: NDArray[np.float64],
+    said_N2: Floats,
+    unsaid_N2: Floats,
 ) -> dict[str, Any]:
     what = "all engines" if key == ANY else key
     source = (

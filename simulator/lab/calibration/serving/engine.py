@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
 from scipy.stats import t as student
 
+from simulator.base.arrays import Bools, Floats, Ints
 from simulator.base.errors import UserError
 from simulator.config.calibration import ANY
 from simulator.config.calibration.engine import UNSAID, Unseen, find_engine_key, parse_release
@@ -70,25 +71,25 @@ says nothing of steps."""
 class Points:
     """Simulated points, one row each."""
 
-    place: NDArray[np.int64]
+    place: Ints
     """Place in the table."""
     engine: NDArray[np.object_]
     version: NDArray[np.object_]
     model: NDArray[np.object_]
     system: NDArray[np.object_]
     calibration: NDArray[np.object_]
-    parts: NDArray[np.float64]
+    parts: Floats
     """Terms ``[n, 2, 5]`` of TTFT and TPOT: seconds of kernels, and the factor of each
     coefficient."""
-    measured: NDArray[np.float64]
+    measured: Floats
     """``[n, 2]`` seconds."""
     file: NDArray[np.object_]
     """File of the model, which tells a prediction that was not fitted on it."""
-    is_moe: NDArray[np.bool_]
-    load: NDArray[np.float64]
+    is_moe: Bools
+    load: Floats
     """``[n, 3]``: :data:`_LOAD`."""
 
-    def where(self, chosen: NDArray[np.bool_]) -> Points:
+    def where(self, chosen: Bools) -> Points:
         """Select some of the points."""
         return Points(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
@@ -135,30 +136,19 @@ def simulate(table: pd.DataFrame, workers: int | None = None) -> Points:
             model = point.repository.rsplit("/", 1)[-1].replace("-R1", "-V3")  # one shape
             load = (point.num_input, point.num_output, point.concurrency)
             deployed = deployment_of(point)
-            known = (deployed.spec.model, deployed.model.moe is not None, load)
-            rows.append(
-                (
-                    places[place],
-                    point.engine,
-                    point.version,
-                    model,
-                    gpu.name,
-                    gpu.calibration,
-                    parts,
-                    measured,
-                    *known,
-                )
-            )
+            named = point.engine, point.version, model, gpu.name, gpu.calibration
+            known = deployed.spec.model, deployed.model.moe is not None, load
+            rows.append((places[place], *named, parts, measured, *known))
     columns = zip(zip(*rows, strict=True), _KINDS, strict=True)
     return Points(*(np.array(column, dtype=kind) for column, kind in columns))
 
 
-def _simulate_group(group: Group) -> list[NDArray[np.float64] | None]:
+def _simulate_group(group: Group) -> list[Floats | None]:
     """Terms ``[2, 5]`` of every point of a group; ``None`` where it cannot be simulated or is left
     out.
     """
-    found: list[NDArray[np.float64] | None] = []
-    known: dict[object, NDArray[np.float64]] = {}
+    found: list[Floats | None] = []
+    known: dict[object, Floats] = {}
     try:
         prepared = list(prepare(group.points))
     except UserError:
@@ -177,7 +167,7 @@ def _simulate_group(group: Group) -> list[NDArray[np.float64] | None]:
     return found
 
 
-def _parts(terms: NDArray[np.float64], point: Point) -> NDArray[np.float64]:
+def _parts(terms: Floats, point: Point) -> Floats:
     before_first = np.array([[1.0, point.concurrency], [0.0, 0.0]])
     return np.concatenate([terms[:, :3], before_first], axis=1)
 
@@ -257,9 +247,7 @@ def _assume_earliest(compiled: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def leave_out(
-    points: Points, names: NDArray[np.object_], is_pooled: bool = False
-) -> NDArray[np.float64]:
+def leave_out(points: Points, names: NDArray[np.object_], is_pooled: bool = False) -> Floats:
     """Predicted over measured seconds ``[n, 2]``, without the points of the same name in the fit;
     not a number for points without a name.
 
@@ -300,8 +288,8 @@ def _bands_of_unseen(points: Points) -> dict[str, Any]:
 def _hold_both(
     unseen: dict[str, Any],
     points: Points,
-    values: NDArray[np.float64],
-    together: NDArray[np.float64],
+    values: Floats,
+    together: Floats,
 ) -> dict[str, Any]:
     """Widen the bands of a release without points, which is priced as the nearest one, so that they
     hold the answers of all releases together, too, for what every point served.
@@ -323,7 +311,7 @@ def _hold_both(
     return unseen | {"release": held}
 
 
-def _add_up(points: Points, values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _add_up(points: Points, values: Floats) -> Floats:
     """Seconds ``[n, 2]`` to the first token, and a token, by one entry's coefficients or by those
     of each point.
     """
@@ -332,7 +320,7 @@ def _add_up(points: Points, values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.einsum("nmk,nk->nm", points.parts, whole))
 
 
-Fitted = dict[tuple[str, str], NDArray[np.float64]]
+Fitted = dict[tuple[str, str], Floats]
 """Coefficients by calibration, or all of them together, and by engine and release."""
 
 
@@ -363,7 +351,7 @@ def _is_borrowed(key: str, own: set[str]) -> bool:
     return bool(releases) and parse_release(release) < min(releases)
 
 
-def predict(points: Points, fitted: Fitted, is_pooled: bool = False) -> NDArray[np.float64]:
+def predict(points: Points, fitted: Fitted, is_pooled: bool = False) -> Floats:
     """Seconds ``[n, 2]`` to the first token, and a token.
 
     Args:
@@ -383,7 +371,7 @@ def predict(points: Points, fitted: Fitted, is_pooled: bool = False) -> NDArray[
     return _add_up(points, np.array(values))
 
 
-def _select(points: Points, key: str) -> NDArray[np.bool_]:
+def _select(points: Points, key: str) -> Bools:
     """Points of an entry: of a release, of an engine whose release is not said, of everything.
 
     Where too few of an engine's points do not say their release, all of the engine's are taken for
@@ -437,7 +425,7 @@ def _names_of_fits(points: Points) -> list[str]:
     return keys
 
 
-def _solve(points: Points, prior: NDArray[np.float64]) -> NDArray[np.float64]:
+def _solve(points: Points, prior: Floats) -> Floats:
     """Least squares on the logarithms of both latencies; models and GPUs with many points do not
     drown the others.
     """
@@ -447,7 +435,7 @@ def _solve(points: Points, prior: NDArray[np.float64]) -> NDArray[np.float64]:
     log_measured = np.log(points.measured)
     centre = prior / _START
 
-    def weigh_errors(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def weigh_errors(values: Floats) -> Floats:
         whole = np.concatenate([[1.0], values * _START])
         errors = ((np.log(points.parts @ whole) - log_measured) * weight).ravel()
         return np.concatenate([errors, _PULL * (values - centre)])
@@ -462,9 +450,7 @@ def _solve(points: Points, prior: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(found.x * _START)
 
 
-def _entry(
-    key: str, where: str, values: NDArray[np.float64], num_rows: int, ratios: NDArray[np.float64]
-) -> dict[str, Any]:
+def _entry(key: str, where: str, values: Floats, num_rows: int, ratios: Floats) -> dict[str, Any]:
     what = "all engines" if key == ANY else key.replace("@", " ")
     return {
         "kind": "fitted",
@@ -480,7 +466,7 @@ def _entry(
     }
 
 
-def _name_coefficients(values: NDArray[np.float64]) -> dict[str, float]:
+def _name_coefficients(values: Floats) -> dict[str, float]:
     """Coefficients by name."""
     return dict(zip(_COEFFICIENTS, values.tolist(), strict=True))
 
@@ -500,7 +486,7 @@ def _describe(points: Points) -> dict[str, Any]:
 
 
 def _score_left_out(
-    points: Points, ratios: NDArray[np.float64], here: NDArray[np.bool_]
+    points: Points, ratios: Floats, here: Bools
 ) -> dict[str, tuple[int, float, float]]:
     """Points, median error and 90th percentile of fits without their model, and without their GPU,
     by what is asked of them.
@@ -535,7 +521,7 @@ def read_measured(table: pd.DataFrame, place: int) -> tuple[float, float]:
     return ttft, tpot
 
 
-def residuals(ratios_N2: NDArray[np.float64]) -> dict[str, Any]:
+def residuals(ratios_N2: Floats) -> dict[str, Any]:
     """Errors and 80 % bands of predictions by fits that had not seen the points.
 
     Args:
@@ -547,7 +533,7 @@ def residuals(ratios_N2: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def band_of_unseen(
-    ratios: NDArray[np.float64], groups: ArrayLike, least_rows: int
+    ratios: Floats, groups: ArrayLike, least_rows: int
 ) -> tuple[float, float] | None:
     """80 % band of measured over predicted for a group that the fit has not seen, from groups that
     were left out of it; ``None`` where there are fewer than two.
@@ -579,7 +565,7 @@ def band_of_unseen(
     return float(np.exp(low)), float(np.exp(high))
 
 
-def _errors(ratios: NDArray[np.float64]) -> dict[str, Any]:
+def _errors(ratios: Floats) -> dict[str, Any]:
     """Errors of predictions, and the 10th and 90th percentile of measured over predicted."""
     off = np.abs(ratios - 1)
     low, high = np.nanquantile(1 / ratios, [0.1, 0.9]).tolist()

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from pydantic import Field
 
+from simulator.base.arrays import Floats
 from simulator.base.errors import check_known
 from simulator.base.frozen import Frozen
 from simulator.base.progress import Progress
@@ -106,9 +106,7 @@ class Execution(Frozen):
                 yield Case(
                     rival=name,
                     conditions={"phase": _WORDS[kind]},
-                    ratio=speeds.middle,
-                    low=speeds.low,
-                    high=speeds.high,
+                    **speeds._asdict(),
                     moe=f"{moe['tokens_per_s']:,.0f} tokens/s",
                     other=f"{rival['tokens_per_s']:,.0f} tokens/s",
                     counts=name in self.rivals,
@@ -116,7 +114,7 @@ class Execution(Frozen):
                 )
 
 
-def _find_steps(steps: pd.DataFrame, deployment: str, kind: str) -> NDArray[np.float64]:
+def _find_steps(steps: pd.DataFrame, deployment: str, kind: str) -> Floats:
     """Seconds of the measured steps of a kind, over their tokens."""
     own = steps[
         (steps["deployment"] == deployment)
@@ -126,12 +124,12 @@ def _find_steps(steps: pd.DataFrame, deployment: str, kind: str) -> NDArray[np.f
     return (own["duration_s"] / own["tokens"]).to_numpy(np.float64)
 
 
-def compare_medians(own: NDArray[np.float64], other: NDArray[np.float64]) -> Spread:
+def compare_medians(own: Floats, other: Floats) -> Spread:
     """Median of ``other`` over that of ``own``, with its 95 % band by the bootstrap (B. Efron,
     Annals of Statistics 7, 1979).
 
     >>> compare_medians(np.array([1.0, 1.0]), np.array([2.0, 2.0]))
-    Spread(middle=2.0, low=2.0, high=2.0)
+    Spread(ratio=2.0, low=2.0, high=2.0)
     """
     rng = np.random.default_rng(0)
     medians = [

@@ -55,11 +55,16 @@ class Cases(tuple[Case, ...]):
     @classmethod
     def by_rival(cls, cases: Iterable[Case], measures: Iterable[str]) -> dict[str, Cases]:
         """Cases beside the rival of each measure, by the measure."""
-        every = tuple(cases)
-        return {
-            measure: cls(case for case in every if case.rival == RIVALS[measure])
-            for measure in measures
-        }
+        found = cls.by(cases, "rival")
+        return {measure: found.get(RIVALS[measure], cls()) for measure in measures}
+
+    @classmethod
+    def by(cls, cases: Iterable[Case], condition: str) -> dict[str, Cases]:
+        """Cases by their value of a condition (``rival`` is one), in order of appearance."""
+        found: dict[str, list[Case]] = {}
+        for case in cases:
+            found.setdefault(case.place[condition], []).append(case)
+        return {value: cls(own) for value, own in found.items()}
 
 
 class Sentence(Frozen):

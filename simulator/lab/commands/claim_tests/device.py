@@ -4,7 +4,7 @@ of some memory runs at a usable speed, for one user.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
@@ -200,15 +200,7 @@ class Device(Frozen):
         )
 
     def _tell(self, cases: Sequence[Case]) -> Finding:
-        def group_by(condition: str, values: Iterable[str]) -> dict[str, Cases]:
-            found = {
-                value: Cases(case for case in cases if case.conditions[condition] == value)
-                for value in values
-            }
-            return {value: own for value, own in found.items() if own}
-
-        by_speed = group_by("least speed", [f"{speed:g} tokens/s" for speed in self.speeds])
-        names = dict.fromkeys(case.conditions["device"] for case in cases)
+        by_speed = Cases.by(cases, "least speed")
         return Telling.load("device").tell(
             cases,
             {
@@ -216,7 +208,7 @@ class Device(Frozen):
                 **self.model_dump(include={"weight_dtype", "prompt_tokens", "law"}),
                 "tokens": count_text(self.tokens),
             },
-            {"devices": group_by("device", names), "speeds": by_speed},
+            {"devices": Cases.by(cases, "device"), "speeds": by_speed},
         )
 
 

@@ -18,13 +18,7 @@ from simulator.base.quantities import Factor, Gpus, Requests, Tokens, value_rang
 from simulator.commands.run import run
 from simulator.config.dtypes import DType
 from simulator.lab.commands.claim_tests import RIVALS, Cases, Telling, check_tried, name_rival
-from simulator.lab.results.claims import (
-    Case,
-    Figure,
-    Finding,
-    Runs,
-    measure_seeds,
-)
+from simulator.lab.results.claims import Case, Figure, Finding, Runs, measure_seeds
 from simulator.planner.conditions import Conditions, apply_conditions
 from simulator.planner.crossover import BEST, crossover
 from simulator.results.answer.crossover import MapPoint
@@ -181,22 +175,18 @@ class Serving(Frozen):
             ),
             value=(
                 f"{own * 1e3:.3g} ms against {dense * 1e3:.3g} ms for an output token, "
-                f"{spread.middle:.2f} times as fast ({spread.low:.2f} to {spread.high:.2f} over "
+                f"{spread.ratio:.2f} times as fast ({spread.low:.2f} to {spread.high:.2f} over "
                 "seeds)"
             ),
         )
 
     def _tell(self, cases: Sequence[Case]) -> Finding:
         large = Cases(case for case in cases if case.counts)
-        loads = dict.fromkeys(case.conditions["in flight"] for case in large)
-        by_load = {
-            load: Cases(case for case in large if case.conditions["in flight"] == load)
-            for load in loads
-        }
-        first, full = by_load[next(iter(loads))], by_load.get(_FULL, Cases())
+        by_load = Cases.by(large, "in flight")
+        first, full = next(iter(by_load.values())), by_load.get(_FULL, Cases())
         others = Cases.by_rival(cases, [one for one in RIVALS if one != "total_params"])
         each_side = {
-            f"{_FULL} on each side" if load == _FULL else load: by_load[load] for load in loads
+            f"{_FULL} on each side" if load == _FULL else load: own for load, own in by_load.items()
         }
         return Telling.load("serving").tell(
             cases,
@@ -231,7 +221,7 @@ def _make_case(measure: str, model: str, *place: str, points: Sequence[MapPoint]
     bands = [band for point in points if (band := point.band_of("ratio")) is not None]
     return Case(
         **shared,
-        ratio=measure_seeds(ratios).middle,
+        ratio=measure_seeds(ratios).ratio,
         low=min([*ratios, *(band.low for band in bands)]),
         high=max([*ratios, *(band.high for band in bands)]),
         moe=f"{first.moe_tokens_per_s_gpu or 0:,.0f} tokens/s a GPU",

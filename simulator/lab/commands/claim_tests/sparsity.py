@@ -49,13 +49,16 @@ class Sparsity(Frozen):
 
     def find(self, seeds: Sequence[int], tick: Progress) -> Finding:
         cases: list[Case] = []
-        for number, name in enumerate(self.models):
+        for number, moe in enumerate(self._load_models()):
             tick("counting", number, len(self.models))
-            cases += self._count_mixture(load_model(name, "claim [trial]"))
+            cases += self._count_mixture(moe)
         cases += self._count_pruned()
         return _tell(cases)._replace(
             figures=tuple(self._list_figures()), charts=(self._draw_idle(), self._draw_formats())
         )
+
+    def _load_models(self) -> list[ModelSpec]:
+        return [load_model(name, "claim [trial]") for name in self.models]
 
     def _count_mixture(self, moe: ModelSpec) -> Iterator[Case]:
         for measure, rival in RIVALS.items():
@@ -106,8 +109,7 @@ class Sparsity(Frozen):
                 yield Unstructured(kind="unstructured", sparsity=share, format=form)
 
     def _list_figures(self) -> Iterator[Figure]:
-        for name in self.models:
-            moe = load_model(name, "claim [trial]")
+        for moe in self._load_models():
             idle = count_idle(moe, 1)
             yield Figure(
                 label=f"{moe.title or moe.name}: idle for one token",
@@ -125,8 +127,7 @@ class Sparsity(Frozen):
     def _draw_idle(self) -> Chart:
         batches = tuple(float(2**power) for power in range(10))
         curves = []
-        for name in self.models:
-            moe = load_model(name, "claim [trial]")
+        for moe in self._load_models():
             shares = tuple(100 * count_idle(moe, int(batch)).read for batch in batches)
             curves.append(Curve(name=moe.title or moe.name, x=batches, y=shares))
         return Chart(
@@ -151,8 +152,7 @@ class Sparsity(Frozen):
             )
             for form, words in _FORMATS.items()
         ]
-        for name in self.models:
-            moe = load_model(name, "claim [trial]")
+        for moe in self._load_models():
             idle = 100 * count_idle(moe, 1).weights
             curves.append(Curve(name=moe.title or moe.name, x=(idle,), y=(1.0,)))
         return Chart(

@@ -171,12 +171,8 @@ class Training(Frozen):
         rates: dict[tuple[str, float], tuple[float, ...]],
     ) -> Iterator[Case]:
         moe = load_model(self.model, "claim [trial]")
-        for measure, rival, law_name, skew in (
-            (measure, rival, law, skew)
-            for measure, rival in RIVALS.items()
-            for law in self.laws
-            for skew in self.skews
-        ):
+        compared = product(RIVALS.items(), self.laws, self.skews)
+        for (measure, rival), law_name, skew in compared:
             own, other = rates.get((_MIXTURE, skew)), rates.get((measure, 0.0))
             shared: dict[str, Any] = {
                 "rival": rival,
@@ -202,7 +198,7 @@ class Training(Frozen):
             ratios = measure_seeds([needed / tokens * rate / other[0] for rate in own])
             yield Case(
                 **shared,
-                ratio=ratios.middle,
+                ratio=ratios.ratio,
                 low=ratios.low / _TOO_FAST,
                 high=ratios.high * _TOO_SLOW,
                 moe=f"{hours:,.0f} GPU-hours on {count_text(tokens)} tokens",
@@ -224,9 +220,7 @@ class Training(Frozen):
                         "sequences": f"{sequence:,} tokens",
                         "skew": _name_skew(skew),
                     },
-                    ratio=ratios.middle,
-                    low=ratios.low,
-                    high=ratios.high,
+                    **ratios._asdict(),
                     moe=f"{own[0]:,.0f} tokens/s a GPU",
                     other=f"{other[0]:,.0f} tokens/s a GPU",
                     counts=False,
@@ -248,10 +242,7 @@ class Training(Frozen):
 
     def _tell(self, cases: Sequence[Case], steps: Sequence[Case]) -> Finding:
         beside = Cases.by_rival(cases, RIVALS)
-        per_token = {
-            rival: Cases(step for step in steps if step.rival == rival)
-            for rival in dict.fromkeys(step.rival for step in steps)
-        }
+        per_token = Cases.by(steps, "rival")
         large = f"{RIVALS['total_params']}, per token"
         return Telling.load("training").tell(
             cases,

@@ -1,1 +1,1 @@
-"""Figures of the page of the accuracy, one a file: a new file is a new figure."""
+"""Figures of the page of the accuracy: a class each, in any file of this folder."""

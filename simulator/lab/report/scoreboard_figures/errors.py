@@ -1,4 +1,6 @@
-"""Errors of predictions against measurements: their spread, their bias, and what bands hold."""
+"""Errors of predictions against measurements: their spread, their bias, what bands hold, rows that
+were answered, and accuracy from one revision to the next.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from numpy.typing import NDArray
 
-from simulator.base.formats import count, log_ticks, parameters, time_axis
-from simulator.lab.report.texts import amount
-from simulator.lab.results.scores import BANDS_HOLD, Scoreboard, is_answered, score, title_of
+from simulator.base.arrays import Floats
+from simulator.base.formats import count, log_ticks, number, parameters, seconds, time_axis
+from simulator.lab.results.scores import (
+    BANDS_HOLD,
+    TARGETS,
+    Scoreboard,
+    is_answered,
+    score,
+    title_of,
+)
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import DOTTED, add_agreement, log_axis
@@ -27,6 +35,15 @@ STATUS_NAMES = {
 }
 
 
+def amount(value: float, unit: str) -> str:
+    """A value with its unit; times in the one that reads best.
+
+    >>> amount(0.0123, "s"), amount(1500.0, "tokens/s")
+    ('12.3 ms', '1,500 tokens/s')
+    """
+    return seconds(value) if unit == "s" else f"{number(value)} {unit}"
+
+
 def parts(board: Scoreboard) -> Iterator[tuple[str, pd.DataFrame]]:
     """Each suite's quantity by its title, with its rows."""
     for (suite, quantity), own in board.rows.groupby(["suite", "quantity"], sort=False):
@@ -38,7 +55,7 @@ def select_answered(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[is_answered(rows["status"]) & (rows["predicted"] > 0) & (rows["measured"] > 0)]
 
 
-def ratios(board: Scoreboard) -> dict[str, NDArray[np.float64]]:
+def ratios(board: Scoreboard) -> dict[str, Floats]:
     """Predictions over measurements of each suite's quantity that has some."""
     found = {title: select_answered(rows) for title, rows in parts(board)}
     return {
@@ -233,21 +250,15 @@ class Scatter(Figure[Scoreboard]):
     def draw(self, board: Scoreboard) -> dict[str, go.Figure]:
         found = {title: select_answered(rows) for title, rows in parts(board)}
         return {
-            _heading(title, rows): _plot(_sample_rows(rows))
+            f"{html.escape(title)}, {count(len(rows), 'row')}": _plot(rows)
             for title, rows in found.items()
             if len(rows)
         }
 
 
-def _heading(title: str, rows: pd.DataFrame) -> str:
-    return f"{html.escape(title)}, {count(len(rows), 'row')}"
-
-
-def _sample_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows if len(rows) <= _MOST_POINTS else rows.sample(_MOST_POINTS, random_state=0)
-
-
 def _plot(rows: pd.DataFrame) -> go.Figure:
+    if len(rows) > _MOST_POINTS:
+        rows = rows.sample(_MOST_POINTS, random_state=0)
     unit = str(rows["unit"].iloc[0])
     both = rows[["measured", "predicted"]].to_numpy(float)
     size, name = time_axis(float(np.median(both))) if unit == "s" else (1.0, unit)
@@ -294,3 +305,66 @@ def _said(row: dict[Any, Any], unit: str) -> str:
         f"{group}<br>row {subject}<br>{amount(measured, unit)} measured, "
         f"{amount(predicted, unit)} predicted ({predicted / measured - 1:+.0%})"
     )
+
+
+class AnswersFigure(Figure[Scoreboard]):
+    """A bar a suite and quantity, split by status."""
+
+    title = "Rows that are answered"
+    section = "Bands and answers"
+    definition = (
+        "Outside the domain that was measured a prediction is extrapolated, "
+        "and its band is wider; where nothing can be said, nothing is."
+    )
+    absent = "Nothing was measured."
+    order = 31
+
+    def draw(self, board: Scoreboard) -> go.Figure | None:
+        shares = {
+            html.escape(title, quote=False): status_of(rows).value_counts(normalize=True)
+            for title, rows in parts(board)
+        }
+        drawn = share_figure(len(shares), barmode="stack")
+        for status, name in STATUS_NAMES.items():
+            values = [float(found.get(status, 0.0)) for found in shares.values()]
+            if any(values):
+                drawn.add_bar(
+                    x=values,
+                    y=list(shares),
+                    orientation="h",
+                    name=name,
+                    marker={"color": STATUS_COLOURS[status]},
+                    hovertemplate=f"%{{x:.1%}} {name}<extra>%{{y}}</extra>",
+                )
+        return drawn if shares else None
+
+
+class History(Figure[Scoreboard]):
+    """A line for each target: median error of unseen rows over the runs of a history."""
+
+    title = "Median error over time"
+    section = "History"
+    definition = (
+        "Each mark is a run that was added to the history, by its date and revision; errors are "
+        "of models, shapes and GPUs left out of the fits, and of published figures."
+    )
+    absent = "No history was named: moesim validate --history FILE keeps one."
+    order = 60
+    width = "full"
+
+    def draw(self, board: Scoreboard) -> go.Figure | None:
+        if board.history.empty:
+            return None
+        drawn = style.figure("", "Median error (%)", 360)
+        found = board.history[board.history["what"].isin([target.what for target in TARGETS])]
+        for place, (what, own) in enumerate(found.groupby("what", sort=False)):
+            drawn.add_scatter(
+                x=own["date"],
+                y=100 * own["unseen_median"],
+                name=html.escape(str(what), quote=False),
+                text=own["revision"].fillna("no revision"),
+                mode="lines+markers",
+                line={"color": style.colour_at(place)},
+                hovertemplate="%{text}, %{x}: %{y:.1f} %",
+            )
+        return drawn

@@ -4,15 +4,18 @@ asks for a layer, and fits, an entry of the table ``grouped_gemm`` for each engi
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools, Floats
+from simulator.base.errors import UserError
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import (
     ANY,
@@ -25,23 +28,29 @@ from simulator.config.calibration import (
 from simulator.config.dtypes import DType
 from simulator.cost.kernels.gemm import Operands
 from simulator.cost.kernels.grouped_gemm import Load, moves_s, product_s
+from simulator.lab.validation import Measure
 from simulator.lab.validation.extrapolation import Doubt, of_hardware
 from simulator.lab.validation.hardware import find_most_measured
-from simulator.lab.validation.kernels import SOURCE
-from simulator.lab.validation.kernels import _answering as answering
+from simulator.lab.validation.kernels import (
+    SOURCE,
+    Estimate,
+    KernelFamily,
+    Part,
+    Places,
+    group_rows,
+    unknown_name,
+    words,
+)
 from simulator.lab.validation.kernels import _fitting as fitting
-from simulator.lab.validation.kernels._answering import Estimate, Part, Places
 from simulator.lab.validation.kernels._fitting import (
     GPUS,
-    Chosen,
-    Floats,
     Groups,
     Search,
     Tables,
     Values,
     load_plan,
 )
-from simulator.lab.validation.kernels._power_law import NUM_DRAWS
+from simulator.lab.validation.kernels._power_law import NUM_DRAWS, Case, exponent
 from simulator.lab.validation.sizes import MOST_CHOICES, MOST_EXPERTS, MOST_RANKS, numbers, refusals
 
 _SEED = 7
@@ -76,7 +85,7 @@ FORMATS = {
 }
 """Names in tables: the format here."""
 SHAPES = ("hidden_size", "inter_size", "moe_tp_size")
-NOT_WHOLE = "a size is missing or below 1"
+_NOT_WHOLE = "a size is missing or below 1"
 _MOST = {
     "num_experts": MOST_EXPERTS,
     "num_slots": MOST_EXPERTS,
@@ -132,7 +141,7 @@ class Sizes(NamedTuple):
     by_name: Mapping[str, Floats]
     wrong: Sequence[str]
     """Why each row has no layer, or ``""``."""
-    is_gated: Chosen
+    is_gated: Bools
     """Rows whose experts have a gate."""
 
     @classmethod
@@ -142,7 +151,7 @@ class Sizes(NamedTuple):
         """
         found = numbers(table, (*names, *SHAPES))
         wrong = refusals(found, most={name: most for name, most in _MOST.items() if name in found})
-        gated = answering.words(table, is_gated="true")["is_gated"].str.strip().str.lower()
+        gated = words(table, is_gated="true")["is_gated"].str.strip().str.lower()
         is_gated = gated.isin(("true", "1", "1.0", "yes")).to_numpy(bool)
         by_name = {name: np.where(wrong == "", values, 1.0) for name, values in found.items()}
         return cls(by_name, wrong.tolist(), is_gated)
@@ -167,7 +176,7 @@ class Sizes(NamedTuple):
         return Layers(own["hidden_size"], width, features, choices, load, domain)
 
 
-def load_of(codes: Places, rows_of: Sequence[Floats]) -> Load:
+def _load_of(codes: Places, rows_of: Sequence[Floats]) -> Load:
     """Loads ``[n, D]`` of table rows, of which several share a case.
 
     Args:
@@ -190,23 +199,82 @@ def load_of(codes: Places, rows_of: Sequence[Floats]) -> Load:
     )
 
 
-def list_parts(
-    table: pd.DataFrame, kernels: list[str], layers: Layers, reasons: Sequence[str]
-) -> Iterator[Part]:
-    """Rows by GPU, engine, format and whether experts are few.
+class ExpertFamily(KernelFamily):
+    """A rank's routed experts, both products and what is around them, a layer a row."""
 
-    Args:
-        kernels: the calibration's name for the engine of each row.
-        reasons: why a row has no layer, or nothing.
-    """
-    is_few = layers.sizes["experts"] <= FEW_EXPERTS
-    keys = answering.words(table, "gpu", "moe_dtype").assign(kernels=kernels, is_few=is_few)
-    for (gpu, measured_as, engine, few), places in answering.group_rows(keys):
-        dtype = FORMATS.get(measured_as, "")
-        unknown = answering.unknown_name("number format", measured_as, FORMATS)
-        refused = [reasons[place] for place in places] if dtype else unknown
-        price = partial(_estimate, layers, engine, dtype, FEW_EXPERTS if few else None)
-        yield Part(places, gpu, engine, f"{gpu} {engine} {dtype or measured_as}", refused, price)
+    measures = (Measure("kernel", "latency_ms", 1e-3),)
+    calibrates = "grouped_gemm"
+    sizes: ClassVar[tuple[str, ...]] = ("num_tokens", "num_experts", "topk", "moe_ep_size")
+    """Columns of sizes beside :data:`SHAPES`: these, and others behind them."""
+    suffix: ClassVar[str] = ""
+    """End of a distribution's name that says nothing of the distribution."""
+
+    @abstractmethod
+    def read(self, table: pd.DataFrame, sizes: Sizes) -> tuple[list[str], pd.DataFrame, Floats]:
+        """Read the calibration's name for the engine of each row; columns that loads follow from,
+        besides the first sizes and the distribution; and the tokens ``[n]`` that kernels see
+        besides the rows of their experts.
+        """
+
+    @abstractmethod
+    def draw(self, case: Case, *conditions: Any) -> Floats:
+        """Rows of every slot of the timed rank, ``[D, G]``, one line a draw.
+
+        Raises:
+            UserError: if experts cannot be placed.
+        """
+
+    @abstractmethod
+    def prepare(self, tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+        """Put tables to fit together, with ``is_fitted`` (rows that a search may use),
+        ``is_generic`` (rows that stand for engines that were not measured), ``engine`` and
+        ``model``.
+        """
+
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
+        kernels, layers, reasons = self._read_layers(table)
+        is_few = layers.sizes["experts"] <= FEW_EXPERTS
+        keys = words(table, "gpu", "moe_dtype").assign(kernels=kernels, is_few=is_few)
+        for (gpu, measured_as, engine, few), places in group_rows(keys):
+            dtype = FORMATS.get(measured_as, "")
+            unknown = unknown_name("number format", measured_as, FORMATS)
+            refused = [reasons[place] for place in places] if dtype else unknown
+            price = partial(_estimate, layers, engine, dtype, FEW_EXPERTS if few else None)
+            group = f"{gpu} {engine} {dtype or measured_as}"
+            yield Part(places, gpu, engine, group, refused, price)
+
+    def fit(self, tables: Sequence[pd.DataFrame]) -> Tables:
+        table = self.prepare(tables)
+        kernels, layers, _ = self._read_layers(table)
+        return _fit_entries(table, layers, kernels)
+
+    def _read_layers(self, table: pd.DataFrame) -> tuple[list[str], Layers, list[str]]:
+        """Engines and layers of a table's rows, and for each why it has none, or nothing."""
+        sizes, names = Sizes.read(table, self.sizes), ExpertFamily.sizes
+        keys = sizes.keys(names).assign(distribution=table["distribution"].map(str).to_numpy())
+        kernels, conditions, tokens = self.read(table, sizes)
+        codes, found = pd.factorize(pd.MultiIndex.from_frame(keys.join(conditions)))
+        drawn = [self._draw(*key) for key in found]
+        load = _load_of(codes, [rows_DG for rows_DG, _ in drawn])
+        choices = np.maximum(load.rows, (tokens * sizes.by_name["topk"])[:, None])
+        reasons = [why or drawn[code][1] for why, code in zip(sizes.wrong, codes, strict=True)]
+        return kernels, sizes.layers(load, choices), reasons
+
+    def _draw(self, *key: Any) -> tuple[Floats, str]:
+        """Rows of every slot; any, and the reason, where there is nothing to draw from."""
+        num_tokens, num_experts, top_k, num_ranks, distribution, *conditions = key
+        alpha, reason = exponent(distribution.removesuffix(self.suffix))
+        case = Case(num_tokens, num_experts, top_k, num_ranks, alpha)
+        if case.num_tokens < 1:
+            reason = _NOT_WHOLE
+        elif max(case.num_ranks, case.top_k) > case.num_experts:
+            reason = f"{case.num_experts} experts on {case.num_ranks} ranks, {case.top_k} a token"
+        if not reason:
+            try:
+                return self.draw(case, *conditions), ""
+            except UserError as error:
+                reason = str(error)
+        return np.ones((1, 1)), reason
 
 
 def _estimate(
@@ -275,7 +343,7 @@ class _Timed(NamedTuple):
     """Name of the model, or nothing."""
     split: Groups
     """Split over ranks."""
-    is_fitted: Chosen
+    is_fitted: Bools
     """Rows that a search may use; the others only count in the errors."""
 
     def sample(self) -> _Timed:
@@ -311,7 +379,7 @@ class _Timed(NamedTuple):
             lambda fit, _: few.seconds(fit),
             start,
         )
-        return search.find(np.ones(len(few.measured_s), dtype=bool), start, evaluations)
+        return search.find(evaluations=evaluations)
 
     def folds(self) -> tuple[Groups, str]:
         """Rows that are left out together: a model's; of one model alone, a split's over ranks."""
@@ -339,7 +407,7 @@ class _Solution:
         tiling = _TILINGS[int(np.argmin(costs))]
         values = timed.find(tiling, start).values
 
-        def predict(seen: Chosen, held: Chosen) -> Floats:
+        def predict(seen: Bools, held: Bools) -> Floats:
             found = fitting.take(timed, seen).find(tiling, values).values
             return fitting.take(timed, held).seconds(timed.build(tiling, found))
 
@@ -375,14 +443,8 @@ class _Solution:
         )
 
 
-def fit_entries(table: pd.DataFrame, layers: Layers, kernels: list[str]) -> Tables:
-    """Fit every engine and format of a table, and any engine where ``is_generic`` says so.
-
-    Args:
-        table: with ``is_fitted`` (rows that a search may use), ``is_generic`` (rows that stand for
-            engines that were not measured) and ``model``.
-        kernels: the calibration's name for the engine of each row.
-    """
+def _fit_entries(table: pd.DataFrame, layers: Layers, kernels: list[str]) -> Tables:
+    """Fit every engine and format of a table, and any engine where ``is_generic`` says so."""
     table = table.assign(dtype=table["moe_dtype"].map(FORMATS), kernels=kernels)
     found: Tables = {}
     for key, own in table.groupby(["gpu", "dtype"]):

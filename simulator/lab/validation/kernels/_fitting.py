@@ -4,7 +4,7 @@ all families of kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 from scipy.optimize import least_squares
 
+from simulator.base.arrays import Bools, Floats
 from simulator.base.frozen import Frozen, validate
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
@@ -33,14 +34,13 @@ _MARGIN = 1e-6
 
 Tables = dict[str, dict[str, dict[str, Any]]]
 """Entries of one table of calibrations: by calibration, engine and name."""
-Floats = NDArray[np.float64]
-Chosen = NDArray[np.bool_]
 Groups = NDArray[np.integer]
 """Number of each row's group, from 0."""
 Values = dict[str, float]
 """Coefficients by name."""
 AnyFit = TypeVar("AnyFit")
 Rows = TypeVar("Rows")
+Key = TypeVar("Key")
 
 
 class Wanted(Frozen):
@@ -154,7 +154,7 @@ class Search(Generic[AnyFit]):
     measured_s: Floats
     build: Callable[[Values], AnyFit]
     """Fit of coefficients."""
-    predict: Callable[[AnyFit, Chosen], Floats]
+    predict: Callable[[AnyFit, Bools], Floats]
     """Seconds of some rows."""
     start: Values
     """Coefficients that are searched for, and where."""
@@ -163,13 +163,19 @@ class Search(Generic[AnyFit]):
     others: Sequence[Values] = ()
     """Other starts, of which the one that leads to the least is taken."""
 
-    def find(self, rows: Chosen, start: Values, evaluations: int | None = None) -> Solution:
-        """Find the coefficients that fit some rows best, from a start."""
-        log_measured = np.log(self.measured_s[rows])
+    def find(
+        self,
+        rows: Bools | None = None,
+        start: Values | None = None,
+        evaluations: int | None = None,
+    ) -> Solution:
+        """Find the coefficients that fit some rows best, or all, from a start."""
+        chosen = np.ones(len(self.measured_s), dtype=bool) if rows is None else rows
+        start, log_measured = start or self.start, np.log(self.measured_s[chosen])
 
         def errors(logs: Floats) -> Floats:
             values = dict(zip(start, np.exp(logs).tolist(), strict=True))
-            return np.asarray(np.log(self.predict(self.build(values), rows)) - log_measured)
+            return np.asarray(np.log(self.predict(self.build(values), chosen)) - log_measured)
 
         bounds = [self.plan.bounds_of(name, value) for name, value in start.items()]
         with np.errstate(divide="ignore"):  # a bound of zero is none
@@ -181,19 +187,47 @@ class Search(Generic[AnyFit]):
         found = zip(start, np.exp(best.x).tolist(), strict=True)
         return Solution({name: round_off(value) for name, value in found}, float(best.cost))
 
-    def solve(self, rows: Chosen | None = None, start: Values | None = None) -> AnyFit:
+    def solve(self, rows: Bools | None = None, start: Values | None = None) -> AnyFit:
         """Fit some rows, or all."""
-        chosen = np.ones(len(self.measured_s), dtype=bool) if rows is None else rows
         starts = [start] if start else [self.start, *self.others]
-        found = min((self.find(chosen, one) for one in starts), key=lambda solution: solution.cost)
+        found = min((self.find(rows, one) for one in starts), key=lambda solution: solution.cost)
         return self.build(self.finish(found.values))
 
     def leave_out(self, groups: ArrayLike, start: Values | None = None) -> Floats:
         """Seconds ``[n]`` of every row by a fit without the row's group."""
         return leave_out(groups, lambda seen, held: self.predict(self.solve(seen, start), held))
 
+    def entry(
+        self,
+        source: str,
+        accelerator: AcceleratorSpec,
+        shapes: Groups,
+        domain: Mapping[str, ArrayLike],
+        names: Collection[str],
+        *,
+        is_refined: bool = False,
+    ) -> dict[str, Any]:
+        """Entry of a calibration, whole shapes left out in turn.
 
-def take(rows: Rows, chosen: Chosen | NDArray[np.intp]) -> Rows:
+        Args:
+            shapes: number of each row's shape, from 0.
+            names: coefficients that are stated.
+            is_refined: whether searches without a shape begin where the one on all rows ended.
+        """
+        fitted: Any = self.solve()
+        coefficients: dict[str, Any] = {
+            name: value.model_dump() if isinstance(value, Frozen) else value
+            for name, value in fitted
+            if name in names and value is not None
+        }
+        folds = make_folds(shapes, self.plan.folds)
+        start = {name: coefficients[name] for name in self.start} if is_refined else None
+        predicted = self.leave_out(folds, start)
+        errors = residuals(self.measured_s, predicted, folds)
+        return entry(source, accelerator, errors, **coefficients, domain=domain_of(domain))
+
+
+def take(rows: Rows, chosen: Bools | NDArray[np.intp]) -> Rows:
     """Select some rows of columns: an array, or a tuple or mapping of arrays, of such tuples, and
     of what holds for all rows.
     """
@@ -220,6 +254,14 @@ def join(parts: Sequence[Rows]) -> Rows:
     return cast(Rows, found)
 
 
+def gather(parts: Iterable[tuple[Key, Rows]]) -> dict[Key, Rows]:
+    """Rows of the same key as one, in order of appearance."""
+    found: dict[Key, list[Rows]] = {}
+    for key, rows in parts:
+        found.setdefault(key, []).append(rows)
+    return {key: join(rows) for key, rows in found.items()}
+
+
 def round_off(value: float) -> float:
     """Round to the digits that a coefficient is known to."""
     return float(f"{value:.{_DIGITS}g}")
@@ -231,7 +273,7 @@ def make_folds(shapes: Groups, num_folds: int) -> Groups:
     return np.asarray(fold_of_shape[shapes])
 
 
-def leave_out(groups: ArrayLike, predict: Callable[[Chosen, Chosen], Floats]) -> Floats:
+def leave_out(groups: ArrayLike, predict: Callable[[Bools, Bools], Floats]) -> Floats:
     """Seconds ``[n]`` of every row by a fit without the row's group.
 
     Args:

@@ -15,9 +15,8 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from simulator.lab.validation.kernels._fitting import Floats
+from simulator.base.arrays import Floats, Ints
 from simulator.policies.placement.contiguous import Contiguous
 
 NUM_DRAWS = 4
@@ -89,7 +88,7 @@ def rank_rows(case: Case) -> Floats:
             first, busiest = np.flatnonzero(rank_E == 0), np.flatnonzero(rank_E == timed)
             size, places = min(len(first), len(busiest)), np.arange(case.num_experts)
             places[first[:size]], places[busiest[:size]] = busiest[:size], first[:size]
-            tokens_E, timed = _limit_groups(case, tokens_E[places]), 0
+            tokens_E, timed = _limit_groups(case, case.groups, tokens_E[places]), 0
         rows_G = tokens_E[rank_E == timed]
         if case.keeps_remote and case.num_ranks > 1:
             arriving = min(float(case.num_tokens), float(rows_G.sum()))
@@ -141,7 +140,7 @@ def _cap_shares(share_DE: Floats, most: float) -> Floats:
     return share_DE
 
 
-def _balanced_ids(num_tokens: int, num_experts: int, top_k: int) -> NDArray[np.int64]:
+def _balanced_ids(num_tokens: int, num_experts: int, top_k: int) -> Ints:
     """Experts of each token ``[T, K]``: evenly spaced, and tokens too few to reach every expert are
     spaced evenly as well.
     """
@@ -151,16 +150,14 @@ def _balanced_ids(num_tokens: int, num_experts: int, top_k: int) -> NDArray[np.i
     return ids % num_experts
 
 
-def _limit_groups(case: Case, tokens_E: Floats) -> Floats:
+def _limit_groups(case: Case, groups: tuple[int, int], tokens_E: Floats) -> Floats:
     """Tokens of every expert after a router that keeps each token within a few groups.
 
     The benchmark wishes for experts by scoring them 1 and all others 0. Groups are chosen by their
     two best scores; wishes in other groups are lost, and the first experts of the chosen groups
     take their place.
     """
-    if case.groups is None:
-        raise ValueError("no groups to limit to")
-    num_groups, num_kept = case.groups
+    num_groups, num_kept = groups
     size, num_experts, top_k = case.num_experts // num_groups, case.num_experts, case.top_k
     sampled = min(case.num_tokens, _SAMPLED_TOKENS)
     if case.alpha is None:

@@ -8,9 +8,8 @@ simulator; what they put on the busiest rank and wire is priced with the formula
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools, Floats
 from simulator.base.errors import UserError
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import ANY, Calibration
@@ -25,19 +25,19 @@ from simulator.config.calibration.communication import ExchangeFit, Load
 from simulator.lab.validation import Measure, require
 from simulator.lab.validation.extrapolation import Band, Doubt, of_hardware
 from simulator.lab.validation.hardware import accelerator_name, find_calibrated
-from simulator.lab.validation.kernels import SOURCE, KernelFamily
-from simulator.lab.validation.kernels import _answering as answering
-from simulator.lab.validation.kernels import _fitting as fitting
-from simulator.lab.validation.kernels._answering import Estimate, Part, Places
-from simulator.lab.validation.kernels._fitting import (
-    Chosen,
-    Floats,
-    Search,
-    Tables,
-    Values,
-    Wanted,
-    load_plan,
+from simulator.lab.validation.kernels import (
+    SOURCE,
+    Estimate,
+    KernelFamily,
+    Part,
+    Places,
+    group_rows,
+    unknown_gpu,
+    unknown_name,
+    words,
 )
+from simulator.lab.validation.kernels import _fitting as fitting
+from simulator.lab.validation.kernels._fitting import Search, Tables, Values, Wanted, load_plan
 from simulator.lab.validation.sizes import MOST_CHOICES, MOST_EXPERTS, MOST_RANKS, numbers, refusals
 from simulator.lab.validation.traffic import cluster_of, draw_choices
 
@@ -77,14 +77,12 @@ _MICRO = 1e-6
 _GPUS_PER_NODE = 8
 """GPUs of a node in DeepEP's tables."""
 _LOW_LATENCY = ("gpu", "node_num", "hidden_size", "num_token", "num_topk", "num_experts")
-_NORMAL = (*_LOW_LATENCY, "dispatch_sms", "combine_sms")
+_SMS = ("dispatch_sms", "combine_sms")
 _BACKENDS = (
     *("gpu", "comm_backend", "phase", "comm_dtype", "ep_size"),
     *("hidden_size", "topk", "num_experts", "num_tokens"),
 )
 _PUBLISHED = ("library", "hardware", "mode", "op", "ep", "tokens_per_rank", "conditions")
-LAYOUTS = (_LOW_LATENCY, _NORMAL, _BACKENDS, _PUBLISHED)
-"""Columns that each kind of table must have."""
 _OPERATIONS = ("dispatch", "combine")
 _CONGESTED_NODES = 8
 _CONGESTED_TOKENS = {"dispatch": 32, "combine": 4096}
@@ -152,7 +150,7 @@ class Exchanges(NamedTuple):
     held_out: NDArray[np.str_]
     """The shape, or across nodes their number: what is left out together when a fit is
     cross-validated."""
-    is_congested: Chosen
+    is_congested: Bools
     measured_s: Floats
     """Measured seconds ``[n]``, not a number where nothing was measured."""
     measure: int = 0
@@ -182,51 +180,10 @@ class Exchanges(NamedTuple):
         return self._replace(**changes)
 
 
-def measures_of(table: pd.DataFrame, where: str) -> tuple[Measure, ...]:
-    """Measures of a table, by its columns.
-
-    Raises:
-        UserError: if it is none of the tables that are known.
-    """
-    columns = set(map(str, table.columns))
-    if columns >= set(_NORMAL):
-        return tuple(
-            Measure(f"{operation}{suffix}", f"{operation}_{part}_us", _MICRO)
-            for operation in _OPERATIONS
-            for part, suffix in (("transmit", ""), ("notify", "_notify"))
-        )
-    if columns >= set(_LOW_LATENCY):
-        return tuple(Measure(name, f"{name}_avg_t_us", _MICRO) for name in _OPERATIONS)
-    if columns >= set(_BACKENDS):
-        return (Measure("latency", "latency", _MICRO),)
-    if columns >= set(_PUBLISHED):
-        return (Measure("latency", "latency_us", _MICRO),)
-    require(table, _BACKENDS if "comm_backend" in columns else _LOW_LATENCY, where)
-    raise UserError(f"{where}: its columns are of no kind that is known")
-
-
-def exchanges_of(table: pd.DataFrame) -> Iterator[Exchanges]:
-    """Rows of a table by GPU, kernels and operation.
-
-    Raises:
-        UserError: if it is none of the tables that are known.
-    """
-    measures_of(table, "all-to-all table")
-    columns = set(map(str, table.columns))
-    if columns >= set(_LOW_LATENCY):
-        yield from _deepep_rows(table, "normal" if columns >= set(_NORMAL) else "low_latency")
-    elif columns >= set(_BACKENDS):
-        yield from _backend_rows(table)
-    else:
-        yield from _published_rows(table)
-
-
-def _deepep_rows(table: pd.DataFrame, kernels: str) -> Iterator[Exchanges]:
+def _deepep_rows(kernels: str, table: pd.DataFrame) -> Iterator[Exchanges]:
     """Rows of DeepEP's own benchmark, both operations in each."""
     table = table.rename(columns={"num_token": "num_tokens", "num_topk": "topk"})
-    for (gpu, engine), places in answering.group_rows(
-        answering.words(table, "gpu", engine="sglang")
-    ):
+    for (gpu, engine), places in group_rows(words(table, "gpu", engine="sglang")):
         rows = table.iloc[places]
         nodes = pd.to_numeric(rows["node_num"], errors="coerce")
         rows = rows.assign(num_ranks=nodes.where(nodes % 1 == 0) * _GPUS_PER_NODE)
@@ -267,8 +224,8 @@ def _normal_rows(table: pd.DataFrame, part: Exchanges, measure: int) -> Iterator
 
 def _backend_rows(table: pd.DataFrame) -> Iterator[Exchanges]:
     """Rows of engines' own kernels, one operation in each."""
-    keys = answering.words(table, "gpu", "comm_backend", "phase", "comm_dtype", engine=ANY)
-    for (gpu, backend, phase, dtype, engine), places in answering.group_rows(keys):
+    keys = words(table, "gpu", "comm_backend", "phase", "comm_dtype", engine=ANY)
+    for (gpu, backend, phase, dtype, engine), places in group_rows(keys):
         kernels, sent_as = _format_sent(backend, phase, dtype.lower())
         guess = ""
         if sent_as not in VALUE_BYTES:
@@ -298,9 +255,7 @@ def _format_sent(backend: str, phase: str, dtype: str) -> tuple[str, str]:
 
 def _published_rows(table: pd.DataFrame) -> Iterator[Exchanges]:
     """Figures of DeepEP's and TensorRT-LLM's own pages: DeepSeek-V3's shape."""
-    for key, places in answering.group_rows(
-        answering.words(table, "library", "hardware", "mode", "op")
-    ):
+    for key, places in group_rows(words(table, "library", "hardware", "mode", "op")):
         library, hardware, mode, operation = key
         gpu = next((name for name in _PUBLISHED_GPUS if name.upper() in hardware), hardware)
         kernels = {"normal": "normal", "low-latency": "low_latency"}.get(mode, library)
@@ -354,7 +309,7 @@ def _part(
 ) -> Exchanges:
     name = accelerator_name(gpu)
     moves = read_moves(rows, name or "", policy or _POLICY[kernels], groups)
-    shapes = answering.words(rows, "hidden_size", "topk", "num_experts").agg(" ".join, axis=1)
+    shapes = words(rows, "hidden_size", "topk", "num_experts").agg(" ".join, axis=1)
     nodes = np.asarray(moves.load.num_nodes, dtype=float)
     across = np.char.add("nodes ", nodes.astype(int).astype(str))
     held_out = np.where(nodes > 1, across, shapes.to_numpy(dtype=str))
@@ -412,6 +367,52 @@ def _limit(
     return 1, 1
 
 
+class _Layout(NamedTuple):
+    """Kind of table."""
+
+    columns: tuple[str, ...]
+    """Columns that it must have."""
+    measured: dict[str, str]
+    """Columns with what was measured, microseconds, by the names of measures."""
+    read: Callable[[pd.DataFrame], Iterator[Exchanges]]
+    """Rows of a table by GPU, kernels and operation."""
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Measures of such a table."""
+        return tuple(Measure(name, column, _MICRO) for name, column in self.measured.items())
+
+
+_TIMES = {
+    "dispatch": "dispatch_transmit_us",
+    "dispatch_notify": "dispatch_notify_us",
+    "combine": "combine_transmit_us",
+    "combine_notify": "combine_notify_us",
+}
+_MEAN_TIMES = {name: f"{name}_avg_t_us" for name in _OPERATIONS}
+_LAYOUTS = (
+    _Layout((*_LOW_LATENCY, *_SMS), _TIMES, partial(_deepep_rows, "normal")),
+    _Layout(_LOW_LATENCY, _MEAN_TIMES, partial(_deepep_rows, "low_latency")),
+    _Layout(_BACKENDS, {"latency": "latency"}, _backend_rows),
+    _Layout(_PUBLISHED, {"latency": "latency_us"}, _published_rows),
+)
+"""Kinds of table, of which the first is taken whose columns are there."""
+
+
+def _layout_of(table: pd.DataFrame, where: str = "all-to-all table") -> _Layout:
+    """Find the kind of a table.
+
+    Raises:
+        UserError: if it is none of those that are known.
+    """
+    columns = set(map(str, table.columns))
+    for layout in _LAYOUTS:
+        if columns >= set(layout.columns):
+            return layout
+    require(table, _BACKENDS if "comm_backend" in columns else _LOW_LATENCY, where)
+    raise UserError(f"{where}: its columns are of no kind that is known")
+
+
 # Fits of these, and their estimates.
 
 
@@ -452,7 +453,7 @@ class Alltoall(KernelFamily):
     """Exchanges between ranks and experts."""
 
     columns = ()
-    layouts = LAYOUTS
+    layouts = tuple(layout.columns for layout in _LAYOUTS)
     measures = ()
     calibrates = "exchange"
     sources = (
@@ -463,10 +464,10 @@ class Alltoall(KernelFamily):
     )
 
     def measures_of(self, table: pd.DataFrame, where: str = "table") -> tuple[Measure, ...]:
-        return measures_of(table, where)
+        return _layout_of(table, where).measures
 
     def parts(self, table: pd.DataFrame) -> Iterator[Part]:
-        for one in exchanges_of(table):
+        for one in _layout_of(table).read(table):
             operation = f" {one.operation}" if one.is_whole_row else ""
             group = f"{one.gpu} {one.engine} {one.kernels}{operation}"
             price = partial(_estimate, one)
@@ -475,17 +476,20 @@ class Alltoall(KernelFamily):
     def fit(self, tables: Sequence[pd.DataFrame]) -> Tables:
         """Fit ``hopper`` and ``blackwell``, by kernels and operation."""
         wanted = {(one.name, one.rows["operation"]): one for one in load_plan("alltoall").entries}
-        timed: dict[tuple[str, str, str], dict[bool, list[Exchanges]]] = {}
-        for one in itertools.chain(*map(exchanges_of, tables)):
-            key = (one.accelerator or "", one.kernels, one.operation)
-            if key[0] in _FAMILIES and key[1:] in wanted and not np.isnan(one.measured_s).all():
-                timed.setdefault(key, {}).setdefault(one.is_notify, []).append(one)
+        timed = fitting.gather(
+            ((one.accelerator or "", one.kernels, one.operation, one.is_notify), one)
+            for table in tables
+            for one in _layout_of(table).read(table)
+            if one.accelerator in _FAMILIES
+            and (one.kernels, one.operation) in wanted
+            and not np.isnan(one.measured_s).all()
+        )
         found: Tables = {}
-        transfers = [key for key, rows in timed.items() if False in rows]
+        transfers = [key for key in timed if not key[3]]
         for key in sorted(transfers, key=lambda key: list(_FAMILIES).index(key[0])):
-            accelerator, kernels, operation = key
-            rows = {is_notify: fitting.join(parts) for is_notify, parts in timed[key].items()}
-            made = _fit_entry(wanted[kernels, operation], rows[False], rows.get(True))
+            accelerator, kernels, operation, _ = key
+            told = timed.get((accelerator, kernels, operation, True))
+            made = _fit_entry(wanted[kernels, operation], timed[key], told)
             if made["domain"]["nodes"][1] == 1:
                 made = _across_as(made, found.get("hopper", {}).get(kernels, {}).get(operation, {}))
             family = found.setdefault(_FAMILIES[accelerator], {})
@@ -518,11 +522,11 @@ def _refuse(rows: Exchanges) -> str | NDArray[np.object_]:
     """Why rows cannot be priced, one for all or one for each, and what is known instead."""
     found = find_calibrated(rows.gpu, rows.engine)
     if found is None:
-        return answering.unknown_gpu(rows.gpu)
+        return unknown_gpu(rows.gpu)
     known = found[1].exchange.get(rows.kernels)
     if known is None:
         what = "constants for the kernels"
-        return answering.unknown_name(what, rows.kernels, list(found[1].exchange))
+        return unknown_name(what, rows.kernels, list(found[1].exchange))
     if rows.operation in known:
         return rows.moves.wrong
     names = ", ".join(known)
@@ -548,7 +552,7 @@ def _fit_entry(wanted: Wanted, timed: Exchanges, told: Exchanges | None) -> dict
             for name, value in values.items()
         }
 
-    def solve(chosen: Chosen) -> ExchangeFit:
+    def solve(chosen: Bools) -> ExchangeFit:
         rows = fitting.take(timed, usable & chosen)
         start = plan.begin(*names)
         if "floor_s" in names:  # else a floor that hides every latency leaves nothing to search by
@@ -565,7 +569,7 @@ def _fit_entry(wanted: Wanted, timed: Exchanges, told: Exchanges | None) -> dict
             finish,
         ).solve()
 
-    def predict(seen: Chosen, held: Chosen) -> Floats:
+    def predict(seen: Bools, held: Bools) -> Floats:
         if (usable & seen).sum() <= _FEWEST_ROWS * len(names):
             return np.full(int(held.sum()), np.nan)
         return fitting.take(timed.moves, held).transfer_s(solve(seen), accelerator)
@@ -608,7 +612,7 @@ def _fit_notify(
         return {}
     plan = load_plan("alltoall_notify")
 
-    def predict(fit: ExchangeFit, chosen: Chosen) -> Floats:
+    def predict(fit: ExchangeFit, chosen: Bools) -> Floats:
         return fitting.take(told.moves, chosen).notify_s(fit, accelerator)
 
     start = plan.begin(told.operation)
@@ -616,7 +620,7 @@ def _fit_notify(
     predicted = fitting.leave_out(
         told.nodes, lambda seen, held: predict(search.solve(seen & fair), held)
     )
-    found = search.find(fair, start).values
+    found = search.find(fair).values
     return {**found, "notify_band": fitting.band_of(measured / predicted)}
 
 

@@ -7,7 +7,6 @@ them, each library by itself: the simulator then takes the faster of the two for
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -17,25 +16,26 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.base.arrays import Bools, Floats
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import ANY, Calibration
 from simulator.config.calibration.communication import CollectiveFit, ProtocolFit, passes_of
 from simulator.lab.validation import Measure, require
 from simulator.lab.validation.extrapolation import Doubt, of_hardware
 from simulator.lab.validation.hardware import accelerator_name, find_calibrated
-from simulator.lab.validation.kernels import SOURCE, KernelFamily
-from simulator.lab.validation.kernels import _answering as answering
-from simulator.lab.validation.kernels import _fitting as fitting
-from simulator.lab.validation.kernels._answering import Estimate, Part, Places
-from simulator.lab.validation.kernels._fitting import (
-    GPUS,
-    Chosen,
-    Floats,
-    Search,
-    Tables,
-    Values,
-    load_plan,
+from simulator.lab.validation.kernels import (
+    SOURCE,
+    Estimate,
+    KernelFamily,
+    Part,
+    Places,
+    group_rows,
+    unknown_gpu,
+    unknown_name,
+    words,
 )
+from simulator.lab.validation.kernels import _fitting as fitting
+from simulator.lab.validation.kernels._fitting import GPUS, Search, Tables, Values, load_plan
 from simulator.lab.validation.sizes import MOST_RANKS, numbers, refusals
 from simulator.lab.validation.traffic import cluster_of
 
@@ -98,7 +98,7 @@ class _Rows(NamedTuple):
         fit: CollectiveFit,
         accelerator: AcceleratorSpec,
         port: float,
-        chosen: Chosen | slice = slice(None),
+        chosen: Bools | slice = slice(None),
     ) -> Floats:
         """Seconds of some rows, by default all, over a port of so many bytes per second."""
         num_bytes, num_ranks = self.num_bytes[chosen], self.num_ranks[chosen]
@@ -125,15 +125,15 @@ class Collective(KernelFamily):
             yield Part(rows.places, rows.gpu, rows.engine, group, _refuse(rows), price)
 
     def fit(self, tables: Sequence[pd.DataFrame]) -> Tables:
-        timed: dict[tuple[str, str, str], dict[bool, list[_Rows]]] = {}
-        for rows in itertools.chain(*map(_rows_of, tables)):
-            kinds = timed.setdefault((rows.gpu, rows.engine, rows.entry), {})
-            kinds.setdefault(rows.is_eager, []).append(rows)
+        timed = fitting.gather(
+            ((rows.gpu, rows.engine, rows.entry, rows.is_eager), rows)
+            for table in tables
+            for rows in _rows_of(table)
+        )
         found: Tables = {}
-        for (gpu, engine, name), kinds in timed.items():
-            if gpu in GPUS and False in kinds:
-                eager = fitting.join(kinds[True]) if True in kinds else None
-                made = _fit_entry(fitting.join(kinds[False]), eager)
+        for (gpu, engine, name, is_eager), rows in timed.items():
+            if gpu in GPUS and not is_eager:
+                made = _fit_entry(rows, timed.get((gpu, engine, name, True)))
                 found.setdefault(GPUS[gpu][0], {ANY: {}}).setdefault(engine, {})[name] = made
         for engines in found.values():
             if vllm := engines.get("vllm", {}).get("custom_all_reduce"):
@@ -166,11 +166,11 @@ def _refuse(rows: _Rows) -> str | NDArray[np.object_]:
     """Why rows cannot be priced, one for all or one for each."""
     found, cluster = find_calibrated(rows.gpu, rows.engine), cluster_of(rows.accelerator or "")
     if found is None or cluster is None:
-        return answering.unknown_gpu(rows.gpu)
+        return unknown_gpu(rows.gpu)
     accelerator, calibration = found
     if rows.entry not in calibration.collective:
         known = sorted(name for name in calibration.collective if not name.startswith("custom"))
-        return answering.unknown_name("constants for the operation", rows.entry, known)
+        return unknown_name("constants for the operation", rows.entry, known)
     refused = rows.wrong.copy()
     for row in np.flatnonzero(refused == ""):
         if rows.num_ranks[row] > cluster.gpus_per_node:
@@ -195,19 +195,15 @@ def _rows_of(table: pd.DataFrame) -> Iterator[_Rows]:
     read = numbers(table, ("message_elements", "num_gpus"))
     wrong = refusals(read, {"num_gpus": 2.0}, {"message_elements": np.inf, "num_gpus": MOST_RANKS})
     formats = table["nccl_dtype"].map(str)
-    release = answering.words(table, **{"engine_ver" if is_own else "nccl_ver": ""}).to_numpy()[
-        :, 0
-    ]
+    release = words(table, **{"engine_ver" if is_own else "nccl_ver": ""}).to_numpy()[:, 0]
     measured_s = np.full(len(table), np.nan)
     if "latency_ms" in table.columns:
         measured_s = numbers(table, ("latency_ms",))["latency_ms"] * 1e-3
     for row in np.flatnonzero(~formats.isin(list(_BYTES)) & (wrong == "")):
-        wrong[row] = answering.unknown_name("number format", formats.iloc[row], _BYTES)
+        wrong[row] = unknown_name("number format", formats.iloc[row], _BYTES)
     sizes = read["message_elements"] * formats.map(_BYTES).to_numpy(dtype=float)
     names = {"kernel_source": "", "engine": "", "engine_ver": ""} if is_own else {"op_name": ""}
-    for (gpu, operation, *own), places in answering.group_rows(
-        answering.words(table, "gpu", **names)
-    ):
+    for (gpu, operation, *own), places in group_rows(words(table, "gpu", **names)):
         is_well = wrong[places] == ""
         engine, name = _library(operation, *own) if is_own else (ANY, operation)
         yield _Rows(
@@ -328,12 +324,11 @@ def _search_protocols(rows: _Rows) -> Search[CollectiveFit]:
 def _fit_launch(fitted: CollectiveFit, eager: _Rows) -> Values:
     """Seconds that launching from Python adds."""
     plan, hardware = load_plan("collective"), eager.hardware
-    start = plan.begin("launch")
     search = Search(
         plan,
         eager.measured_s,
         lambda values: fitted.model_copy(update=values),
         lambda fit, chosen: eager.seconds(fit, *hardware, chosen),
-        start,
+        plan.begin("launch"),
     )
-    return search.find(np.ones(len(eager.measured_s), dtype=bool), start).values
+    return search.find().values

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from simulator.base.arrays import Bools, Floats
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import ANY, Calibration
 from simulator.config.calibration.fit import Fit
@@ -23,19 +24,18 @@ from simulator.cost.kernels.gemm import Operands, product_s
 from simulator.lab.validation import Measure
 from simulator.lab.validation.extrapolation import Doubt, of_hardware
 from simulator.lab.validation.hardware import find_most_measured
-from simulator.lab.validation.kernels import SOURCE, KernelFamily
-from simulator.lab.validation.kernels import _answering as answering
-from simulator.lab.validation.kernels import _fitting as fitting
-from simulator.lab.validation.kernels._answering import Estimate, Part, Places
-from simulator.lab.validation.kernels._fitting import (
-    Chosen,
-    Floats,
-    Search,
-    Tables,
-    Values,
-    Wanted,
-    load_plan,
+from simulator.lab.validation.kernels import (
+    SOURCE,
+    Estimate,
+    KernelFamily,
+    Part,
+    Places,
+    group_rows,
+    unknown_name,
+    words,
 )
+from simulator.lab.validation.kernels import _fitting as fitting
+from simulator.lab.validation.kernels._fitting import Search, Tables, Values, Wanted
 from simulator.lab.validation.sizes import numbers, refusals
 
 _EAGER_ENGINE = "vllm"
@@ -80,17 +80,17 @@ class Gemm(KernelFamily):
     def parts(self, table: pd.DataFrame) -> Iterator[Part]:
         sizes = numbers(table, ("m", "k", "n"))
         wrong = refusals(sizes)
-        keys = answering.words(table, "gpu", "gemm_dtype", engine=_EAGER_ENGINE)
-        for (gpu, measured_as, engine), places in answering.group_rows(keys):
+        keys = words(table, "gpu", "gemm_dtype", engine=_EAGER_ENGINE)
+        for (gpu, measured_as, engine), places in group_rows(keys):
             dtype, guess = _FORMATS.get(measured_as, ("", ""))
-            unknown = answering.unknown_name("number format", measured_as, _FORMATS)
+            unknown = unknown_name("number format", measured_as, _FORMATS)
             price = partial(_estimate, sizes, dtype, measured_as, engine, guess)
             group, refused = f"{gpu} {dtype or measured_as}", wrong[places] if dtype else unknown
             yield Part(places, gpu, engine, group, refused, price)
 
     def fit(self, tables: Sequence[pd.DataFrame]) -> Tables:
         (rows,) = tables
-        found = fitting.fit_plan(load_plan("gemm"), rows, _fit_entry)
+        found = fitting.fit_plan(fitting.load_plan("gemm"), rows, _fit_entry)
         about = Fit.model_fields
         names = [name for name in GemmFit.model_fields if name not in about]
         for engines in found.values():
@@ -148,7 +148,7 @@ def with_launch_s(eager: EagerLaunch, kernel_s: Floats, m: Floats, k: Floats, n:
 
 
 def _fit_entry(wanted: Wanted, rows: pd.DataFrame, given: dict[str, Any]) -> dict[str, Any]:
-    plan, accelerator = load_plan("gemm"), fitting.accelerator_of(wanted.gpu)
+    plan, accelerator = fitting.load_plan("gemm"), fitting.accelerator_of(wanted.gpu)
     measured = rows["latency_ms"].to_numpy() / 1e3
     sizes = {name: rows[name].to_numpy(dtype=float) for name in ("m", "n", "k")}
     start, launching = plan.begin(*wanted.search), EagerLaunch.model_fields
@@ -164,7 +164,7 @@ def _fit_entry(wanted: Wanted, rows: pd.DataFrame, given: dict[str, Any]) -> dic
             eager=EagerLaunch.model_construct(**launch) if launch else None,
         )
 
-    def predict(fit: GemmFit, chosen: Chosen) -> Floats:
+    def predict(fit: GemmFit, chosen: Bools) -> Floats:
         m, n, k = (values[chosen] for values in sizes.values())
         seconds = product_s(accelerator, fit, m, k, n, operands)
         return seconds if fit.eager is None else with_launch_s(fit.eager, seconds, m, k, n)
@@ -175,19 +175,10 @@ def _fit_entry(wanted: Wanted, rows: pd.DataFrame, given: dict[str, Any]) -> dic
 
     search = Search(plan, measured, build, predict, start, finish)
     shapes = rows.groupby(["n", "k"]).ngroup().to_numpy()
-    folds = fitting.make_folds(shapes, plan.folds)
-    predicted, fitted = search.leave_out(folds), search.solve()
     source = (
         f"{len(rows):,} {wanted.what} on {wanted.gpu.upper()} of {shapes.max() + 1} shapes, "
         f"vLLM kernels, {SOURCE}"
     )
-    if fitted.eager:
+    if "eager" in wanted.search:
         source += ". Launched eagerly, which hides the floor: that of fp8 is taken"
-    return fitting.entry(
-        source,
-        accelerator,
-        fitting.residuals(measured, predicted, folds),
-        **{name: value for name, value in fitted if name in start or name in given},
-        **({"eager": fitted.eager.model_dump()} if fitted.eager else {}),
-        domain=fitting.domain_of(sizes),
-    )
+    return search.entry(source, accelerator, shapes, sizes, {*start, *given, "eager"})

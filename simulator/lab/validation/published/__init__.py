@@ -11,17 +11,19 @@ validate published FILE`` takes a table of the same ones.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import pandas as pd
 
+from simulator.base.arrays import Floats
 from simulator.base.data import cache_lookups, search_folders
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
 from simulator.base.progress import Progress, show_nothing
 from simulator.lab.results.scores import SCORE_COLUMNS, is_answered
-from simulator.lab.validation import OK, Answered
+from simulator.lab.validation import OK, Answered, Answers
 from simulator.lab.validation.splits import count_sides
 from simulator.lab.validation.tables import Table, read_table
 
@@ -78,6 +80,22 @@ class Reply(NamedTuple):
         """
         low, high = band
         return cls(rate, rate / high, rate / low, status, because, parts)
+
+    @classmethod
+    def from_answers(
+        cls, answers: Answers, row: int, convert: Callable[[Floats], float], because: str
+    ) -> Reply:
+        """Reply of a row of a suite's answers.
+
+        Args:
+            convert: from its seconds ``[M]`` to the figure.
+        """
+        status = answers.status[row]
+        if status.startswith("unsupported"):
+            return cls.refuse_row(status.removeprefix("unsupported").lstrip(": "))
+        parts = (answers.seconds, answers.low, answers.high)
+        value, *ends = (float(convert(part[row])) for part in parts)
+        return cls(value, min(ends), max(ends), status, because)
 
     @classmethod
     def refuse_row(cls, why: str) -> Reply:

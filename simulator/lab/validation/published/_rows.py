@@ -16,7 +16,7 @@ from pydantic import AfterValidator, ConfigDict, PositiveInt
 from simulator.base.data import cache_lookups
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, validate
-from simulator.base.progress import Progress
+from simulator.base.progress import Progress, count_part
 from simulator.config.model import load_model
 from simulator.lab.results.scores import is_answered
 from simulator.lab.validation import OK
@@ -108,14 +108,10 @@ class RowTopic(Frozen, ABC):
         ):
             groups.setdefault(self.plan_key(case), []).append(case)
         ordered = sorted(groups.values(), key=len, reverse=True)
-        total = sum(map(len, ordered))
-
-        def count(done: int) -> None:
-            tick(self.title, sum(map(len, ordered[:done])), total)
-
-        count(0)
+        count = count_part(tick, self.title, sum(map(len, ordered)))
         workers = 1 if len(ordered) < _FEWEST_GROUPS else None
-        answers = sweep(partial(_answer_all, self.predict), ordered, count, workers=workers)
+        answer = partial(_answer_all, self.predict)
+        answers = sweep(answer, ordered, lambda done: count(sum(map(len, ordered[:done]))), workers)
         found = {
             case: answer
             for cases, own in zip(ordered, answers, strict=True)
@@ -137,6 +133,10 @@ class RowTopic(Frozen, ABC):
             return error
 
 
+def _is_empty(cell: Any) -> bool:
+    return bool(pd.isna(cell)) or str(cell).strip() == ""
+
+
 @cache_lookups()
 def _answer_all(predict: Callable[[Case], Any], cases: Sequence[Case]) -> list[Any]:
     """Answer of each case, or the error that it raised."""
@@ -147,10 +147,6 @@ def _answer_all(predict: Callable[[Case], Any], cases: Sequence[Case]) -> list[A
         except UserError as error:
             found.append(error)
     return found
-
-
-def _is_empty(cell: Any) -> bool:
-    return bool(pd.isna(cell)) or str(cell).strip() == ""
 
 
 def _reply(row: Case | UserError, found: Mapping[Case, Any]) -> Reply:

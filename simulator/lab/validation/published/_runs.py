@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Ints
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.config.calibration import Calibration, Fit
@@ -145,8 +145,8 @@ def _plan(deployment: str) -> DeploymentPlan:
 
 def serve(
     deployment: Mapping[str, Any],
-    num_input: NDArray[np.int64],
-    num_output: NDArray[np.int64],
+    num_input: Ints,
+    num_output: Ints,
     rate_per_s: float = math.inf,
 ) -> Served:
     """Serve requests on one replica: all waiting from the start, or arriving at random (Poisson) at

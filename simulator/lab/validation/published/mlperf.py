@@ -9,9 +9,9 @@ from functools import cache, lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from simulator.base.arrays import Ints
 from simulator.base.data import find_file
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, validate
@@ -234,7 +234,7 @@ def _lasting(
     return served
 
 
-def _queries(benchmark: _Benchmark, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _queries(benchmark: _Benchmark, count: int) -> tuple[Ints, Ints]:
     return benchmark.lengths.draw(count, np.random.default_rng(0))
 
 

@@ -9,8 +9,8 @@ from functools import cache
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.base.errors import UserError
 from simulator.config.model import load_model
 from simulator.deployment.expert_plan import POOL_TOKENS
@@ -56,7 +56,7 @@ class RoutingSkew(RowTopic):
 
 
 @cache
-def _imbalances(model: str, ep: int, num_slots: int) -> dict[str, NDArray[np.float64]]:
+def _imbalances(model: str, ep: int, num_slots: int) -> dict[str, Floats]:
     """``(max - mean) / mean`` of every layer, by rank and by slot, ``[L]`` each."""
     moe = load_model(model, model).moe
     if moe is None:
@@ -76,8 +76,7 @@ def _imbalances(model: str, ep: int, num_slots: int) -> dict[str, NDArray[np.flo
         }
     )
     experts = plan.placement.experts
-    if experts is None:
-        raise UserError(f"{model} has no experts")
+    assert experts is not None, "it has routed experts"
     by_rank, by_slot = [], []
     for layer, topk_ids_TK in enumerate(experts.topk_ids_LTK):
         slots = SlotMap(experts.placed, layer, moe.num_experts)

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import ClassVar
+from functools import partial
+from itertools import product
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from simulator.base.arrays import Floats
 from simulator.base.frozen import Frozen
-from simulator.base.progress import Progress
+from simulator.base.progress import Progress, count_part
 from simulator.config.model import load_model
 from simulator.lab.results.scores import is_answered
 from simulator.lab.validation import OK, serving
@@ -36,6 +39,14 @@ _ALIKE = ["system", "engine", "bits", "num_input", "num_output", "campaign"]
 """Columns in which a mixture and a dense model that are compared are the same."""
 
 
+class _Side(NamedTuple):
+    """One point of a pair."""
+
+    place: int
+    release: str
+    sweep: str
+
+
 class ServingPairs(Frozen):
     """The columns of the ``serving`` suite."""
 
@@ -50,16 +61,11 @@ class ServingPairs(Frozen):
         if not wanted:
             return replies
         chosen, what = read.values.iloc[wanted].reset_index(drop=True), "pairs of serving points"
-        answers = serving.answer(chosen, lambda done: tick(what, done, len(chosen)))
-        for number, place in enumerate(wanted):
-            parts = (answers.seconds, answers.low, answers.high)
-            point, status = points.loc[place, "point"], answers.status[number]
-            value, fast, slow = (_tokens_per_s(point, *part[number]) for part in parts)
-            replies[place] = (
-                Reply.refuse_row(status.removeprefix("unsupported: "))
-                if status.startswith("unsupported")
-                else Reply(value, slow, fast, status, "output tokens a second of a GPU")
-            )
+        answers = serving.answer(chosen, count_part(tick, what, len(chosen)))
+        for row, place in enumerate(wanted):
+            convert = partial(_tokens_per_s, points.loc[place, "point"])
+            unit = "output tokens a second of a GPU"
+            replies[place] = Reply.from_answers(answers, row, convert, unit)
         return replies
 
     def scores(self, read: Table, replies: list[Reply]) -> pd.DataFrame:
@@ -69,7 +75,7 @@ class ServingPairs(Frozen):
         points, rows = read_points(table), pd.DataFrame(replies).drop(columns="parts")
         seconds = table[[_TTFT, _TPOT]].to_numpy(float) / 1e3
         places = zip(points.index.to_list(), points["point"], strict=True)
-        measured = {place: _tokens_per_s(point, *seconds[place]) for place, point in places}
+        measured = {place: _tokens_per_s(point, seconds[place]) for place, point in places}
         rows["measured"] = pd.Series(measured, dtype=float)
         return make_rows([*_split_ratios(points, rows), *_model_ratios(points, rows)])
 
@@ -98,14 +104,15 @@ def _bits(point: Point) -> str:
     return "8 bits" if "8" in point.gemm_format else point.gemm_format
 
 
-def _tokens_per_s(point: Point, ttft_s: float, tpot_s: float) -> float:
-    """Output tokens per second of a GPU, from the two latencies at a fixed number of requests in
+def _tokens_per_s(point: Point, latencies_s: Floats) -> float:
+    """Output tokens per second of a GPU, from TTFT and TPOT at a fixed number of requests in
     flight.
     """
+    ttft_s, tpot_s = latencies_s
     seconds = ttft_s + (point.num_output - 1) * tpot_s
     if not seconds > 0:
         return float("nan")
-    return point.concurrency * point.num_output / seconds / point.decode.num_ranks
+    return float(point.concurrency * point.num_output / seconds / point.decode.num_ranks)
 
 
 def _model_pairs(points: pd.DataFrame) -> Iterator[tuple[list[int], list[int]]]:
@@ -174,39 +181,28 @@ def split_pairs(points: pd.DataFrame) -> pd.DataFrame:
         points: ``point``, ``id`` and ``is_moe``, by place.
     """
     moe = points[points["is_moe"].astype(bool)]
-    sides = pd.DataFrame(
-        [
-            (place, point._replace(version="", decode=point.decode._replace(ep=1)), point.decode.ep)
-            for place, point in moe["point"].items()
-            if point.decode.num_ranks > 1 and point.decode.ep in (1, point.decode.num_ranks)
-        ],
-        columns=["place", "plain", "ep"],
-    )
-    sides["alike"] = pd.factorize(sides["plain"])[0]
-    sides = sides.join(moe["id"].map(sweep_of).rename("sweep"), on="place")
-    sides = sides.join(moe["point"].map(lambda point: point.version).rename("version"), on="place")
-    both = sides[sides["ep"] > 1].merge(sides[sides["ep"] == 1], on="alike", suffixes=("_a", "_b"))
-    both = both.sort_values(["alike", "place_a", "place_b"], ignore_index=True)
-    is_same = both["version_a"] == both["version_b"]
-    is_one_sweep = (both["sweep_a"] == both["sweep_b"]) & (both["sweep_a"] != "")
-    is_unsaid = is_one_sweep & ((both["version_a"] == "") | (both["version_b"] == ""))
-    unloaded = [
-        plain._replace(concurrency=0, decode=plain.decode._replace(batch=None))
-        for plain in both["plain_a"]
-    ]
-    series = list(zip(both["sweep_a"], both["sweep_b"], unloaded, strict=True))
-    found = pd.DataFrame(
-        {
-            "spread": both["place_a"],
-            "split": both["place_b"],
-            "group": np.where(is_same, SAME_RELEASE, RELEASE_UNSAID),
-            "load": [plain.concurrency for plain in both["plain_a"]],
-            "ranks": [plain.decode.num_ranks for plain in both["plain_a"]],
-            "sweep": both["sweep_b"],
-            "series": pd.factorize(pd.Series(series, dtype=object))[0],
-        }
-    )
-    return found[is_same | is_unsaid].reset_index(drop=True)
+    sides: dict[Point, tuple[list[_Side], list[_Side]]] = {}
+    for place, point, name in zip(moe.index.tolist(), moe["point"], moe["id"], strict=True):
+        ep, ranks = point.decode.ep, point.decode.num_ranks
+        if ranks > 1 and ep in (1, ranks):
+            plain = point._replace(version="", decode=point.decode._replace(ep=1))
+            side = _Side(place, point.version, sweep_of(name))
+            sides.setdefault(plain, ([], []))[ep == 1].append(side)
+    found = []
+    for plain, (spread, split) in sides.items():
+        load, ranks = plain.concurrency, plain.decode.num_ranks
+        unloaded = plain._replace(concurrency=0, decode=plain.decode._replace(batch=None))
+        for one, other in product(spread, split):
+            is_same = one.release == other.release
+            is_unsaid = "" in (one.release, other.release) and one.sweep == other.sweep != ""
+            if is_same or is_unsaid:
+                group = SAME_RELEASE if is_same else RELEASE_UNSAID
+                series = one.sweep, other.sweep, unloaded
+                found.append((one.place, other.place, group, load, ranks, other.sweep, series))
+    columns = ["spread", "split", "group", "load", "ranks", "sweep", "series"]
+    pairs = pd.DataFrame(found, columns=columns)
+    pairs["series"] = pd.factorize(pairs["series"])[0]
+    return pairs.astype({"spread": int, "split": int})
 
 
 def sweep_of(name: str) -> str:

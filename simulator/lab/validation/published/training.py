@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -96,23 +96,16 @@ def _find_plan(case: _Row) -> tuple[TrainingPlan, str]:
 
 
 def _describe(case: _Row) -> dict[str, Any]:
-    described: dict[str, Any] = dict(_list_keys(case))
-    described["parallel"] = {"tp": case.tp, "cp": case.cp, "pp": case.pp} | (
-        {"ep": case.ep} if case.ep > 1 else {}
-    )
-    return described
-
-
-def _list_keys(case: _Row) -> Iterator[tuple[str, Any]]:
-    yield "name", _WHERE
-    yield "model", case.model
-    yield "cluster", case.gpu
-    yield "num_gpus", case.num_gpus
-    yield "dtype", case.precision
-    yield "micro_batch", case.micro_batch
-    if case.chunks > 1:
-        yield "pipelining", {"kind": "interleaved", "chunks": case.chunks}
-    else:
-        yield "pipelining", {"kind": case.schedule}
-    if case.balanced:
-        yield "routing", {"kind": "uniform"}
+    interleaved = {"kind": "interleaved", "chunks": case.chunks}
+    parallel = {"tp": case.tp, "cp": case.cp, "pp": case.pp}
+    described = {
+        "name": _WHERE,
+        "model": case.model,
+        "cluster": case.gpu,
+        "num_gpus": case.num_gpus,
+        "dtype": case.precision,
+        "micro_batch": case.micro_batch,
+        "pipelining": interleaved if case.chunks > 1 else {"kind": case.schedule},
+        "parallel": parallel | ({"ep": case.ep} if case.ep > 1 else {}),
+    }
+    return described | ({"routing": {"kind": "uniform"}} if case.balanced else {})

@@ -199,7 +199,7 @@ def open_pools(point: Point, prefill: Pool, unsaid_workers: int) -> tuple[Pools,
     hand_over = find_kv_transfer(first_plan.spec.engine)
     own_s = first_plan.placement.calibration.engine.first_token_s + hand_over.handshake_s
     steps = 2.0 if hand_over.recomputes_last else 1.0
-    decodes = decodes.on_workers(pool.workers)
+    decodes = decodes._replace(ranks=decodes.ranks * pool.workers)
     return Pools(prompts, decodes, workers, moves_s, own_s, steps, may_draft), plan
 
 
@@ -213,11 +213,12 @@ def _answer_pools(point: Point, prefill: Pool) -> Answer:
         pools = open_pools(point, prefill, fit.unsaid_workers)
     except UserError as error:
         return Answer.refuse(error, group)
-    seconds = latencies(pools[0], Load.from_point(point), fit)
+    load = Load.from_point(point)
+    seconds = latencies(pools[0], load, fit.unsaid_drafts)
     bands = (fit.ttft_band, fit.band)
     if not point.says_workers:
         low, high = fit.unsaid_ttft_band
-        fewer_s = with_enough_workers(pools[0], Load.from_point(point), fit)
+        fewer_s = with_enough_workers(pools[0], load, fit.unsaid_drafts)
         bands = (
             (low * min(1.0, fewer_s / seconds.ttft_s) if fewer_s else low, high),
             fit.unsaid_band,

@@ -12,8 +12,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats, Ints
 from simulator.config.calibration.engine import DisaggregationFit
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import make_limits, scaled_blocks
@@ -92,12 +92,8 @@ class Decodes(NamedTuple):
     """Data-parallel ranks of all workers."""
     room: int
     """Sequences that the cache of a rank holds."""
-    counts_C: NDArray[np.int64]
-    seconds_C: NDArray[np.float64]
-
-    def on_workers(self, workers: int) -> Decodes:
-        """Decodes on ``workers`` such workers."""
-        return self._replace(ranks=self.ranks * workers)
+    counts_C: Ints
+    seconds_C: Floats
 
     def token_s(self, decoding: float) -> float:
         """Seconds of a token with ``decoding`` sequences in the pool."""
@@ -247,30 +243,30 @@ def _wanted_workers(pools: Pools, load: Load, per_step: float) -> int:
     return max(1, math.ceil(wanted_per_s / (busiest * pools.prompts.most_per_s())))
 
 
-def latencies(pools: Pools, load: Load, fit: DisaggregationFit) -> Latencies:
-    """TTFT and TPOT."""
-    return latencies_with(pools, load, fit.unsaid_drafts if pools.may_draft else 1.0)
+def latencies(pools: Pools, load: Load, unsaid_drafts: float) -> Latencies:
+    """TTFT and TPOT.
 
-
-def latencies_with(pools: Pools, load: Load, per_step: float) -> Latencies:
-    """TTFT and TPOT where a sequence gets ``per_step`` tokens of a decode step."""
+    Args:
+        unsaid_drafts: tokens that a sequence gets of a decode step, where drafts may go unsaid.
+    """
+    per_step = unsaid_drafts if pools.may_draft else 1.0
     served = serve(pools, load, per_step)
     hand_over_s = pools.hand_over_steps * served.token_s * per_step
     before_s = pools.own_s + pools.transfer_s + served.waits_s
     return Latencies(before_s + served.in_pool_s + hand_over_s, served.token_s)
 
 
-def with_enough_workers(pools: Pools, load: Load, fit: DisaggregationFit) -> float | None:
+def with_enough_workers(pools: Pools, load: Load, unsaid_drafts: float) -> float | None:
     """The time to the first token, had both pools workers enough for the load; ``None`` where those
     that are taken are enough.
     """
-    decodes, per_step = pools.decodes, fit.unsaid_drafts if pools.may_draft else 1.0
+    decodes, per_step = pools.decodes, unsaid_drafts if pools.may_draft else 1.0
     more = decodes._replace(ranks=max(decodes.ranks, math.ceil(load.concurrency / decodes.room)))
     wanted = _wanted_workers(pools._replace(decodes=more), load, per_step)
     most_workers = load_campaigns()[load.campaign].pools.most_workers
     if more.ranks == decodes.ranks and wanted <= most_workers:
         return None
-    return latencies(pools._replace(decodes=more, workers=wanted), load, fit).ttft_s
+    return latencies(pools._replace(decodes=more, workers=wanted), load, unsaid_drafts).ttft_s
 
 
 def transfer_s(prefill: Half, num_input: int) -> float:

@@ -15,13 +15,13 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
+from simulator.base.arrays import Floats, Ints
 from simulator.base.errors import UserError
 from simulator.config.calibration.engine import parse_release
 from simulator.cost.engine_time import streams_s
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.table import StepTable
 from simulator.engine.timeline import serve
 from simulator.lab.validation.serving.campaigns import load_campaigns
@@ -39,13 +39,10 @@ _OVERLAPPING_SGLANG = (0, 5, 6)
 together and then decoded together."""
 
 
-T = TypeVar("T", float, NDArray[np.float64])
+T = TypeVar("T", float, Floats)
 TERMS = ("kernel_s", "steps", "sequence_steps", "prompt_steps")
 """Seconds of kernels; steps; sequences of the fullest rank, summed over steps; steps with prompt
 tokens."""
-_START, _DURATION, _PROMPT, _OVERHEAD = (
-    LOG_COLUMNS.index(name) for name in ("start_s", "duration_s", "prefill_tokens", "overhead_s")
-)
 
 
 class Latencies(NamedTuple):
@@ -62,7 +59,7 @@ def trace_of(point: Point) -> RequestTrace:
     count = point.concurrency * (min(_FEW_ROUNDS, client.rounds) if is_long else client.rounds)
     rng = np.random.default_rng(0)
 
-    def lengths(longest: int, spread: float = 0.0) -> NDArray[np.int64]:
+    def lengths(longest: int, spread: float = 0.0) -> Ints:
         if point.shortest < 1:
             return rng.integers(
                 max(1, int(longest * point.shortest)), longest + 1, size=count, dtype=np.int64
@@ -89,7 +86,7 @@ def _rounds(point: Point) -> int:
     return load_campaigns()[point.campaign].client.rounds
 
 
-def weights_of(count: int, concurrency: int, all_rounds: int) -> NDArray[np.float64]:
+def weights_of(count: int, concurrency: int, all_rounds: int) -> Floats:
     """Weight of each request in a mean over all rounds: those of middle rounds stand for the ones
     that were not simulated.
 
@@ -103,7 +100,7 @@ def weights_of(count: int, concurrency: int, all_rounds: int) -> NDArray[np.floa
     return np.asarray(weights / weights.sum())
 
 
-def sums(plan: DeploymentPlan, table: StepTable, point: Point) -> NDArray[np.float64]:
+def sums(plan: DeploymentPlan, table: StepTable, point: Point) -> Floats:
     """Parts of the point's latencies, see :func:`sums_of`.
 
     Raises:
@@ -155,17 +152,17 @@ def _stream_latencies(ttft: T, tpot: T, point: Point, plan: DeploymentPlan) -> t
 class ClosedLoop(NamedTuple):
     """Latencies of each request, and the steps."""
 
-    ttft_s: NDArray[np.float64]
+    ttft_s: Floats
     """At the engine."""
-    tpot_s: NDArray[np.float64]
+    tpot_s: Floats
     """Seconds between the first token and the last, over the tokens after the first; not a number
     with one token."""
-    arrival_s: NDArray[np.float64]
+    arrival_s: Floats
     """At the scheduler."""
-    steps: NDArray[np.float64]
-    """``[rows, LOG_COLUMNS]``, see :mod:`simulator.engine.step_log`."""
-    num_steps: NDArray[np.float64]
-    """Steps that each of these rows stands for."""
+    steps: pd.DataFrame
+    """Rows of :data:`simulator.engine.step_log.LOG_COLUMNS`, and ``num_steps`` that each stands
+    for.
+    """
 
 
 def serve_closed_loop(plan: DeploymentPlan, table: StepTable, trace: RequestTrace) -> ClosedLoop:
@@ -179,20 +176,17 @@ def serve_closed_loop(plan: DeploymentPlan, table: StepTable, trace: RequestTrac
         raise UserError(f"deployment '{plan.name}': a closed loop needs a concurrency")
     one = replace(plan, serving=replace(plan.serving, replicas=1))
     served = serve(one, trace, fill=lambda *_: table, ingress_delay_s=0.0)
-    requests, steps = served.requests, served.steps_of("both")
+    requests = served.requests
     latency = latencies(requests)
     return ClosedLoop(
         ttft_s=(latency["ttft_s"] - requests["stream_s"]).to_numpy(),
         tpot_s=latency["tpot_s"].to_numpy(),
         arrival_s=requests["arrival_s"].to_numpy(),
-        steps=steps[list(LOG_COLUMNS)].to_numpy(),
-        num_steps=steps["num_steps"].to_numpy(np.float64),
+        steps=served.steps_of("both"),
     )
 
 
-def sums_of(
-    served: ClosedLoop, num_output: NDArray[np.int64], weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def sums_of(served: ClosedLoop, num_output: Ints, weights: Floats) -> Floats:
     """``[2, TERMS]`` for the weighted mean TTFT and TPOT.
 
     Args:
@@ -200,7 +194,11 @@ def sums_of(
             that the log counts them.
         weights: of requests, summing to 1.
     """
-    start_s, end_s = served.steps[:, _START], served.steps[:, _START] + served.steps[:, _DURATION]
+    names = ("start_s", "duration_s", "prefill_tokens", "overhead_s", "num_steps")
+    start_s, duration_s, prompts, sequences, num_steps = (
+        served.steps[name].to_numpy(np.float64) for name in names
+    )
+    end_s = start_s + duration_s
     first_s = served.arrival_s + served.ttft_s
     finish_s = first_s + np.where(num_output > 1, served.tpot_s, 0.0) * (num_output - 1)
     half_s = 1e-9 * max(float(end_s[-1]), 1.0)
@@ -217,22 +215,11 @@ def sums_of(
     )
     of_ttft = _sum_weights(len(start_s), arrives, first, weights)
     of_tpot = _sum_weights(len(start_s), first + 1, last, share)
-    sequences = served.steps[:, _OVERHEAD]
-    parts = np.stack(
-        [
-            served.steps[:, _DURATION] - sequences,
-            served.num_steps,
-            sequences,
-            (served.steps[:, _PROMPT] > 0).astype(float),
-        ],
-        axis=1,
-    )
+    parts = np.stack([duration_s - sequences, num_steps, sequences, prompts > 0], axis=1)
     return np.stack([of_ttft @ parts, of_tpot @ parts])
 
 
-def _sum_weights(
-    num_steps: int, begin: NDArray[np.int64], last: NDArray[np.int64], weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _sum_weights(num_steps: int, begin: Ints, last: Ints, weights: Floats) -> Floats:
     """Weight of the requests that each row of steps is part of: from row ``begin`` to ``last``,
     both inside.
     """

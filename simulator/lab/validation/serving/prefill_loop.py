@@ -10,11 +10,9 @@ import heapq
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.base.arrays import Floats
 from simulator.base.jit import jit
-
-Floats = NDArray[np.float64]
 
 _COMES, _ENDS = 0, 1
 """Kinds of events: a request arrives, a worker's step ends."""
