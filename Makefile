@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=
 COMPILES := tests/unit/test_kill.py::test_a_run_says_what_stopped_and_what_became_of_the_requests \
   tests/unit/test_plan_rows.py::test_a_token_costs_its_share_of_those_that_come_out
 
-.PHONY: run quick test soak check docs pictures release golden moved report calibrate-published bench bench-twin bench-plan test-ray-beside-load clean
+.PHONY: run quick test soak check docs pictures release golden moved report calibrate-published bench bench-twin clean
 
 run: .venv/installed
 	$(BIN)/moesim run mixtral_vs_llama2
@@ -93,9 +93,9 @@ accuracy: .venv/installed
 	mkdir -p docs
 	$(BIN)/moesim validate $(if $(wildcard $(MEASUREMENTS)),--measurements $(MEASUREMENTS)) --accuracy docs/accuracy.md --history reports/history/accuracy.jsonl
 
-# How fast the simulator is here: ratios, ns a step, bytes a request, exponents; reports/out/bench/bench.html. Nothing else should run
-# meanwhile. About five minutes; BENCH="--quick" takes one, BENCH="--only serving plan" runs what it names. Figures of every call are
-# added to reports/history/benchmarks.jsonl, and the page draws those of this processor over revisions.
+# How fast the simulator is here: requests a second, ns a step, bytes a request, exponents; reports/out/bench. Nothing else should run
+# meanwhile. About three minutes; BENCH="--quick" takes one, BENCH="--only serving plan" runs what it names. Figures of every call are
+# added to reports/history/benchmarks.jsonl.
 bench: .venv/tested
 	$(BIN)/python -m tests.benchmarks $(BENCH)
 
@@ -103,14 +103,6 @@ bench: .venv/tested
 bench-twin: .venv/tested
 	$(BIN)/moesim calibrate cpu
 	$(BIN)/python tests/benchmarks/twin.py reports/twin.csv
-
-# How much faster two processes find the shipped plans than one; nothing else should run meanwhile. About ten minutes.
-bench-plan: .venv/tested
-	$(BIN)/python tests/benchmarks/plan_workers.py
-
-# Whether the tests that start Ray pass three times on a busy machine, beside somebody else's cluster. About half an hour.
-test-ray-beside-load: .venv/tested
-	$(BIN)/python -m tests.benchmarks.ray_beside_load
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("moesim needs Python 3.11 or newer, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'

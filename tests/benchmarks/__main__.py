@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks``: how fast the simulator is on this machine, as a table, a page and
+"""``python -m tests.benchmarks``: how fast the simulator is on this machine, as a table and
 files; ``make bench`` runs it.
 """
 
@@ -14,7 +14,7 @@ from tests.benchmarks.collect import choose, list_scenarios
 from tests.benchmarks.effort import FULL, QUICK, Effort
 from tests.benchmarks.files import write_files
 from tests.benchmarks.machine import describe_machine, describe_making
-from tests.benchmarks.rows import Bench, Row, tell_ratio, tell_target, tell_value, tell_verdict
+from tests.benchmarks.rows import Bench, Row, tell_target, tell_value
 
 OUT = Path("reports/out/bench")
 HISTORY = Path("reports/history/benchmarks.jsonl")
@@ -25,10 +25,7 @@ def measure_all(effort: Effort, only: list[str] | None) -> Bench:
     """Run the scenarios; each row is printed when it is there."""
     made, machine = Provenance.begin(), describe_machine()
     bench = Bench(describe_making(made, machine, effort.name))
-    print(
-        "| what | figure | beside | ratio | asked, or what is to know |\n|---|---|---|---|---|",
-        flush=True,
-    )
+    print("| what | figure | asked, or what is to know |\n|---|---|---|", flush=True)
     chosen = choose(only)
     for place, (name, scenario) in enumerate(chosen.items(), 1):
         where = f"{place} of {len(chosen)}, {name}"
@@ -44,16 +41,8 @@ def _tell(made: Provenance, where: str, what: str) -> None:
 
 
 def _line(row: Row) -> str:
-    beside = f"{tell_value(row.beside_value, row.unit)} {row.beside}" if row.beside else ""
-    ratio = tell_ratio(row.ratio) if row.beside else ""
-    asked = f"{tell_target(row)}, {tell_verdict(row)}" if row.target is not None else ""
-    cells = (
-        f"{row.name}: {row.measure}",
-        tell_value(row.value, row.unit),
-        beside,
-        ratio,
-        "; ".join(filter(None, [asked, row.note])),
-    )
+    told = "; ".join(filter(None, [tell_target(row), row.note]))
+    cells = (f"{row.name}: {row.measure}", tell_value(row.value, row.unit), told)
     return f"| {' | '.join(cells)} |"
 
 
@@ -78,7 +67,7 @@ def main() -> None:
     asked = parse_arguments()
     bench = measure_all(QUICK if asked.quick else FULL, asked.only)
     write_files(bench, asked.out, HISTORY)
-    print(f"\n{asked.out / 'bench.html'}", file=sys.stderr)
+    print(f"\n{asked.out / 'bench.json'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

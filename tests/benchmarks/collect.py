@@ -16,10 +16,8 @@ from tests.benchmarks.rows import Growth, Row
 class Scenario(Protocol):
     """What a file in ``scenarios`` has."""
 
-    TITLE: str
-    """Heading of its rows."""
     ORDER: int
-    """Its place on the page, and among what is run."""
+    """Its place among what is run."""
     OPT_IN: bool
     """Whether it is run only where it is named."""
 
@@ -48,8 +46,3 @@ def choose(only: Iterable[str] | None) -> dict[str, Scenario]:
     if only is None:
         return {name: scenario for name, scenario in every.items() if not scenario.OPT_IN}
     return {name: scenario for name, scenario in every.items() if name in only}
-
-
-def title_of(kind: str) -> str:
-    """Heading of a scenario's rows."""
-    return list_scenarios()[kind].TITLE

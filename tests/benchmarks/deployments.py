@@ -1,8 +1,4 @@
-"""The deployments that are measured, and their requests.
-
-Nothing of the simulator is imported but what earlier revisions have too, since they build the same
-(``serve_earlier.py``).
-"""
+"""The deployments that are measured, and their requests."""
 
 from __future__ import annotations
 
@@ -16,9 +12,11 @@ import numpy as np
 
 from simulator.base.data import find_file
 from simulator.base.frozen import validate
-from simulator.config.deployment import DeploymentSpec
-from simulator.deployment.plan import DeploymentPlan, make_plan
+from simulator.config.workload import WorkloadSpec
+from simulator.deployment.plan import DeploymentPlan
+from simulator.workload.requests import load_requests
 from simulator.workload.traces import RequestTrace
+from tests.parts import change_plan, freeze
 
 LONGEST_TOKENS = 1_536 + 384
 """The longest generated request: prompt and output."""
@@ -49,28 +47,17 @@ def make_deployment(table: dict[str, Any], folder: Path = Path()) -> DeploymentP
     Args:
         folder: what the model's path is relative to.
     """
-    named = {"name": "benchmark", "replicas": 1, **table}
-    return make_plan(validate(DeploymentSpec, named, "benchmark"), 1, "benchmark", folder)
+    return freeze({"name": "benchmark", "replicas": 1, **table}, 1, folder)
 
 
 def make_case(case: Case) -> tuple[DeploymentPlan, RequestTrace]:
     """The plan and the requests."""
-    plan = _change_serving(make_deployment(case.deployment), replicas=case.replicas)
+    plan = change_plan(make_deployment(case.deployment), replicas=case.replicas)
     if case.kv_requests is not None:
-        capacity = _serving_of(plan).capacity
+        capacity = plan.serving.capacity
         kv_bytes = capacity.cache.bytes_for(LONGEST_TOKENS) * case.kv_requests
-        plan = _change_serving(plan, capacity=dataclasses.replace(capacity, kv_bytes=kv_bytes))
+        plan = change_plan(plan, capacity=dataclasses.replace(capacity, kv_bytes=kv_bytes))
     return plan, _shipped_trace(case) if case.workload else _generated_trace(case)
-
-
-def _serving_of(plan: DeploymentPlan) -> Any:
-    """How a plan serves; the plan itself in revisions in which it had no parts."""
-    return getattr(plan, "serving", plan)
-
-
-def _change_serving(plan: DeploymentPlan, **changes: Any) -> DeploymentPlan:
-    changed = dataclasses.replace(_serving_of(plan), **changes)
-    return dataclasses.replace(plan, serving=changed) if hasattr(plan, "serving") else changed
 
 
 def _generated_trace(case: Case) -> RequestTrace:
@@ -85,9 +72,6 @@ def _generated_trace(case: Case) -> RequestTrace:
 
 
 def _shipped_trace(case: Case) -> RequestTrace:
-    from simulator.config.workload import WorkloadSpec
-    from simulator.workload.requests import load_requests
-
     spec = validate(WorkloadSpec, {"requests": case.workload}, "benchmark")
     trace = load_requests(spec, Path(), 1)
     first = slice(case.num_requests)

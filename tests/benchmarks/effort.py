@@ -26,8 +26,6 @@ class Effort:
     """Fidelities and ranks of the single steps."""
     run_requests: tuple[int, int]
     """Sizes of whole runs: what the second takes beyond the first is what requests take."""
-    base: str | None
-    """A revision that serves the same beside this one."""
     compiles: bool
     """Whether a start with nothing compiled is measured too."""
 
@@ -36,9 +34,6 @@ class Effort:
         return max(round(self.share * count), 64)
 
 
-BEFORE_ONE_CLOCK = "203fa09"
-"""The last revision before the engine was rebuilt around one clock (decision 14): what ratios
-were asked over."""
 FULL = Effort(
     name="full",
     share=1.0,
@@ -55,7 +50,6 @@ FULL = Effort(
         ("message", 32),
     ),
     run_requests=(100_000, 1_000_000),
-    base=BEFORE_ONE_CLOCK,
     compiles=True,
 )
 QUICK = Effort(
@@ -68,6 +62,5 @@ QUICK = Effort(
     layers=(8, 16, 32),
     steps=(("rank", 64), ("message", 16)),
     run_requests=(10_000, 50_000),
-    base=None,
     compiles=False,
 )

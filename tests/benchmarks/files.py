@@ -1,4 +1,4 @@
-"""The files of a benchmark: ``bench.json``, ``bench.csv`` and ``bench.html``."""
+"""The files of a benchmark: ``bench.json``, ``bench.csv``, and a line more in the history."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from tests.benchmarks.history import append_history, read_history
-from tests.benchmarks.page import render
 from tests.benchmarks.rows import Bench
 
 
@@ -23,13 +21,28 @@ def as_dict(bench: Bench) -> dict[str, Any]:
 
 
 def write_files(bench: Bench, folder: Path, history: Path) -> None:
-    """Add the figures to a history, and write all three."""
-    append_history(bench, history)
+    """Write both, and add the figures to a history: a line of JSON for each call."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(as_dict(bench), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "bench.json").write_text(text + "\n", encoding="utf-8")
     table = pd.DataFrame([row.as_dict() for row in bench.rows])
     table.to_csv(folder / "bench.csv", index=False, float_format="%.6g")
-    (folder / "bench.html").write_text(
-        render(bench, read_history(history, bench)), encoding="utf-8"
-    )
+    history.parent.mkdir(parents=True, exist_ok=True)
+    with history.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(_summarise(bench), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _summarise(bench: Bench) -> dict[str, Any]:
+    """The date, the revision, the machine, and every figure that was found."""
+    figures = [
+        {
+            "kind": row.kind,
+            "figure": f"{row.name}: {row.measure}",
+            "unit": row.unit,
+            "value": row.value,
+            "better": row.better,
+        }
+        for row in bench.rows
+    ]
+    made = {name: bench.made[name] for name in ("revision", "effort", "machine")}
+    return {"date": bench.made["started"], **made, "figures": figures}

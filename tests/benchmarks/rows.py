@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from simulator.base.formats import UNDEFINED, num_bytes, number, seconds
+from simulator.base.formats import num_bytes, number, seconds
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure, with what was measured in turns with it and what it should be."""
+    """One figure, and what it should be."""
 
     kind: str
     """The file in ``scenarios`` that measured it."""
@@ -24,63 +23,23 @@ class Row:
     """What of it was measured."""
     unit: str
     """A key of :data:`UNITS`."""
-    value: float | None
-    """``None`` where nothing could be measured; the note says why."""
+    value: float
     better: Literal["higher", "lower"] = "lower"
-    beside: str = ""
-    """What stands beside it."""
-    beside_value: float | None = None
-    """Its figure, in the same unit."""
     target: float | None = None
-    target_of: Literal["value", "ratio"] = "value"
     rounds: int = 1
     """Repetitions that the figure is the median of."""
     note: str = ""
 
     @property
-    def ratio(self) -> float | None:
-        """How many times as good the value is as what stands beside it: above 1 it is better."""
-        if self.value is None or self.beside_value is None:
-            return None
-        above, below = (
-            (self.value, self.beside_value)
-            if self.better == "higher"
-            else (self.beside_value, self.value)
-        )
-        return above / below if below else None
-
-    @property
-    def judged(self) -> float | None:
-        """What the target is for."""
-        return self.value if self.target_of == "value" else self.ratio
-
-    @property
     def is_met(self) -> bool | None:
-        """Whether the target is met; ``None`` where there is none, or nothing to judge."""
-        if self.target is None or self.judged is None:
+        """Whether the target is met; ``None`` where there is none."""
+        if self.target is None:
             return None
-        if self.target_of == "ratio" or self.better == "higher":
-            return self.judged >= self.target
-        return self.judged <= self.target
+        return self.value >= self.target if self.better == "higher" else self.value <= self.target
 
     def as_dict(self) -> dict[str, Any]:
         """The columns of ``bench.csv``."""
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "measure": self.measure,
-            "unit": self.unit,
-            "value": self.value,
-            "better": self.better,
-            "beside": self.beside,
-            "beside_value": self.beside_value,
-            "ratio": self.ratio,
-            "target": self.target,
-            "target_of": self.target_of if self.target is not None else "",
-            "is_met": self.is_met,
-            "rounds": self.rounds,
-            "note": self.note,
-        }
+        return {**asdict(self), "is_met": self.is_met}
 
 
 @dataclass(frozen=True)
@@ -142,11 +101,6 @@ class Bench:
         self.rows.append(row := found.as_row() if isinstance(found, Growth) else found)
         return row
 
-    @property
-    def with_target(self) -> list[Row]:
-        """Rows that something is asked of."""
-        return [row for row in self.rows if row.target is not None]
-
 
 def fit_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     """Slope of the least-squares line through the logarithms of both.
@@ -176,48 +130,18 @@ UNITS = {
 """Units of figures, and how a figure reads."""
 
 
-def tell_value(value: float | None, unit: str) -> str:
+def tell_value(value: float, unit: str) -> str:
     """A figure with its unit.
 
     >>> tell_value(757_000.0, "1/s"), tell_value(1.03e9, "B"), tell_value(0.987, "1")
     ('757,000/s', '1.03 GB', '0.99')
     """
-    return UNDEFINED if value is None or math.isnan(value) else UNITS[unit](value)
-
-
-def tell_ratio(value: float | None) -> str:
-    """How many times.
-
-    >>> tell_ratio(12.44), tell_ratio(124.2), tell_ratio(None) == UNDEFINED
-    ('12.4x', '124x', True)
-    """
-    return UNDEFINED if value is None else f"{number(value)}x"
+    return UNITS[unit](value)
 
 
 def tell_target(row: Row) -> str:
-    """What is asked: at least so much, or at most."""
+    """What is asked, at least so much or at most, and whether it is met."""
     if row.target is None:
         return ""
-    is_ratio = row.target_of == "ratio"
-    asked = tell_ratio(row.target) if is_ratio else tell_value(row.target, row.unit)
-    return f"{'≥' if is_ratio or row.better == 'higher' else '≤'} {asked}"
-
-
-def tell_judged(row: Row) -> str:
-    """The figure that the target is for."""
-    if row.target_of == "ratio":
-        return tell_ratio(row.judged)
-    return tell_value(row.judged, row.unit)
-
-
-def tell_verdict(row: Row) -> str:
-    """``met`` or ``missed``."""
-    return {True: "met", False: "missed", None: "not judged"}[row.is_met]
-
-
-def by_kind(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows under the scenario that measured them, in its order."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.kind, []).append(row)
-    return found
+    sign = "≥" if row.better == "higher" else "≤"
+    return f"{sign} {tell_value(row.target, row.unit)}, {'met' if row.is_met else 'missed'}"

@@ -9,22 +9,14 @@ from tests.benchmarks import clock
 from tests.benchmarks.collect import choose, list_scenarios
 from tests.benchmarks.deployments import DENSE, Case, cut_deepseek, make_case
 from tests.benchmarks.effort import FULL, QUICK
-from tests.benchmarks.revision import RefusedError, serve_from, start_revision
 from tests.benchmarks.rows import Row, fit_exponent
-from tests.benchmarks.scenarios import peer, steps, whole_run
+from tests.benchmarks.scenarios import steps, whole_run
 
 
 @pytest.mark.parametrize("exponent", [-0.5, 0.0, 1.0, 1.37, 2.0])
 def test_the_exponent_of_a_power_law(exponent):
     sizes = [8, 16, 32, 64, 128]
     assert fit_exponent(sizes, [0.03 * n**exponent for n in sizes]) == pytest.approx(exponent)
-
-
-@pytest.mark.parametrize("better", ["higher", "lower"])
-def test_a_ratio_above_one_is_in_our_favour(better):
-    own, other = (30.0, 10.0) if better == "higher" else (10.0, 30.0)
-    row = Row("serving", "a", "b", "s", own, better, "c", other)
-    assert row.ratio == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize(
@@ -35,10 +27,6 @@ def test_a_ratio_above_one_is_in_our_favour(better):
         ({"target": 9.9}, False),
         ({"target": 10.1, "better": "higher"}, False),
         ({"target": 10.0, "better": "higher"}, True),
-        ({"target": 2.0, "target_of": "ratio"}, None),
-        ({"target": 2.0, "target_of": "ratio", "beside_value": 20.0}, True),
-        ({"target": 2.1, "target_of": "ratio", "beside_value": 20.0}, False),
-        ({"target": 10.0, "value": None}, None),
     ],
 )
 def test_a_target_is_a_bound(changes, is_met):
@@ -73,37 +61,6 @@ def test_what_is_named_is_run_and_nothing_else():
     assert opt_in == {"long_run", "plan"}
     assert set(choose(None)) == set(every) - opt_in
     assert list(choose(["plan", "serving"])) == ["serving", "plan"]
-
-
-def test_a_peer_that_is_absent_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(peer, "is_installed", lambda: False)
-    [row] = peer.measure(QUICK, lambda _: None)
-    assert row.value is None
-    assert row.ratio is None
-    assert "pip install" in row.note
-
-
-def test_a_peer_is_compared_by_what_more_requests_take(monkeypatch):
-    monkeypatch.setattr(peer, "is_installed", lambda: True)
-    monkeypatch.setattr(peer, "replay", lambda count: 7.0 + 0.5 * count)
-    monkeypatch.setattr(peer, "run_scenario", lambda count: clock.Spent(3.0 + 0.25 * count, 0.0, 0))
-    [row] = peer.measure(QUICK, lambda _: None)
-    assert (row.value, row.beside_value, row.ratio) == (4.0, 2.0, 2.0)
-
-
-@pytest.mark.slow
-def test_a_revision_serves_what_it_can_and_says_what_it_cannot():
-    small = Case("", DENSE, 64, rate_per_s=22.0)
-    with serve_from(clock.ROOT, "this") as revision:
-        assert revision.serve(small) > 0
-        with pytest.raises(RefusedError, match=r"UserError: benchmark.* model 'none'"):
-            revision.serve(dataclasses.replace(small, deployment=DENSE | {"model": "none"}))
-        assert revision.serve(small) > 0
-
-
-def test_a_revision_that_is_not_there_is_told():
-    with pytest.raises(RefusedError, match="revision 0000000 is not in this clone"):
-        start_revision("0000000").__enter__()
 
 
 def test_memory_of_a_request_is_what_more_requests_take(monkeypatch):

@@ -21,7 +21,6 @@ from tests.golden.collect import (
     read_rows,
     read_sums,
 )
-from tests.golden.faults import FAULTS, ROOT
 
 COUNTS = ("choices_sha", "gaps_sha")
 """Digests of whole numbers."""
@@ -60,8 +59,3 @@ def test_every_row_has_its_case():
         ("train", scenario) for scenario, _ in pd.read_csv(TRAININGS, index_col=KEY[1:]).index
     }
     assert named == set(map(tuple, list_cases()))
-
-
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.story)
-def test_every_fault_that_is_tried_is_one_line_of_the_program(fault):
-    assert (ROOT / fault.file).read_text(encoding="utf-8").count(fault.right) == 1

@@ -37,6 +37,52 @@ def check_all_is_given_back(pool):
     assert (counts.num_pushed == counts.num_finished).all()
 
 
+def check_outcomes(plan, trace, served):
+    """Every request finishes or is lost, no token comes twice, and nothing is kept for anybody;
+    returns the table of requests.
+    """
+    table = served.requests_table()
+    assert set(table["outcome"]) <= {"finished", "lost"}
+    is_finished = (table["outcome"] == "finished").to_numpy()
+    assert (is_finished == table["finish_s"].notna()).all()
+    done = table[is_finished]
+    assert (done["arrival_s"] <= done["scheduled_s"]).all()
+    assert (done["scheduled_s"] <= done["first_token_s"]).all()
+    assert (done["first_token_s"] <= done["finish_s"]).all()
+    for name, pool in served.pools.items():
+        if name == "both":
+            tokens = pool.requests.each.generated
+            assert (tokens[is_finished] == trace.num_output[is_finished]).all()
+            if plan.serving.recovery.requests != "retry":  # whose first attempts are in vain
+                assert pool.ranks.gap_counts.sum() == np.maximum(tokens - 1, 0).sum()
+        # Prompts of lost requests may be under way when nobody is left to wait for.
+        if name != "prefill" or is_finished.all():
+            check_all_is_given_back(pool)
+    check_silence(served)
+    return table
+
+
+def check_silence(served):
+    """A replica that hangs or has stopped takes no step, and steps do not overlap."""
+    for name in served.pools:
+        steps = served.steps_of(name)
+        for replica, own in steps.groupby("replica"):
+            start_s, end_s = own["start_s"].to_numpy(), (own["start_s"] + own["duration_s"])
+            end_s = end_s.to_numpy()
+            assert (end_s[:-1] <= start_s[1:] + 1e-12).all()
+            silent_s = None
+            for change in served.changed:
+                if served.pools[name].first_replica + replica not in change.replicas:
+                    continue
+                if silent_s is not None:
+                    during = (start_s > silent_s) & (start_s < change.at_s)
+                    assert not during.any()
+                    assert not ((start_s < silent_s) & (end_s > silent_s + 1e-12)).any()
+                silent_s = change.at_s if change.kind in ("hangs", "stops") else None
+            if silent_s is not None:
+                assert (end_s <= silent_s + 1e-12).all()
+
+
 def draw_changes(plan, seed, span_s):
     """Replicas of either pool stop, and some of them start again."""
     rng = np.random.default_rng([seed, 7])

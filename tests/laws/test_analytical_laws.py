@@ -82,20 +82,6 @@ def test_latencies_at_a_load_that_was_tried_are_those_found_there():
         assert steps_twice_as_long == pytest.approx(tuple(2 * expected))
 
 
-def test_an_analytical_estimate_is_of_the_requests_that_were_asked_for():
-    def judge(name):
-        return SimpleNamespace(
-            space=trials().space,
-            curve=lambda *_: name,
-            serve=lambda phase, _, curve, budget: f"{phase} by {curve}",
-        )
-
-    estimator, asked = Estimator(trials(), resamples=True), candidate(1)
-    estimator._judges = [judge("own"), judge("other")]
-    curve, served = estimator._serve(asked, asked.shape, "decode")
-    assert (curve, served) == ("own", ["decode by own", "decode by other"])
-
-
 def test_a_replica_reaches_from_the_first_load_that_it_serves():
     judge = SimpleNamespace(
         limits=SimpleNamespace(tpot_s=0.1, ttft_s=1.0),

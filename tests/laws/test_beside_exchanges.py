@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.engine.experts_table import Lockstep
 from simulator.engine.timeline import run_plan
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy
-from tests.cases import seeds
 from tests.laws.test_overlap import batch_of, step_s
 
 EP4, EP8, EP16 = ({"attention_dp": n, "ep": n} for n in (4, 8, 16))
@@ -83,16 +81,6 @@ def test_messages_and_fluids_agree(tiny, way, decodes, prompts):
     plan = tiny.plan("latent-moe", **EP4, num_layers=2, network_speed=0.1, **WAYS[way])
     batch = batch_of(plan, decodes, prompts)
     assert step_s(plan, batch) == pytest.approx(step_s(plan, batch, "message"), rel=0.05)
-
-
-@each_way
-@seeds(200, 4)
-def test_a_compiled_loop_takes_what_ranks_take(tiny, way, seed):
-    plan = tiny.plan("latent-moe", **EP8, network_speed=0.1, **WAYS[way])
-    batch = uneven_batch(plan, seed)
-    program = step_operations(Prices(plan.placement, int(batch.tokens_d.max())), batch, 0)
-    phases = Lockstep(program, plan.placement.layout.num_ranks).run()
-    assert sum(phases.values()) == pytest.approx(step_s(plan, batch), rel=1e-9)
 
 
 @each_way

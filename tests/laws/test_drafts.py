@@ -2,28 +2,21 @@
 about which tokens come.
 """
 
-import copy
 import dataclasses
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.base.frozen import validate
 from simulator.commands.deployments import prepare_run
-from simulator.config.capacity import Question
 from simulator.config.model import load_model
-from simulator.deployment.plan import make_plan
 from simulator.engine.batching import count_kept_tokens, draw_uniform
 from simulator.engine.pool import PoolState, make_limits, start_requests
 from simulator.engine.timeline import run_plan, serve
 from simulator.planner.analytical import Curve
 from simulator.planner.screen import Judge
-from simulator.planner.search import search
-from simulator.planner.store import Store
 from simulator.planner.traffic import Traffic, subset
 from simulator.policies.speculation import Drafts
 from simulator.scenario.jobs import load_scenario
@@ -32,7 +25,6 @@ from simulator.work.layout import Layout
 from simulator.work.memory import Precision, cache_size, weight_bytes
 from simulator.workload.traces import RequestTrace
 from tests.cases import seeds
-from tests.laws import tiny_question
 from tests.laws.deployments import check_same_events, draw_deployment, serve_by_events
 from tests.parts import change_plan, freeze
 from tests.single_steps import take_apart
@@ -210,16 +202,6 @@ def test_each_pass_takes_a_layer_the_output_matrix_and_its_launches(tiny, vocab_
         )
         prompt_s = single_steps(drafting, one(2))["duration_s"].iloc[0]
         assert prompt_s - two_s == pytest.approx(first_s + (drafted - 1) * further_s)
-
-
-def test_as_many_tokens_are_kept_as_probabilities_say():
-    """Leviathan et al., equation 1: (1 - a^(g + 1)) / (1 - a) tokens a step, for drafts of ``g``
-    tokens that are each accepted with probability ``a``.
-    """
-    accepted, drafted = 0.7, 3
-    drafts = Drafts((accepted,) * drafted)
-    expected = (1 - accepted ** (drafted + 1)) / (1 - accepted)
-    assert drafts.mean_kept == pytest.approx(expected)
 
 
 def test_a_list_of_acceptances_is_followed_place_by_place(tiny):
@@ -452,24 +434,3 @@ def test_a_cache_without_room_for_the_longest_draft_is_refused_before_anything_r
     assert asked == [longest + 3, longest]
     for plan, tokens in zip(plans, asked, strict=True):
         assert PoolState(plan, trace)._longest == tokens
-
-
-def test_a_plan_takes_drafts_with_their_module_s_memory():
-    """Llama-3.1-8B, whose tokens come sooner of two drafted ones than without."""
-    found = {}
-    for speculation in ({"kind": "none"}, {"kind": "module", "tokens": 2, "accepted": 0.8}):
-        question = copy.deepcopy(tiny_question.QUESTION)
-        question["models"] = [{**question["models"][1], "deployment": {"speculation": speculation}}]
-        question["workload"]["requests"]["arrivals"]["rate_per_s"] = 400.0
-        result = search(validate(Question, question, "test"), Path(), Store(None), workers=1)
-        candidate = result.screened[0, 0].candidates[0]
-        spec = result.space.spec(candidate.shape, None)
-        capacity = make_plan(spec, question["seed"], "test", Path()).serving.capacity
-        assert result.met
-        found[speculation["kind"]] = candidate, capacity
-    (slow, without), (fast, drafting) = found["none"], found["module"]
-    assert (fast.tpot_s, fast.gpus) < (slow.tpot_s, slow.gpus)
-    # One layer more of 32, its projection, and no second output matrix.
-    assert drafting.module_bytes == pytest.approx(2 * (218e6 + 2 * 4096**2), rel=0.01)
-    assert drafting.cache.bytes_per_token == pytest.approx(without.cache.bytes_per_token * 33 / 32)
-    assert drafting.tokens < without.tokens

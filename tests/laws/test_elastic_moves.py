@@ -7,7 +7,7 @@ from simulator.base.plugins import build
 from simulator.engine.timeline import serve
 from tests.cases import seeds
 from tests.laws.deployments import check_same_events, serve_by_events
-from tests.laws.failing import check_all_is_given_back, with_changes
+from tests.laws.failing import check_outcomes, with_changes
 from tests.laws.test_recovery import draw_elastic, draw_gpu_losses
 from tests.laws.test_scaling import draw_single_pool
 from tests.parts import change_plan
@@ -34,13 +34,7 @@ def draw_moving(tiny, seed, *, beside_steps):
 @seeds(31_000, 12, soak=250)
 def test_no_request_is_lost_or_served_twice(tiny, seed):
     plan, trace = draw_moving(tiny, seed, beside_steps=True)
-    served = serve(plan, trace)
-    table = served.requests_table()
-    assert set(table["outcome"]) <= {"finished", "lost"}
-    is_finished = (table["outcome"] == "finished").to_numpy()
-    pool = served.pools["both"]
-    assert (pool.requests.each.generated[is_finished] == trace.num_output[is_finished]).all()
-    check_all_is_given_back(pool)
+    check_outcomes(plan, trace, serve(plan, trace))
 
 
 @seeds(32_000, 6, soak=120)

@@ -108,12 +108,6 @@ def test_round_robin_replicas_serve_what_each_would_serve_alone(tiny):
         pd.testing.assert_frame_equal(shared[times], alone[times], check_exact=True)
 
 
-def test_dense_and_moe_see_the_same_arrivals(tiny):
-    trace = tiny.trace()
-    served = [tiny.run(plan, trace).requests for plan in (tiny.plan("dense"), tiny.plan("moe"))]
-    assert served[0]["arrival_s"].tolist() == served[1]["arrival_s"].tolist()
-
-
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
 def test_a_seed_says_everything(tiny, fidelity):
     trace = tiny.trace(num_requests=20)

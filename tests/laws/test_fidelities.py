@@ -13,24 +13,8 @@ from simulator.results.phases import STEP_PHASES
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch
-from tests.parts import change_plan
 
 pytestmark = pytest.mark.shipped_draws
-
-SPLITS = {
-    "expert parallel, attention data parallel": ("moe", {"attention_dp": 8, "ep": 8}),
-    "over two nodes": ("moe", {"attention_dp": 16, "ep": 16}),
-    "expert parallel in one tensor-parallel group": ("moe", {"tp": 4, "ep": 4}),
-    "experts split like dense blocks": ("moe", {"tp": 4}),
-    "expert parallel over both": ("moe", {"tp": 2, "attention_dp": 4, "ep": 8}),
-    "experts over groups of two": ("moe", {"tp": 2, "attention_dp": 4, "ep": 4}),
-    "dense": ("dense", {"tp": 4}),
-    "dense, data parallel": ("dense", {"tp": 2, "attention_dp": 2}),
-    "sliding window": ("sliding-moe", {"attention_dp": 4, "ep": 4}),
-    "latent attention": ("latent-moe", {"attention_dp": 8, "ep": 8}),
-    "recurrent hybrid": ("state-moe", {"attention_dp": 4, "ep": 4}),
-    "compressed attention": ("compressed-moe", {"attention_dp": 2, "ep": 2}),
-}
 
 
 def wires_of(plan, env, fidelity):
@@ -99,18 +83,6 @@ def test_messages_confirm_ranks_for_whole_steps(tiny, topology):
             )
 
 
-def light(plan):
-    """The same plan on an engine with next to no time of its own, which would hide differences in
-    the rest.
-    """
-    engine = plan.placement.calibration.engine.model_copy(
-        update={"step_s": 1e-4, "sequence_s": 0.0}
-    )
-    return change_plan(
-        plan, calibration=plan.placement.calibration.model_copy(update={"engine": engine})
-    )
-
-
 def measure(record):
     times = latencies(record.requests)
     busy_s = record.steps["duration_s"].sum()
@@ -129,17 +101,6 @@ def agree(plan, trace):
     assert measure(by_step) == pytest.approx(measure(by_rank), rel=0.02)
     assert by_step.read_bytes == pytest.approx(by_rank.read_bytes, rel=0.05)
     assert by_step.load_imbalance == pytest.approx(by_rank.load_imbalance, rel=0.05, nan_ok=True)
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_ranks_confirm_the_table_on_the_same_trace(tiny, split):
-    model, parallel = SPLITS[split]
-    plan = tiny.plan(model, **parallel)
-    if plan.placement.experts is None or not plan.placement.layout.travels:
-        agree(plan, tiny.trace(num_requests=80, rate_per_s=400))
-    # With arrivals in between, a hair's difference moves a request to the next step; at once, only
-    # prices differ.
-    agree(light(plan), tiny.trace(num_requests=80, rate_per_s=400_000))
 
 
 def test_ranks_confirm_the_table_where_requests_arrive_in_between(tiny):

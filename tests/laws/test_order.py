@@ -16,17 +16,16 @@ from tests.cases import cases
 from tests.parts import change_plan
 
 SEEDS = st.integers(0, 10_000)
-FIRST_COME = {"kind": "first_come"}
 
 
-def serve_in_order(tiny, seed, order, num_classes=3):
+def serve_in_order(tiny, seed, order):
     """One replica with an ample cache, few places, and more requests than it can take at once."""
     rng = np.random.default_rng(seed)
     scheduling = {"kind": "chunked", "max_sequences": int(rng.choice([1, 3, 8]))}
     plan = tiny.plan("dense", seed=1, tp=2, num_layers=2, scheduling=scheduling)
     plan = change_plan(plan, order=build("order", order, "test"))
     trace = tiny.trace(60, 400.0, 200, 20, seed=seed)
-    priority = rng.integers(num_classes, size=trace.num_requests)
+    priority = rng.integers(3, size=trace.num_requests)
     trace = replace(trace, attributes={"priority": priority})
     return serve(plan, trace, fill=tiny.tables.fill, ingress_delay_s=0.0).requests_table()
 
@@ -51,25 +50,6 @@ def test_by_priority_nobody_starts_before_a_more_urgent_one_that_waits(tiny, see
 def test_with_ageing_what_a_request_has_waited_counts(tiny, seed, ageing_s):
     found = serve_in_order(tiny, seed, {"kind": "priority", "ageing_s": ageing_s})
     assert check_order(found, (found["arrival_s"] + ageing_s * found["priority"]).to_numpy())
-
-
-@cases(20)
-@given(seed=SEEDS)
-def test_one_class_is_served_as_it_comes(tiny, seed):
-    by_priority = serve_in_order(tiny, seed, {"kind": "priority"}, num_classes=1)
-    assert by_priority.equals(serve_in_order(tiny, seed, FIRST_COME, num_classes=1))
-
-
-@cases(20)
-@given(seed=SEEDS)
-def test_an_order_decides_who_is_early_and_hardly_how_much_is_served(tiny, seed):
-    known = serve_in_order(tiny, seed, FIRST_COME)
-    found = serve_in_order(tiny, seed, {"kind": "priority"})
-    first_s = [one["first_token_s"] - one["arrival_s"] for one in (known, found)]
-    is_urgent = known["priority"] == 0
-    assert first_s[1][is_urgent].mean() <= first_s[0][is_urgent].mean() * 1.05
-    ends_s = [one["finish_s"].max() for one in (known, found)]
-    assert ends_s[1] == pytest.approx(ends_s[0], rel=0.25)
 
 
 class Own(Frozen):

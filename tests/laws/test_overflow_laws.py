@@ -12,14 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from simulator.base.plugins import build
 from simulator.config.workload import SLO
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.experts_table import spread_tokens
 from simulator.engine.step_log import LOG_COLUMNS, NUM_COLUMNS, cut_row
 from simulator.engine.timeline import run_plan, serve
-from simulator.policies.contracts import admit_pairs
 from simulator.policies.contracts import find_overflow_fault as find_fault
 from simulator.policies.overflow import RoutedTokens, take_choices
 from simulator.policies.overflow.capacity import Capacity
@@ -50,21 +48,6 @@ def batches(draw, most_next=0):
     return RoutedTokens(ids_TJ, rank_TJ, top_k, source_T, experts, ranks)
 
 
-def own(tokens):
-    """Experts that tokens chose."""
-    return tokens.ids_TJ[:, : tokens.top_k]
-
-
-def of_rank(tokens, rank):
-    """Tokens that pass the router of one rank."""
-    own_T = tokens.source_T == rank
-    return tokens._replace(
-        ids_TJ=tokens.ids_TJ[own_T],
-        rank_TJ=tokens.rank_TJ[own_T],
-        source_T=np.zeros(own_T.sum(), dtype=np.int64),
-    )
-
-
 any_policy = st.one_of(
     st.builds(
         Capacity,
@@ -76,80 +59,12 @@ any_policy = st.one_of(
 )
 
 
-a_factor = st.floats(0.01, 4.0)
-
-
-@cases(100)
-@given(batches(), a_factor)
-def test_each_expert_keeps_the_first_tokens_of_each_rank_up_to_its_capacity(batch, factor):
-    ids_TK, source_T, experts = own(batch), batch.source_T, batch.num_experts
-    keep_TK = Capacity(factor=factor).admit(batch) >= 0
-    for source in set(source_T.tolist()):
-        own_TK, kept_TK = ids_TK[source_T == source], keep_TK[source_T == source]
-        capacity = int(np.ceil(own_TK.size / experts * factor))
-        for expert in range(experts):
-            chose_T, has_T = (own_TK == expert).any(axis=1), ((own_TK == expert) & kept_TK).any(1)
-            assert has_T.sum() == min(chose_T.sum(), capacity)
-            assert np.array_equal(np.flatnonzero(has_T), np.flatnonzero(chose_T)[: has_T.sum()])
-
-
-@cases(100)
-@given(batches(), a_factor, a_factor)
-def test_a_lower_factor_keeps_no_pair_that_a_higher_one_drops(batch, one, other):
-    low, high = (Capacity(factor=f).admit(batch) >= 0 for f in sorted((one, other)))
-    assert not (low & ~high).any()
-
-
-@cases(60)
-@given(batches(most_next=4), any_policy, st.integers(0, 4))
-def test_what_a_rank_admits_does_not_hang_on_others(batch, policy, rank):
-    alone_TK = policy.admit(of_rank(batch, rank))
-    assert np.array_equal(policy.admit(batch)[batch.source_T == rank], alone_TK)
-
-
 @cases(100)
 @given(batches(most_next=4), any_policy)
 def test_admitted_pairs_are_those_of_a_direct_count(batch, policy):
     admitted_TK = policy.admit(batch)
     assert np.array_equal(admitted_TK, admit_by_loops(policy, batch))
     assert not find_fault(admitted_TK, batch)
-
-
-@cases(60)
-@given(batches(most_next=4), a_factor)
-def test_no_rank_gets_more_than_its_room(batch, factor):
-    admitted_TK = Capacity(factor=factor, per="rank").admit(batch)
-    rank_TK = np.where(admitted_TK < 0, -1, admitted_TK * batch.num_ranks // batch.num_experts)
-    for source, tokens in enumerate(batch.tokens_S):
-        room = int(np.ceil(tokens * batch.top_k / batch.num_ranks * factor))
-        pairs_R = np.bincount(rank_TK[batch.source_T == source].ravel() + 1)[1:]
-        assert pairs_R.max(initial=0) <= room
-
-
-@cases(60)
-@given(batches(most_next=4), a_factor, st.sampled_from(["expert", "rank"]))
-def test_next_choices_take_rooms_that_are_left_and_nobody_elses(batch, factor, per):
-    """Pairs that find room among their own choices keep them, and more pairs find some."""
-    policy = Capacity(factor=factor, per=per)
-    kept_TK = policy.admit(
-        batch._replace(ids_TJ=own(batch), rank_TJ=batch.rank_TJ[:, : batch.top_k])
-    )
-    admitted_TK = policy.admit(batch)
-    assert np.array_equal(admitted_TK[kept_TK >= 0], kept_TK[kept_TK >= 0])
-    assert (admitted_TK >= 0).sum() >= (kept_TK >= 0).sum()
-
-
-@cases(60)
-@given(batches(most_next=4))
-def test_room_for_every_token_drops_none(batch):
-    for per, enough in (
-        ("expert", batch.num_experts / batch.top_k),
-        ("rank", float(batch.num_ranks)),
-    ):
-        admitted_TK = Capacity(factor=enough, per=per).admit(batch)
-        assert np.array_equal(admitted_TK, own(batch))
-    for policy in (build("overflow", {"kind": "none"}, "test"), FewerExperts(top_k=batch.top_k)):
-        assert np.array_equal(admit_pairs(policy, batch), own(batch))
 
 
 LAYOUTS = [
@@ -256,26 +171,6 @@ def test_dropping_sends_computes_and_reads_no_more(tiny, split):
         assert more.read_bytes >= fewer.read_bytes
         assert (more.dispatch.bytes_SR >= fewer.dispatch.bytes_SR).all()
         assert (more.combine.bytes_SR >= fewer.combine.bytes_SR).all()
-
-
-@pytest.mark.parametrize("total", [40, 9001])
-@pytest.mark.parametrize("split", LAYOUTS, ids=str)
-def test_a_step_with_room_for_all_costs_what_it_costs_without_a_capacity(tiny, split, total):
-    free, roomy = (
-        Prices(tiny.plan("moe", overflow=overflow, **split).placement, 16_384).expert_step(
-            2, spread_tokens(total, 1.5, split.get("attention_dp", 1)), 99
-        )
-        for overflow in (None, capacity(8.0))  # 16 experts, 2 a token
-    )
-    assert (free.dropped_pairs, free.read_bytes) == (0, roomy.read_bytes)
-    assert roomy.dropped_pairs == 0
-    for name in ("pairs_R", "experts_R"):
-        assert np.array_equal(getattr(free, name), getattr(roomy, name))
-    assert np.array_equal(free.dispatch.bytes_SR, roomy.dispatch.bytes_SR)
-    assert (free.dispatch.alone_s, free.combine.alone_s) == (
-        roomy.dispatch.alone_s,
-        roomy.combine.alone_s,
-    )
 
 
 class Nobody:

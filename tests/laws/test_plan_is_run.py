@@ -25,7 +25,7 @@ from simulator.planner.screen import Candidate
 from simulator.planner.search import search
 from simulator.planner.space import ReplicaShape, count_spares
 from simulator.planner.store import Store, key_of
-from simulator.planner.traffic import LEAST_STAYS, Traffic, find_stretch, lasting, traffic_of
+from simulator.planner.traffic import LEAST_STAYS, Traffic, find_stretch, traffic_of
 from simulator.planner.trial import estimate_sampling_error, measure_outcome
 from simulator.results.answer.folder import PlanResults
 from simulator.workload.traces import RequestTrace
@@ -156,20 +156,6 @@ def test_more_replicas_are_no_worse_within_sampling_error(kind, model, has_pools
 
 def has_pools(evaluation):
     return evaluation.candidate.prefill is not None
-
-
-@pytest.mark.slow
-def test_a_plan_from_a_file_is_what_runs(tmp_path):
-    """With all that a plan assesses, and no other door than the two commands."""
-    log = write_log("bursty", tmp_path / "log.csv")
-    asked = question(log, DENSE, peak_s=20.0).model_dump(mode="json", exclude_defaults=True)
-    answer = moesim.plan(asked, folder=tmp_path / "plan", cache=Store(None), workers=1)
-    row = moesim.run(tmp_path / "plan" / "recommended.toml").summary.iloc[0]
-    best = answer.recommended
-    for name in ("ttft_p95_s", "tpot_mean_s", "tpot_p90_s"):
-        latency, level, _ = name.split("_")
-        assert row[name] == best.measured_value(f"{latency}_s.{level}")
-    assert row["output_tokens_per_s"] == best.output_tokens_per_s
 
 
 @pytest.mark.slow
@@ -349,17 +335,6 @@ def test_a_stretch_has_requests_enough_and_lasts_long_enough(seed, level, count,
     assert some.duration_s >= min(LEAST_STAYS * stay_s, traffic.duration_s) * (1 - 1e-9)
     assert some.num_requests <= traffic.num_requests
     assert some.is_steady or not traffic.is_steady
-
-
-@pytest.mark.parametrize(("level", "enough"), [("p90", 300), ("p99", 3000)])
-def test_generated_requests_are_judged_by_thirty_beyond_the_highest_percentile(level, enough):
-    requests = {
-        "arrivals": {"kind": "poisson", "rate_per_s": 50.0},
-        "lengths": {"kind": "fixed", "num_input": 100, "num_output": 20},
-        "num_requests": 40,
-    }
-    asked = question(requests, DENSE, rate_scale=1.0, targets={"tpot_s": {level: 0.02}})
-    assert traffic_of(lasting(asked, Path())[0], Path()).num_requests >= enough
 
 
 @pytest.mark.slow

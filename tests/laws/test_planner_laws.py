@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -273,19 +272,6 @@ def test_copies_of_experts_take_memory():
     )
     assert (held_back.unused_gpus, held_back.held_back_gpus) == (8, 4), (
         "what is held back is counted once"
-    )
-
-
-def test_copies_of_experts_cost_their_share_of_every_replica():
-    copying = candidate(MOE, attention_dp=4, ep=4)
-    copying = copying._replace(shape=copying.shape._replace(slots=40))
-    space, nothing = trials().space, Evaluation(copying, None, None, np.inf)
-    stand_in = SimpleNamespace(space=space, find=lambda _: nothing)
-    first = nothing._replace(cluster_size=ClusterSize(16, 3))
-    spare = idle_costs(stand_in, first, first).spare_experts
-    assert spare.cost_per_hour_without is None
-    assert spare.cost_per_hour == pytest.approx(
-        spare.share_of_memory * 12 * space.machines[0].gpu_hour
     )
 
 

@@ -59,15 +59,6 @@ def test_what_is_stored_is_exact(pruning, expected):
     assert stored_bytes(pruning, 128, 256, 2.0) == expected
 
 
-@pytest.mark.parametrize(
-    ("stored_as", "break_even"), [("csr", 2 / 3), ("tiled_csl", 1 / 2), ("bitmap", 1 / 16)]
-)
-def test_less_is_stored_than_of_the_whole_beyond_a_format_s_own_sparsity(stored_as, break_even):
-    whole = N * K * 2.0
-    assert stored_bytes(unstructured(break_even - 0.01, stored_as), N, K, 2.0) > whole
-    assert stored_bytes(unstructured(break_even + 0.01, stored_as), N, K, 2.0) < whole
-
-
 @pytest.mark.parametrize(("accelerator", "kernels", "dtype"), MEASURED)
 def test_no_product_is_faster_than_its_bytes_and_multiplications_allow(accelerator, kernels, dtype):
     pruning = pruning_for(kernels, 0.8)

@@ -55,43 +55,6 @@ def test_slots_are_those_of_a_direct_choice(batch, kind, first_token):
     assert np.array_equal(slot_TK, choose_by_loops(policy, *batch[:4], origins))
 
 
-@cases(60)
-@given(batches(), st.sampled_from(KINDS))
-def test_every_pair_goes_to_one_copy_of_its_expert(batch, kind):
-    expert_P, _, _, ids_TK, _ = batch
-    slot_TK = choose(kind, batch)
-    assert np.array_equal(np.where(slot_TK < 0, -1, expert_P[slot_TK]), ids_TK)
-
-
-@cases(40)
-@given(batches(), st.sampled_from(KINDS))
-def test_a_ranks_copies_do_not_hang_on_other_ranks_tokens(batch, kind):
-    """Tokens of a rank follow each other, so positions are those of the whole batch."""
-    order_T = np.argsort(batch[4], kind="stable")
-    batch = (*batch[:3], batch[3][order_T], batch[4][order_T])
-    whole_TK = choose(kind, batch)
-    for rank in range(len(batch[2])):
-        own = np.flatnonzero(batch[4] == rank)
-        if len(own):
-            alone_TK = choose(kind, batch, chosen=own, first_token=int(own[0]))
-            assert np.array_equal(whole_TK[own], alone_TK)
-
-
-@cases(40)
-@given(batches())
-def test_no_pair_travels_farther_than_to_the_nearest_copy(batch):
-    expert_P, rank_P, node_R, ids_TK, rank_T = batch
-    slot_TK = choose("nearest", batch)
-    for rank, ids_K, slots_K in zip(rank_T, ids_TK, slot_TK, strict=True):
-        for expert, slot in zip(ids_K, slots_K, strict=True):
-            if expert >= 0:
-                holders = rank_P[expert_P == expert]
-                if rank in holders:
-                    assert rank_P[slot] == rank
-                elif node_R[rank] in node_R[holders]:
-                    assert node_R[rank_P[slot]] == node_R[rank]
-
-
 def test_the_least_loaded_copy_is_more_even_than_turns():
     """Of 64 experts 16 have a second copy elsewhere; popularity is skewed."""
     rng = np.random.default_rng(3)

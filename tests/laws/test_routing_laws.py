@@ -8,7 +8,6 @@ from simulator.config.ffns.moe import MoE
 from simulator.policies.placement.contiguous import Contiguous
 from simulator.policies.placement.eplb import Eplb
 from simulator.policies.placement.greedy import Greedy
-from simulator.policies.placement.random import Random
 from simulator.policies.routing._popularity import LARGEST_INCLUSION, choose, inclusion
 from simulator.policies.routing.lognormal import Lognormal
 from simulator.policies.routing.uniform import Uniform
@@ -122,19 +121,6 @@ def test_zipf_with_exponent_0_and_lognormal_with_sigma_0_are_uniform():
         topk_ids_TK = router.topk_ids(0, np.array([num_tokens]), np.random.default_rng(1))
         count_E = np.bincount(topk_ids_TK.ravel(), minlength=64)
         assert np.abs(count_E - expected).max() < 5 * np.sqrt(expected * (1 - 6 / 64)), policy
-
-
-@quick
-@given(loads=loads(), seed=st.integers(0, 99))
-def test_every_expert_is_placed_exactly_once(loads, seed):
-    load_LE, num_ranks = loads
-    for policy in (Contiguous(), Random(), Greedy()):
-        placed = policy.place(load_LE, num_ranks, np.random.default_rng(seed))
-        assert np.array_equal(
-            np.sort(placed.expert_LP, axis=1),
-            np.tile(np.arange(load_LE.shape[1]), (len(load_LE), 1)),
-        )
-        assert (np.diff(placed.rank_LP, axis=1) >= 0).all()
 
 
 @quick

@@ -11,7 +11,7 @@ from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.config.workload import SLO
 from simulator.engine.timeline import run_plan
-from simulator.results.metrics import latencies, summarise
+from simulator.results.metrics import summarise
 from tests.parts import change_plan
 from tests.single_steps import take_apart
 
@@ -106,24 +106,6 @@ def test_equal_arrivals_in_time_are_equal_goodput_however_long_the_last_request_
     for row in rows:
         assert row["slo_attainment"] == 1.0
         assert row["goodput_per_s"] == len(later_s) / (later_s[-1] - later_s[0])
-
-
-def mean_ttft_s(tiny, kind):
-    """Over 5 traces of very uneven lengths, at a load where queues form."""
-    found = []
-    for seed in range(5):
-        trace = tiny.trace(300, 700.0, seed=seed)
-        lengths = np.random.default_rng(seed).choice([50, 4000], 300, p=[0.8, 0.2])
-        trace = dataclasses.replace(trace, num_input=lengths, num_output=1 + lengths // 100)
-        plan = tiny.plan("dense", num_layers=16, replicas=4, balancing={"kind": kind})
-        found.append(latencies(run_plan(plan, trace).requests)["ttft_s"].mean())
-    return np.mean(found)
-
-
-def test_looking_at_load_beats_chance(tiny):
-    by_chance = mean_ttft_s(tiny, "random")
-    assert mean_ttft_s(tiny, "least_outstanding") < by_chance
-    assert mean_ttft_s(tiny, "least_tokens") < by_chance
 
 
 def test_a_run_leaves_its_trace_as_it_was(tiny):

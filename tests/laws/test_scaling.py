@@ -17,8 +17,8 @@ from tests.laws.deployments import (
     draw_deployment,
     serve_by_events,
 )
-from tests.laws.failing import check_all_is_given_back, with_changes
-from tests.laws.test_recovery import check_silence, draw_elastic, draw_gpu_losses, recover
+from tests.laws.failing import check_outcomes, with_changes
+from tests.laws.test_recovery import draw_elastic, draw_gpu_losses, recover
 from tests.parts import change_plan
 
 
@@ -97,20 +97,7 @@ def draw_scaled(tiny, seed):
 def test_finished_and_lost_are_what_arrived_and_no_token_comes_twice(tiny, seed):
     plan, trace = draw_scaled(tiny, seed)
     served = tiny.serve(plan, trace)
-    table = served.requests_table()
-    assert len(table) == trace.num_requests
-    assert set(table["outcome"]) <= {"finished", "lost"}
-    is_finished = (table["outcome"] == "finished").to_numpy()
-    pool = served.pools["both"]
-    tokens = pool.requests.each.generated
-    assert (tokens[is_finished] == trace.num_output[is_finished]).all()
-    if plan.serving.recovery.requests != "retry":
-        assert pool.ranks.gap_counts.sum() == np.maximum(tokens - 1, 0).sum()
-    done = table[is_finished]
-    assert (done["arrival_s"] <= done["scheduled_s"]).all()
-    assert (done["first_token_s"] <= done["finish_s"]).all()
-    check_all_is_given_back(pool)
-    check_silence(served)
+    assert len(check_outcomes(plan, trace, served)) == trace.num_requests
     check_held(served, plan, trace)
 
 
@@ -313,16 +300,7 @@ def test_announced_failures_lose_no_request_twice_and_are_the_same_at_every_fide
 ):
     plan, trace = draw_announced(tiny, seed)
     served = tiny.serve(plan, trace)
-    table = served.requests_table()
-    assert set(table["outcome"]) <= {"finished", "lost"}
-    is_finished = (table["outcome"] == "finished").to_numpy()
-    if "both" in served.pools:
-        tokens = served.pools["both"].requests.each.generated
-        assert (tokens[is_finished] == trace.num_output[is_finished]).all()
-    for name, pool in served.pools.items():
-        if name != "prefill" or is_finished.all():
-            check_all_is_given_back(pool)
-    check_silence(served)
+    check_outcomes(plan, trace, served)
     check_same_events(served, serve_by_events(monkeypatch, plan, trace, tiny.tables))
 
 

@@ -67,6 +67,15 @@ def recorded(count=400, rate=10.0, seed=0, blocks=0):
     )
 
 
+def stays_of(arrival_s, stay_s):
+    """Requests of one token, which stay so long."""
+    finish_s = arrival_s + stay_s
+    table = {"arrival_s": arrival_s, "first_token_s": arrival_s, "finish_s": finish_s}
+    return pd.DataFrame(
+        table | {"num_input": 1, "num_output": 1, "stream_s": 0.0, "num_preemptions": 0}
+    )
+
+
 def outcome(requests, targets, lead=0, stay_s=0.0):
     """What a table of requests measures, the first ``lead`` of them not judged."""
     lengths = np.ones(len(requests), np.int64)
@@ -176,17 +185,7 @@ def test_a_deployment_that_falls_behind_is_caught_whatever_is_asked_for(slots, k
 def test_the_backlog_is_what_the_last_quarter_serves_more_than_the_second(stays):
     """Brute force: who is there is counted in every second."""
     arrival_s, stay_s = np.array([(0, 1), *stays, (SPAN_S, 1)]).T
-    requests = pd.DataFrame(
-        {
-            "arrival_s": arrival_s,
-            "first_token_s": arrival_s,
-            "finish_s": arrival_s + stay_s,
-            "num_input": 1,
-            "num_output": 1,
-            "stream_s": 0.0,
-            "num_preemptions": 0,
-        }
-    )
+    requests = stays_of(arrival_s, stay_s)
     in_second_S = np.arange(SPAN_S)[:, None]
     present_S = ((arrival_s <= in_second_S) & (in_second_S < arrival_s + stay_s)).sum(axis=1)
     _, second, _, last = present_S.reshape(4, -1).mean(axis=1)
@@ -207,39 +206,12 @@ def test_a_backlog_may_grow_with_how_long_requests_stay_and_by_chance(
     lasts_s = np.where((arrival_s >= 0.75 * SPAN_S) & (arrival_s < SPAN_S), 1.0, 0.0)
     if at_once == 1:
         lasts_s /= 4
-    requests = pd.DataFrame(
-        {
-            "arrival_s": arrival_s,
-            "first_token_s": arrival_s,
-            "finish_s": arrival_s + lasts_s,
-            "num_input": 1,
-            "num_output": 1,
-            "stream_s": 0.0,
-            "num_preemptions": 0,
-        }
-    )
+    requests = stays_of(arrival_s, lasts_s)
     found = outcome(requests, {"ttft_s": {"p90": 1.0}}, stay_s=stay_s)
     half = len(arrival_s) / 2
     grown = (0.25 if at_once == 1 else at_once) / half
     assert found.measured["backlog"] == pytest.approx(grown)
     assert found.ratios["backlog"] == pytest.approx(grown / (share + 4 * by_chance / half))
-
-
-def test_few_requests_give_all_their_tokens_in_the_time_that_they_take():
-    requests = pd.DataFrame(
-        {
-            "arrival_s": [2.0, 3.0, 4.0],
-            "first_token_s": [3.0, 4.0, 5.0],
-            "finish_s": [4.0, 7.0, 6.0],
-            "num_input": 1,
-            "num_output": [3, 5, 4],
-            "stream_s": 0.0,
-            "num_preemptions": 0,
-        }
-    )
-    found = outcome(requests, {"output_tokens_per_s": 3.0})
-    assert found.output_tokens_per_s == 12 / 5
-    assert found.ratios["output_tokens_per_s"] == 3.0 / 2.4
 
 
 def test_stays_follow_from_what_is_asked_for():

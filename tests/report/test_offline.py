@@ -13,10 +13,8 @@ from simulator.lab.report import scoreboard
 from simulator.report import execution, page, plan_page
 from simulator.results.answer import Answer
 from simulator.results.answer.folder import PlanResults
-from tests.benchmarks.page import render as render_bench
 from tests.report import made_up_executions, plan_answers, small_runs
 from tests.report.pages import MOST_BYTES, payload_of, unpacked
-from tests.report.test_bench_page import NOTHING, make_bench
 from tests.report.test_scoreboard import board
 from tests.report.test_training_page import training_page
 from tests.report.test_training_step_page import training_plan_html, training_step_html
@@ -40,7 +38,6 @@ SHOWN = {
     "hostile": lambda: execution.render(made_up_executions.CASES["hostile"]()),
     "many ranks": lambda: execution.render(made_up_executions.CASES["many ranks"]()),
     "training": training_page,
-    "bench": lambda: render_bench(make_bench(), NOTHING),
 }
 """Pages that no other test opens on a desk and on a phone."""
 A4_PIXELS = 718

@@ -4,7 +4,6 @@ asked.
 
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
 
@@ -199,16 +198,6 @@ def test_machines_without_a_price_are_counted_instead():
     assert "2 to 4 GPUs" in section(page, "how-sure-this-is")
     assert "GPUs" in json.dumps([plot["layout"]["xaxis"] for plot in payload_of(page)["plots"]])
     assert "Cost against latency" not in page
-
-
-def test_a_figure_that_fails_leaves_the_rest_of_the_page(monkeypatch):
-    whole = render(answer(), RUN)
-    figure = SimpleNamespace(title="Own", section="Own", definition="What.", draw=lambda _: 1 / 0)
-    monkeypatch.setattr(plan_page, "FIGURES", [*FIGURES, figure])
-    with pytest.warns(RuntimeWarning, match="figure 'Own' is not drawn: ZeroDivisionError"):
-        page = render(answer(), RUN)
-    assert "<b>Own</b>: is not drawn, ZeroDivisionError" in section(page, "not-drawn")
-    assert payload_of(page) == payload_of(whole)
 
 
 def test_two_models_that_miss_with_deployments_of_one_text_are_both_shown():

@@ -193,7 +193,6 @@ def test_lengths_stay_between_their_limits():
         ({"p50": 10, "p90": 20, "sigma": 1}, "give either p90 or sigma"),
         ({"p50": 10, "p90": 10}, r"p90 \(10.0\) must be above p50"),
         ({"p50": 10, "sigma": 1, "min": 9, "max": 8}, r"max \(8\) must be at least min"),
-        ({"p50": -10, "sigma": 1}, "at least 0.5 tokens, got -10"),
     ],
 )
 def test_wrong_log_normal_tables_are_refused(table, message):
@@ -211,8 +210,6 @@ def test_wrong_log_normal_tables_are_refused(table, message):
         ([0, 1], [1, 2, 3], "must be as many"),
         ([0.1, 1], [1, 2], "must begin with 0 and end with 1"),
         ([0, 0.5, 0.5, 1], [1, 2, 3, 4], "probabilities must rise"),
-        ([0, 0.5, 1], [1, 3, 2], "lengths must not fall"),
-        ([0, 2], [1, 3], "at most 1"),
     ],
 )
 def test_wrong_quantile_tables_are_refused(probabilities, values, message):

@@ -79,7 +79,6 @@ def test_a_column_comes_before_the_id():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (("rounds = 3", "rounds = 0"), "rounds must be"),
         (('source = "streams every four steps"', ""), "missing key"),
         (("'^ours_'", "'(ours_'"), "is no regular expression"),
         (("experts", "expert"), "unknown key 'expert'; did you mean 'experts'"),

@@ -226,10 +226,7 @@ def test_another_seed_gives_the_same_verdict(tmp_path, text):
     ("text", "told"),
     [
         (COUNTED.replace('"sparsity"', '"sparse"'), "unknown commands.claim_tests kind 'sparse'"),
-        (COUNTED.replace("olmoe-1b-7b", "olmo"), "unknown model 'olmo'"),
         (COUNTED.replace("batches = [1, 64]", "batches = []"), "batches must be"),
-        (TRAINED.replace("joint-moe", "joint"), "unknown law 'joint'"),
-        (TRAINED.replace("h100-sxm", "h1oo-sxm"), "unknown cluster 'h1oo-sxm'; did you mean"),
         (TRAINED.replace("gpus = 8", "gpus = 12"), "gpus is 12.* name a multiple of 8"),
         (SERVED.replace("[1, 16]", "[0.25, 16]"), "batches has 0.25 on each .* use at least 0.5"),
         (ON_A_DEVICE.replace("[5, 20]", "[1e5]"), "no model runs under any of these conditions"),
@@ -250,8 +247,3 @@ def test_wrong_names_are_told_before_anything_is_simulated(tmp_path, monkeypatch
     with pytest.raises(UserError, match="unknown"):
         try_one(tmp_path, TRAINED.replace(*wrong))
     assert not trainings
-
-
-def test_claims_are_tried_with_a_seed_at_least():
-    with pytest.raises(UserError, match="--seeds 0: must be at least 1"):
-        try_claims(["sparsity"], num_seeds=0)

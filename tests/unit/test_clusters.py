@@ -1,7 +1,5 @@
 """Finding a cluster by name, and what a stranger reads when there is none."""
 
-from pathlib import Path
-
 import pytest
 
 from simulator.base.data import available_files
@@ -52,19 +50,10 @@ def test_the_number_at_the_end_of_a_name_is_its_gpus():
     assert accelerator.name == "h100-sxm"
 
 
-def test_a_part_of_a_box_is_one_node():
-    cluster, _ = load_cluster("h100-sxm-2", "a test")
-    assert (cluster.num_gpus, cluster.num_nodes) == (2, 1)
-
-
 def test_a_file_without_sizes_is_called_by_its_bare_name_even_where_that_ends_in_digits():
     cluster, _ = load_cluster("gb200-nvl72", "a test")
     assert (cluster.num_gpus, cluster.gpus_per_node, cluster.num_nodes) == (72, 72, 1)
     assert "gb200-nvl72" in available_clusters()
-
-
-def test_several_racks_are_several_fast_domains():
-    assert load_cluster("gb200-144", "a test")[0].num_nodes == 2
 
 
 def test_what_a_file_does_not_give_comes_from_the_one_it_is_based_on():
@@ -87,11 +76,7 @@ def test_the_bare_name_is_num_gpus_where_a_file_gives_both():
         ("l40s", "comes in 1, 2, 4, 8 GPUs: say how many, as in 'l40s-8'"),
         ("laptop-m4-max-2", "in one size only (num_gpus = 1), not 2; write 'laptop-m4-max'"),
         ("h100-smx-32", "did you mean 'h100-sxm-32'?"),
-        ("h100-sxm8", "did you mean 'h100-sxm-8'?"),
-        ("H100-SXM-8", "did you mean 'h100-sxm-8'?"),
-        ("h100-8", "did you mean 'h100-sxm-8'?"),
         ("h100-sxm-08", "did you mean 'h100-sxm-8'?"),
-        ("gb200-nvl-72", "did you mean 'gb200-nvl72'?"),
     ],
 )
 def test_a_name_or_a_size_that_is_not_there_is_answered_with_the_nearest(name, said):
@@ -109,13 +94,6 @@ def test_a_name_or_a_size_that_is_not_there_is_answered_with_the_nearest(name, s
 def test_a_name_like_none_is_answered_with_files_and_not_with_every_size(name, named, others):
     assert all(one in message(name) for one in named)
     assert others not in message(name)
-
-
-def test_an_unknown_accelerator_is_answered_with_the_nearest():
-    with pytest.raises(
-        UserError, match=r"^x\.toml: unknown accelerator 'h100-smx'; did you mean 'h100-sxm'\?$"
-    ):
-        load_accelerator("h100-smx", "x.toml")
 
 
 def test_a_users_own_file_is_found_and_is_one_node_unless_it_says_otherwise(own):
@@ -142,7 +120,6 @@ def test_a_users_own_file_may_be_based_on_one_that_ships(own):
     ("text", "said"),
     [
         (BOX + "gpus_pernode = 4\n", "unknown key 'gpus_pernode'; did you mean 'gpus_per_node'?"),
-        (BOX.replace("gpus_per_node = 8\n", ""), "missing key 'gpus_per_node'"),
         ('based_on = "h100-smx"\n', "unknown cluster file 'h100-smx'; did you mean 'h100-sxm'?"),
         ('based_on = "mybox"\n', "based_on goes round in a circle: mybox -> mybox"),
     ],
@@ -156,12 +133,10 @@ def test_a_wrong_key_or_base_names_the_file_and_the_right_one(own, text, said):
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        ("sizes = 8\n", "sizes must be a list, got 8"),
         ('sizes = [8, "x"]\n', 'sizes.1 must be a whole number, got "x"'),
         ("sizes = [8, 12]\n" + WIRE, "sizes (12) must be whole nodes of 8"),
         ("num_gpus = 12\n" + WIRE, "num_gpus (12) must be whole nodes of 8"),
         ("num_gpus = 16\n", "num_gpus (16) needs several nodes, so scale_out must be given"),
-        ("based_on = 3\n", "based_on must be a text in quotes, got 3"),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong_rather_than_failing(own, extra, said):
@@ -186,12 +161,6 @@ def test_memory_to_serve_from_is_what_the_driver_shows_where_that_is_known():
     h100 = load_accelerator("h100-sxm", "a test")
     assert h100.servable_memory_bytes == 81559 * 2**20
     assert h100.model_copy(update={"visible_memory_bytes": None}).servable_memory_bytes == 80e9
-
-
-def test_files_are_found_from_any_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert load_cluster("h100-sxm-8", "a test")[0].num_gpus == 8
-    assert Path.cwd() == tmp_path
 
 
 def test_no_shipped_machine_is_odd_and_the_bounds_are_theirs():

@@ -91,11 +91,6 @@ def test_each_engine_has_its_own_scheduler():
     assert resolve("mine", "h100-sxm") == {"kind": "chunked"}
 
 
-def test_sglang_leaves_out_who_ends_from_the_release_on_that_does():
-    asked = ("sglang@0.5.4", "sglang@0.5.21", "sglang@0.5.22", "sglang")
-    assert [resolve(one, "h100-sxm")["knows_ends"] for one in asked] == [False, False, True, True]
-
-
 def make(model, cluster, engine, parallel, **keys):
     table = {"name": "it", "model": model, "cluster": cluster, "engine": engine, **keys}
     table["parallel"] = parallel
@@ -139,14 +134,6 @@ def test_sglang_keeps_room_for_graphs_of_all_data_parallel_ranks():
     assert found.capacity.kv_bytes / 2**30 == pytest.approx(11.7, rel=0.05)
     with pytest.raises(UserError, match=r"memory_fraction = 0\.8"):
         make("deepseek-v3", "h100-sxm-32", "sglang", {"attention_dp": 32, "ep": 32})
-
-
-def test_engines_work_ahead_from_the_release_on_that_does_it_by_default():
-    ahead = {
-        engine: resolve(engine, "h100-sxm").get("steps_ahead", 0)
-        for engine in ("vllm@0.13.0", "vllm@0.14.0", "vllm", "sglang", "trtllm@0.21.0", "trtllm")
-    }
-    assert list(ahead.values()) == [0, 1, 1, 1, 0, 1]
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])

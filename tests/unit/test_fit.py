@@ -97,10 +97,6 @@ REFUSED = [
     ("deepseek-v3", "h100-sxm", "fp8", {"attention_dp": 4, "ep": 4}),
     ("deepseek-v3", "rtx-4090", "bf16", {"tp": 8}),
     ("mixtral-8x7b", "rtx-4090", "bf16", {"attention_dp": 2, "ep": 2}),
-    ("gpt-oss-120b", "rtx-4090", "bf16", {}),
-    ("qwen3-235b-a22b", "h100-sxm", "bf16", {"tp": 2}),
-    ("nemotron-3-nano-30b-a3b", "rtx-4090", "bf16", {}),
-    ("kimi-k2", "rtx-4090", "bf16", {"attention_dp": 2, "ep": 2}),
 ]
 
 

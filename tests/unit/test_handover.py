@@ -3,7 +3,6 @@ targets when it is run.
 """
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +28,7 @@ from simulator.planner.store import Store
 from simulator.planner.traffic import lasting, traffic_of
 from simulator.results.answer import Handover
 from simulator.scenario.jobs import load_scenario
-from simulator.workload.requests import load_requests, source_arrivals_s
+from simulator.workload.requests import load_requests
 
 QUESTION = {
     "name": "small",
@@ -210,22 +209,6 @@ def test_the_answer_holds_scenarios_that_load(found, tmp_path):
     assert files["recommended.toml"].deployments == files["compared.toml"].deployments[:1]
 
 
-@pytest.mark.parametrize(
-    ("count", "files"),
-    [(1, {"recommended.toml": [0]}), (3, {"recommended.toml": [0], "compared.toml": [0, 1, 2]})],
-)
-def test_a_comparison_is_handed_over_only_where_there_is_one(monkeypatch, count, files):
-    inside = "simulator.planner.handover"
-    monkeypatch.setattr(f"{inside}.choose_handed_over", lambda _: list(range(count)))
-    monkeypatch.setattr(f"{inside}.scenario_text", lambda _, shown, target: f"{shown} {target}")
-    traffic = SimpleNamespace(workload=object())
-    given = hand_over(SimpleNamespace(met=[], traffic=traffic), Path("out"))
-    assert {one.file: one.text for one in given.scenarios} == {
-        name: f"{shown} out" for name, shown in files.items()
-    }
-    assert given.commands == ()
-
-
 def test_pools_survive_the_file(found, tmp_path):
     base = found.evaluations[0].candidate
     shape = ReplicaShape(0, 0, 1, 1, 1, "", "bf16", 0, "none")
@@ -252,15 +235,3 @@ def test_a_path_of_a_model_holds_from_where_the_file_lies(tmp_path):
     scenario = loaded(text, out)
     few = scenario.workload.model_copy(update={"num_requests": 20, "judge_from_s": 0.0})
     assert run_scenario(scenario.model_copy(update={"workload": few}))
-
-
-def test_arrivals_of_the_source_begin_before_what_is_kept():
-    spec = validate(
-        Question,
-        {**QUESTION, "workload": {"requests": "azure-conv", "num_requests": 50, "start_s": 10.0}},
-        "test",
-    ).workload
-    source_s, kept = source_arrivals_s(spec, Path(), 3), load_requests(spec, Path(), 3)
-    np.testing.assert_allclose(
-        source_s[source_s >= 10.0] - source_s[source_s >= 10.0][0], kept.arrival_s
-    )

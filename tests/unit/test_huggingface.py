@@ -301,15 +301,11 @@ def test_an_unknown_architecture_loads_when_its_keys_suffice(load):
     ("changes", "message"),
     [
         ({"num_key_value_heads": ...}, "missing key 'num_key_value_heads'"),
-        ({"vocab_size": 0}, "vocab_size must be above 0"),
-        ({"hidden_size": "4096"}, "hidden_size must be a whole number, got '4096'"),
         (
             {"num_attention_heads": 31},
             "missing key 'head_dim': num_attention_heads = 31 does not divide hidden_size = 4096",
         ),
-        ({"torch_dtype": ...}, "missing key 'torch_dtype'"),
         ({"model_type": "new", "tie_word_embeddings": ...}, "missing key 'tie_word_embeddings'"),
-        ({"model_type": "new", "rms_norm_eps": ...}, "missing key 'rms_norm_eps'"),
         (
             {"hidden_act": "gelu"},
             "hidden_act is 'gelu': whether the feed-forward block has a gate cannot be told",
@@ -317,10 +313,6 @@ def test_an_unknown_architecture_loads_when_its_keys_suffice(load):
         (
             {"model_type": "new", "use_qk_norm": True},
             "use_qk_norm is true, but the size of the norms cannot be told",
-        ),
-        (
-            {"layer_types": ["full_attention"]},
-            "layer_types must have an entry for each of num_hidden_layers = 32 layers, has 1",
         ),
         (
             {"layer_types": ["odd_attention"] * 32},
@@ -335,18 +327,9 @@ def test_an_unknown_architecture_loads_when_its_keys_suffice(load):
             "key 'moe_num_experts' describes a part of the model that is not understood",
         ),
         (
-            {"attn_layer_period": 8, "mamba_d_state": 16},
-            "key 'attn_layer_period' describes a part of the model",
-        ),
-        (
             {"quantization_config": {"quant_method": "bitsandbytes"}},
             "quantization_config describes 'bitsandbytes'",
         ),
-        (
-            {"num_experts": 8, "num_experts_per_tok": 9},
-            r"top_k \(9\) must be between 1 and num_experts \(8\)",
-        ),
-        ({"num_experts": 8}, "missing key 'num_experts_per_tok'"),
         (
             {"num_experts": 8, "num_local_experts": 16},
             "contradictory keys: num_experts = 8, num_local_experts = 16",

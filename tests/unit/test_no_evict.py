@@ -9,45 +9,15 @@ from simulator.base.errors import UserError
 from simulator.commands.check import check
 from simulator.commands.run import run as run_scenario
 from simulator.engine.timeline import run_plan
-from simulator.workload.traces import RequestTrace, take_requests
+from simulator.workload.traces import take_requests
 from tests.parts import freeze
-from tests.single_steps import take_apart
 from tests.small_scenario import small_scenario
-
-
-def serve(scheduling, num_requests=60, **deployment):
-    table = {
-        "name": "tested",
-        "model": "llama-3.1-8b",
-        "cluster": "l40s-1",
-        "scheduling": scheduling,
-        **deployment,
-    }
-    plan = freeze(table)
-    trace = RequestTrace(
-        np.zeros(num_requests), np.full(num_requests, 1000), np.full(num_requests, 3000), "made up"
-    )
-    return plan, run_plan(plan, trace)
-
-
-def test_no_request_is_preempted_and_fewer_run_at_once():
-    plan, kept = serve({"kind": "no_evict"})
-    _, paged = serve({"kind": "chunked", "max_sequences": 2048})
-    assert paged.requests["num_preemptions"].sum() > 0
-    assert kept.requests["num_preemptions"].sum() == 0
-    most = plan.serving.capacity.num_blocks // plan.serving.capacity.blocks_for(4000)
-    assert kept.steps["running"].max() == most < paged.steps["running"].max()
-
-
-def test_whole_prompts_share_steps_with_decodes():
-    _, kept = serve({"kind": "no_evict", "token_budget": 2500}, num_requests=10)
-    assert set(kept.steps["prefill_tokens"]) <= {0, 1000, 2000}
-    assert ((kept.steps["prefill_tokens"] > 0) & (kept.steps["decode_tokens"] > 0)).any()
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_cache_may_have_a_share_of_what_weights_leave(share):
-    plan, _ = serve({"kind": "no_evict"}, num_requests=1, free_memory_fraction=share)
+    table = {"name": "tested", "model": "llama-3.1-8b", "cluster": "l40s-1"}
+    plan = freeze({**table, "scheduling": {"kind": "no_evict"}, "free_memory_fraction": share})
     driver_bytes = 0.55 * 2**30
     left = plan.serving.capacity.total_bytes - driver_bytes
     left -= plan.serving.capacity.weights_bytes + plan.serving.capacity.step_bytes
@@ -58,29 +28,6 @@ def test_cache_may_have_a_share_of_what_weights_leave(share):
         + plan.serving.capacity.reserve_bytes
         == pytest.approx(plan.serving.capacity.total_bytes)
     )
-
-
-def held_back(scheduling, num_waiting):
-    """Steps of decodes only between the first request's prompt and the others', which arrive while
-    it decodes.
-    """
-    table = {"name": "tested", "model": "llama-3.1-8b", "cluster": "l40s-1"}
-    plan = freeze({**table, "scheduling": {"kind": "no_evict", **scheduling}})
-    arrival_s = np.append(0.0, np.full(num_waiting, 1.0))
-    count = num_waiting + 1
-    trace = RequestTrace(arrival_s, np.full(count, 1000), np.full(count, 200), "made up")
-    steps = take_apart(run_plan(plan, trace).steps)
-    prompts = np.flatnonzero(steps["prefill_tokens"] > 0)
-    ended_s = steps["start_s"] + steps["duration_s"]
-    return int(((ended_s[: prompts[1]] >= 1.0).to_numpy()).sum())
-
-
-def test_prompts_wait_for_more_beside_decodes_but_not_for_ever():
-    at_once = held_back({"token_budget": 8000}, 1)
-    wait = {"token_budget": 8000, "wait_steps": 20, "wait_share": 0.5}
-    assert held_back(wait, 1) == held_back(wait, 3) == at_once + 20
-    assert held_back(wait, 4) == at_once  # with the decode they are more than half a step
-    assert held_back({**wait, "wait_steps": 0}, 1) == at_once
 
 
 @pytest.mark.parametrize("kind", ["one replica", "two", "pools"])

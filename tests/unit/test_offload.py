@@ -50,10 +50,6 @@ REFUSED = [
         r"cluster 'h100-sxm-8' has no \[host.dram\] in its file; add one",
     ),
     (
-        {"cluster": "laptop-m4-max", **INT4, "offload": ONE},
-        r'has no \[host.dram\] in its file; tier = "storage" is there',
-    ),
-    (
         {"cluster": "laptop-m4-max", **INT4, "offload": {**ONE, "tier": "storage", "uploads": 1}},
         r"uploads = 1 leaves experts to a processor, .* has no \[host.processor\]",
     ),
@@ -67,14 +63,9 @@ REFUSED = [
         r"the experts take 90.2 GB in bf16, and \[host.dram\] .* has 56.0 GB; tier = \"storage\"",
     ),
     (
-        {**INT4, "offload": {**ONE, "caching": {"kind": "lrv"}}},
-        "choose one of: lfu, lru, popularity",
-    ),
-    (
         {**INT4, "offload": ONE, "overflow": {"kind": "capacity", "factor": 1.0}},
         "an overflow changes them; leave overflow or offload out",
     ),
-    ({**INT4, "offload": {**ONE, "prefetching": {"kind": "next"}}}, "next_layer"),
     (
         {**INT4, "offload": {**ONE, "prefetching": {"kind": "successors"}}},
         r"routing 'lognormal' draws each layer by itself, .* cannot tell; .*next_layer.* hit_rate",

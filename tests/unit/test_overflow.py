@@ -9,7 +9,7 @@ import pytest
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
 from simulator.deployment.facts import facts_of
-from simulator.policies.overflow import RoutedTokens, count_next_choices, may_drop
+from simulator.policies.overflow import count_next_choices, may_drop
 from simulator.policies.overflow.capacity import Capacity
 from simulator.results.run_sentences import find_drops
 
@@ -37,10 +37,6 @@ def test_both_pools_drop(tiny):
     [
         ("dense", ROOMY, "[overflow]: dense-4 is dense and routes nothing; leave it out"),
         ("dense", {"kind": "none"}, "[overflow]: dense-4 is dense and routes nothing"),
-        ("moe", {"kind": "capactiy"}, "[overflow]: unknown overflow kind 'capactiy'; did you mean"),
-        ("moe", {"kind": "capacity"}, "[overflow]: missing key 'factor'"),
-        ("moe", {"kind": "capacity", "factor": 0.0}, "factor must be"),
-        ("moe", {"factor": 1.0}, "[overflow]: missing key 'kind'"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(tiny, model, overflow, wanted):
@@ -58,29 +54,6 @@ def test_steps_too_large_to_be_counted_are_refused_in_words(tiny):
     said = "a step has up to 35,651,584 token-expert pairs, must be at most 33,554,432; lower the"
     assert said in str(refused.value)
     tiny.plan("moe", attention_dp=16, overflow=ROOMY, **keys)
-
-
-def test_four_tokens_that_choose_one_expert_of_two():
-    """Room for ``ceil(1.25 x 4 x 1 / 2)`` = 3 of them; on two ranks for ``ceil(1.25)`` = 2 of each
-    rank's.
-    """
-    ids_TK, policy = np.zeros((4, 1), dtype=np.int16), Capacity(factor=1.25)
-    for source_T, admitted in (
-        (np.zeros(4, dtype=np.int64), [0, 0, 0, -1]),
-        (np.array([0, 0, 0, 1]), [0, 0, -1, 0]),
-    ):
-        tokens = RoutedTokens(ids_TK, ids_TK.astype(np.int64), 1, source_T, 2, 2)
-        assert policy.admit(tokens).ravel().tolist() == admitted
-
-
-def test_a_pair_without_room_goes_to_the_best_next_choice_that_has_some():
-    """Room for two tokens in each of three experts: the third goes to its next choice, the fourth
-    to the one behind it.
-    """
-    ids_TJ = np.array([[0, 1, 2], [0, 2, 1], [0, 1, 2], [0, 1, 2], [1, 2, 0]])
-    policy = Capacity(factor=1.2, next_choices=2)
-    tokens = RoutedTokens(ids_TJ, ids_TJ, 1, np.zeros(5, dtype=np.int64), 3, 3)
-    assert policy.admit(tokens).ravel().tolist() == [0, 0, 1, 2, 1]
 
 
 NEVER, EVENLY, ONE = [0.0, 0.0], [0.2, 0.2], [0.0, 0.31]

@@ -169,16 +169,6 @@ def test_simulations_that_were_kept_are_counted_aloud(tmp_path, monkeypatch):
     assert all(name.startswith(("screening ", "simulating ", "trying ")) for name in shown)
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(plan, tmp_path):
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "notes.txt").write_text("keep me", encoding="utf-8")
-    code, _, err = plan("--out", "mine")
-    assert code == 2
-    assert "notes.txt" in err
-    assert [entry.name for entry in mine.iterdir()] == ["notes.txt"]
-
-
 def test_impossible_targets_get_an_answer(plan, tmp_path):
     code, out, err = plan(
         text=QUESTION.replace("tpot_s = { p90 = 0.05 }", "tpot_s = { p90 = 0.005 }")

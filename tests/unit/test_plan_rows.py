@@ -6,14 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from simulator.planner.answer import _describe_miss
 from simulator.planner.evaluations import price_cluster
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.samples import Priced
 from simulator.planner.search import SearchResult
 from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty import assessment
-from simulator.planner.uncertainty.sensitivity import Sensitivity, _cheaper, _point
+from simulator.planner.uncertainty.sensitivity import Sensitivity, _point
 from tests.laws.tiny_question import candidate, demand, trials
 
 MOE, DENSE = 0, 1
@@ -56,26 +55,6 @@ def test_a_token_costs_its_share_of_those_that_come_out(outcome, served):
     assert cost["cost_per_million_tokens"] == pytest.approx(50 / served)
 
 
-def test_what_is_missed_is_told_with_the_gpus_that_replicas_take_up():
-    missed = evaluation(
-        size=None, cost=math.inf, outcome=measured(1.5, 50.0), most=ClusterSize(64, 60)
-    )
-    told = _describe_miss(found(), missed)
-    assert (told.row.gpus, told.row.gpus_used) == (64, 60)
-    assert (told.target, told.times_over) == ("tpot_s.p90", 1.5)
-    assert "64 GPUs, all that " in told.text
-    elsewhere = _describe_miss(found(), missed._replace(most=ClusterSize(32, 32)))
-    assert elsewhere.text.endswith(" on 32 GPUs")
-
-
-@pytest.mark.parametrize(
-    ("moe", "dense", "cheaper"),
-    [(1.0, 2.0, "moe"), (2.0, 1.0, "dense"), (1.0, 1.0, "same"), (math.inf, math.inf, "same")],
-)
-def test_the_cheaper_kind_costs_less(moe, dense, cheaper):
-    assert _cheaper(*(Priced(evaluation(), cost) for cost in (moe, dense))) == cheaper
-
-
 @pytest.mark.parametrize(("dense", "ratio"), [(4.0, 1.5), (math.inf, None)])
 def test_both_kinds_at_one_rate_have_costs_and_their_ratio(dense, ratio):
     sides = Priced(evaluation(), 6.0), Priced(evaluation(DENSE), dense)
@@ -116,13 +95,6 @@ def test_machines_that_cost_nothing_have_no_band_of_their_cost(cost, has_band):
     one = Priced(evaluation(), cost)
     row = sensitivity().describe("price", "GPUs 30 % cheaper", [one], one, "")
     assert ("cost_per_hour_low" in row.model_dump()) == has_band
-
-
-def test_in_brief_a_deployment_is_its_model_gpus_and_cost():
-    assert sensitivity()._summarise(None) is None
-    assert sensitivity()._summarise(Priced(evaluation(size=None), math.inf)) is None
-    brief = sensitivity()._summarise(Priced(evaluation(DENSE), 3.0))
-    assert (brief.model, brief.gpus, brief.cost_per_hour) == ("llama-3.1-8b", 8, 3.0)
 
 
 def test_nothing_is_asked_of_a_first_choice_without_a_size(monkeypatch):

@@ -8,7 +8,6 @@ from simulator.results.plan_sentences import (
     find_confidence,
     find_rate,
     find_start,
-    headline,
     reasons,
 )
 from tests.report.plan_answers import answer, row
@@ -77,19 +76,6 @@ def test_the_second_choice_costs_as_much_only_if_it_is_hardly_ever_dearer(less, 
     odds = {"cheaper_than_second": less, "dearer_than_second": more}
     [found] = find_confidence(sure(as_dear_as_second=1 - less - more, **odds))
     assert found.facts["is_same"] == is_same
-
-
-@pytest.mark.parametrize(
-    ("moe", "dense", "said"),
-    [
-        (10.0, 25.0, f"the best dense model, dense, costs 2.5{TIMES} as much."),
-        (30.0, 15.0, f"the best mixture of experts, moe, costs 2.0{TIMES} as much."),
-        (20.0, 20.0, "the best dense model, dense, costs the same."),
-        (0.0, 0.0, "every target; the best dense model, dense, needs 2 GPUs (h100-sxm-2)."),
-    ],
-)
-def test_the_headline_holds_the_kinds_against_each_other(moe, dense, said):
-    assert str(headline(read(rows(moe, dense)))).endswith(said)
 
 
 def test_the_reasons_say_what_binds_and_what_is_left():

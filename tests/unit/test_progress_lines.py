@@ -63,12 +63,6 @@ def test_the_best_is_said_when_it_changes():
     assert said[1:] == ["best so far: a", "best so far: b"]
 
 
-def test_names_cannot_break_a_line():
-    lines, said, _ = lines_of()
-    lines("one\ntwo", 0, 3)
-    assert "\n" not in said[0]
-
-
 def test_work_that_says_nothing_is_spoken_for(monkeypatch):
     monkeypatch.setattr(console, "_GLANCE_S", 0.001)
     spoken = threading.Event()

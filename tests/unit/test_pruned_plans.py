@@ -125,16 +125,6 @@ def test_a_question_s_models_are_tried_whole_and_pruned_with_scores_of_their_own
     assert kinds["dense"] is None
 
 
-def test_a_mixture_of_pruned_experts_is_tried_beside_the_whole_one():
-    experts = {"kind": "two_four", "blocks": "experts"}
-    space = Space(question(models=[{"model": "olmoe-1b-7b", "prunings": [experts]}]), HERE)
-    assert [model.name for model in space.models] == ["olmoe-1b-7b", "olmoe-1b-7b (2:4 experts)"]
-    kinds = {
-        space.kind(shape) for number in (0, 1) for shape, _ in space.shapes(number, 0, Ruled())
-    }
-    assert kinds == {"MoE", "pruned"}
-
-
 @pytest.mark.parametrize(("least", "left"), [(65.0, [0]), (50.0, [0, 2])])
 def test_what_is_below_the_least_quality_or_has_no_score_is_ruled_out(least, left):
     models = [

@@ -174,14 +174,6 @@ def test_group_limited_that_does_not_fit_the_model_is_refused():
         GroupLimited(num_groups=3, num_limited_groups=2).prepare(moe(), 1, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize(
-    "field", [{"persistence": 1.0}, {"affinity": 1.5}, {"sigma": -0.1}, {"num_domains": 0}]
-)
-def test_lognormal_out_of_range_is_refused(field):
-    with pytest.raises(UserError, match=next(iter(field))):
-        build("routing", {"kind": "lognormal", "sigma": 1.0, **field}, "test")
-
-
 # Replay of tokens
 
 
@@ -206,13 +198,6 @@ def test_a_run_is_consecutive_recorded_tokens_of_one_sequence(save):
 def test_a_run_longer_than_any_recorded_sequence_goes_on_with_others(save):
     router = prepare(trace=save(ids=recorded_ids(), seq_lens=[3] * 100))
     assert route(router, [1000, 1, 50]).shape == (1051, 2)
-
-
-def test_both_axis_orders_are_the_same_recording(save):
-    ids_LTK = recorded_ids()
-    by_layer = prepare(trace=save("a.npz", ids=ids_LTK))
-    by_token = prepare(trace=save("b.npz", ids=ids_LTK.transpose(1, 0, 2)))
-    assert np.array_equal(route(by_layer, [50], layer=2), route(by_token, [50], layer=2))
 
 
 def test_npy_of_a_serving_engines_response_is_read(tmp_path):
@@ -258,12 +243,6 @@ def test_padding_rows_are_left_out(save):
             NUM_LAYERS,
             r"recorded with 16 experts \(ids 0-15\), but the model has 8",
         ),
-        (
-            moe(num_experts=18),
-            NUM_LAYERS,
-            r"recorded with 16 experts \(ids 0-15\), but the model has 18",
-        ),
-        (moe(), 3, "recorded 4 MoE layers, but the model has 3"),
         (moe(), 6, "recorded 4 MoE layers, but the model has 6; the file does not say which ones"),
     ],
 )
@@ -361,10 +340,7 @@ def test_counts_that_top_k_cannot_have_made_are_refused(tmp_path):
     [
         ({"other": 1}, {}, "missing key 'models', 'counts' or 'logical_count'"),
         ({"counts": [[1, "x", 1, 1]]}, {}, "counts must be numbers"),
-        ({"counts": [1, 1, 1, 1]}, {}, "counts must be numbers"),
         ({"counts": [[0, 0, 0, 0]]}, {}, "layer 0 has no counts"),
-        ({"counts": [[-1, 1, 1, 1]]}, {}, "not negative"),
-        ({"counts": [[1, 1, 1, 1]]}, {"domain": "law"}, "do not tell domains apart"),
         ({"counts": [[1, 1, 1, 1]]}, {"phase": "decode"}, "does not tell phases apart"),
         ({"counts": [[1, 1, 1, 1]]}, {"model": "olmoe"}, "the table has no 'models'"),
     ],

@@ -46,12 +46,9 @@ def test_the_seed_option_wins_over_the_file():
     ("override", "said"),
     [
         ("workload", "must be path=value"),
-        ("=3", "must be path=value"),
-        ("workload..slo=3", "must be path=value"),
         ("workload.num_requests=", "no value"),
         ("workload.requests=[1", "not a TOML value"),
         ("deployments.two.model=x", "'two' must be a number from 0 to 1, or * for every entry"),
-        ("deployments.².model=x", "must be a number"),
         ("deployments.0.weight_dtype.x=1", "'x' lies inside a value that is not a table"),
         ("workload.nums=1", "unknown key 'nums'"),
         ("deployments=[]", "a list of at least 1 entries"),
@@ -89,10 +86,8 @@ class Whole(Frozen):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"small": 3.0}, "f: small must be at most 2, got 3.0"),
         ({"small": float("inf")}, "f: small must be a finite number, got inf"),
         ({"either": 1.5}, "f: either must be a text in quotes or a whole number, got 1.5"),
-        ({"text": ""}, 'f: text must be a text that is not empty, got ""'),
         (
             {"parts": {"size": 1}},
             'f: parts must be a list of tables; write [[parts]] with two brackets, got {"size": 1}',
@@ -102,7 +97,6 @@ class Whole(Frozen):
             "f [parts entry 2 of 2]: unknown key 'sise'; did you mean 'size'?",
         ),
         ({"parts": [{"name": "p", "size": 0}]}, "f [parts 'p']: "),
-        ({"Small": 1, "zzz": 2}, "f: unknown key 'Small'; did you mean 'small'?"),
     ],
 )
 def test_errors_name_place_key_value_and_remedy(table, message):
@@ -159,7 +153,6 @@ class Timed(Frozen):
             "f: wait_s must be at most 31,622,400 seconds, got 2000000000.0; "
             "is this in milliseconds or microseconds?",
         ),
-        ({"shown": 0}, "f: shown must be at least 1 tokens, got 0"),
         (
             {"memory_bytes": 80},
             "f: memory_bytes must be at least 1,000,000 bytes, got 80; is this in GB?",

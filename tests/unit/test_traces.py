@@ -451,27 +451,10 @@ A, B, C = (
             [A, "2023-11-16 18:15:47.2,x,109"],
             ", line 3: ContextTokens must be a whole number, got 'x'",
         ),
-        (
-            [A, "2023-11-16 18:15:47.2,1.5,109"],
-            ", line 3: ContextTokens must be a whole number, got '1.5'",
-        ),
-        (
-            [A, "", "2023-11-16 18:15:47.2,,109"],
-            ", line 4: ContextTokens must be a whole number, got ''",
-        ),
         ([A, B, "2023-11-16 18:15:48.2,5"], ", line 4: has 2 columns, the header has 3"),
-        ([A, B, "2023-11-16 18:15:48.2,5,6,7"], ", line 4: has 4 columns, the header has 3"),
         (
             [A, "", "2023-11-16 18:15:48.2,-5,6"],
             ", line 4: ContextTokens must be at least 1 tokens, got -5",
-        ),
-        (
-            [A, "2023-11-16 18:15:48.2,5,0"],
-            ", line 3: GeneratedTokens must be at least 1 tokens, got 0",
-        ),
-        (
-            [A, "NaN,5,6"],
-            ", line 3: TIMESTAMP must be a UTC time such as 2023-11-16 18:15:46.6805900, got 'NaN'",
         ),
         (
             [A, "2023-11-16 18:15:46+02:00,5,6"],
@@ -505,10 +488,6 @@ def test_equal_times_are_in_order(tmp_path):
             ", line 2: timestamp must be a finite number, got NaN",
         ),
         (
-            {**MOONCAKE[1], "timestamp": "soon"},
-            ", line 2: timestamp must be a finite number, got 'soon'",
-        ),
-        (
             {**MOONCAKE[1], "timestamp": -1},
             ", line 2: timestamp lies 0.001 s before that of the row above",
         ),
@@ -524,14 +503,6 @@ def test_equal_times_are_in_order(tmp_path):
             ", line 2: output_length must be a whole number, got true",
         ),
         (
-            {**MOONCAKE[1], "output_length": None},
-            ", line 2: output_length must be a whole number, got null",
-        ),
-        (
-            {**MOONCAKE[1], "hash_ids": [1, None, 2]},
-            ", line 2: hash_ids must be a list of whole numbers, got [1, null, 2]",
-        ),
-        (
             {**MOONCAKE[1], "hash_ids": [1]},
             ", line 2: 1 hash_ids for input_length 1025; blocks of 512 tokens need 3",
         ),
@@ -542,21 +513,12 @@ def test_broken_json_lines(tmp_path, second, message):
     assert refusal(tmp_path, text).startswith(message)
 
 
-def test_a_custom_data_set_without_answers_is_refused(tmp_path):
-    assert (
-        refusal(tmp_path, lines([{"prompt": "a"}]))
-        == ", line 1: missing output_tokens; it must be a whole number"
-    )
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"input_lens": None}, ": no list input_lens; run the benchmark with --save-detailed"),
         ({"output_lens": [1]}, ": output_lens has 1 entries, input_lens has 3"),
         ({"input_lens": [1, "x", 2]}, ', entry 2: input_lens must be a number, got "x"'),
-        ({"input_lens": [1, 1.5, 2]}, ", entry 2: input_lens must be a whole number, got 1.5"),
-        ({"input_lens": [1, -1, 2]}, ", entry 2: input_lens must be at least 0 tokens, got -1"),
         ({"start_times": [1, float("nan"), 2]}, ", entry 2: start_times must be a finite number"),
         ({"output_lens": [0, 0, 0]}, ": holds no request"),
         ({"max_concurrency": 0}, ": max_concurrency must be a whole number of at least 1, got 0"),
@@ -582,21 +544,10 @@ def test_a_table_needs_one_block_size(tmp_path):
             ", entry 1: conversations must be a list of turns with a text 'value'",
         ),
         (
-            '{"request_rate": 1, "num_prompts": 1, "total_input_tokens": 1',
-            ", line 1, column 62: not valid JSON",
-        ),
-        (
             "time_stamp,ContextTokens\n1,2\n",
             (
                 ": not a request trace of a known format; its first line reads as the "
                 "columns 'time_stamp'"
-            ),
-        ),
-        (
-            '{"timestamp": 1, "hash_ids": 3}\n',
-            (
-                ": not a request trace of a known format; it holds JSON with the keys "
-                "hash_ids, timestamp"
             ),
         ),
         (

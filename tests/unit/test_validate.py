@@ -282,14 +282,11 @@ def test_tables_of_a_folder_are_told_by_their_columns(
     [
         (("kernels", "gem", "gemm.csv"), ["gem", "did you mean 'gemm'"]),
         (("kernels", "gemm", "absent.csv"), ["absent.csv", "no such file"]),
-        (("kernels", "gemm", "folder.csv"), ["folder.csv", "is a folder"]),
-        (("kernels", "gemm", "empty.csv"), ["empty.csv", "cannot be read as CSV"]),
         (("kernels", "gemm", "head.csv"), ["head.csv", "has no rows"]),
         (
             ("kernels", "gemm", "other.csv"),
             ["other.csv", "missing column 'gemm_dtype'", "did you mean 'gem_dtype'"],
         ),
-        (("kernels", "gemm", "text.parquet"), ["text.parquet", "has no rows, read as CSV"]),
         (("kernels", "gemm", "long.csv"), ["long.csv", "rows have more cells than the first line"]),
         (("kernels", "gemm", "torn.csv.gz"), ["torn.csv.gz", "not a whole packed file"]),
         (
@@ -302,14 +299,8 @@ def test_tables_of_a_folder_are_told_by_their_columns(
                 ),
             ],
         ),
-        (
-            ("kernels", "gemm", "shout.csv"),
-            ["missing columns 'gemm_dtype', 'k'; did you mean 'gemm_type' for 'gemm_dtype'?"],
-        ),
         (("published", "gemm.csv"), ["gemm.csv", "its columns are those of no"]),
         (("kernels", "gemm", "gemm.csv", "--out", "answers.txt"), ["answers.txt", "must end in"]),
-        (("kernels", "gemm", "gemm.csv", "--out", "folder.csv"), ["folder.csv", "is a folder"]),
-        (("kernels", "gemm", "gemm.csv", "--out", "nowhere/a.csv"), ["nowhere", "does not exist"]),
         (("kernels", "gemm", "gemm.csv", "--out", "gemm.csv"), ["gemm.csv", "is the table itself"]),
         (
             ("kernels", "gemm", "gemm.csv", "--out", "/proc/a.csv"),
@@ -318,7 +309,6 @@ def test_tables_of_a_folder_are_told_by_their_columns(
         (("--json", "kernels", "gemm", "gemm.csv"), ["--json", "must stand behind 'kernels'"]),
         (("--measurements", "nowhere"), ["nowhere", "no such folder"]),
         (("--out", "gemm.csv"), ["--out gemm.csv", "is a file"]),
-        (("kernel",), ["kernel", "moesim validate --help"]),
     ],
 )
 def test_wrong_input_is_one_line_and_nothing_is_written(moesim, tmp_path, arguments, said):

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.base.formats import seconds_text
 from simulator.results.folder import TABLES, Results
 from simulator.results.metrics import METRICS
 from simulator.results.phases import STEP_PHASES
 from simulator.results.tables import MOVE_COLUMNS
-from simulator.results.verdict import explain, find_verdict, short_names, with_verdict
+from simulator.results.verdict import explain, find_verdict, short_names
 from tests.cases import cases
 
 
@@ -355,21 +354,6 @@ def test_short_names_stay_apart_and_a_rumour_keeps_its_own():
         deployment("C, x", is_rumour=True)
     ]
     assert list(short_names(results(*made)).values()) == ["A, x", "A, y", "B", "C, x"]
-
-
-def test_a_merged_run_gets_a_verdict_of_its_own():
-    assert (
-        with_verdict(results(deployment("A"), deployment("B", tpot_s=0.02))).run["verdict"][
-            "winner"
-        ]
-        == "A"
-    )
-
-
-def test_seconds_read_well():
-    times_s = (16.3e-6, 0.00804, 1.2, 1896.0, 10_800.0, float("nan"))
-    told = ["16.3 us", "8.04 ms", "1.2 s", "31.6 min", "3 h", "undefined"]
-    assert [*map(seconds_text, times_s)] == told
 
 
 def test_work_that_is_done_again_is_named_with_its_share():

@@ -184,11 +184,8 @@ def test_what_was_not_measured_is_extrapolated_and_says_why():
 @pytest.mark.parametrize(
     ("columns", "why"),
     [
-        ({"gpu": "abacus"}, "no calibrated accelerator 'abacus'"),
         ({"moe_dtype": "ternary"}, "no number format 'ternary'"),
         ({"distribution": "zipf"}, "no distribution 'zipf'"),
-        ({"num_tokens": float("nan")}, "num_tokens is not a number"),
-        ({"hidden_size": "wide"}, "hidden_size is not a number"),
         ({"moe_ep_size": 256}, "128 experts on 256 ranks, 8 a token"),
         ({"num_experts": 10**9}, "num_experts is 1e+09, above 2,048"),
     ],

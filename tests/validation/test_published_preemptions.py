@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from simulator.engine.batching import complete_step, form_step
-from simulator.engine.state import start_ranks, start_requests
+from simulator.engine.batching import complete_step, form_step, queue_request
+from simulator.engine.state import Limits, start_ranks, start_requests
+from simulator.policies.scheduling import Rules
 from simulator.workload.traces import RequestTrace
-from tests.unit.steps_of_a_second import make_limits, queue_at_fewest
 
 NUM_BLOCKS, NUM_REQUESTS, CONCURRENCY = 299_584 // 16, 450, 128
 PUBLISHED = {0.0: 1065, 0.02: 400, 0.05: 187, 0.10: 168, 0.15: 168}
@@ -26,20 +26,15 @@ def count_preemptions(watermark, seed):
         num_output=rng.integers(4000, 6001, NUM_REQUESTS),
         provenance="drawn",
     )
-    limits = make_limits(
-        token_budget=8192,
-        max_sequences=256,
-        block_tokens=16,
-        watermark_blocks=int(watermark * NUM_BLOCKS),
-        checks_known=True,
-    )
+    rules = Rules(8192, 256, True, True, checks_known=True)
+    limits = Limits(rules, 16, 0, 0, 0, watermark_blocks=int(watermark * NUM_BLOCKS))
     requests = start_requests(trace, with_prefixes=False)
-    ranks = start_ranks(1, limits.rules.max_sequences, NUM_BLOCKS, 0)
+    ranks = start_ranks(1, rules.max_sequences, NUM_BLOCKS, 0)
     now_s = 0.0  # an integer would be compiled for anew
     counts = ranks.counts[0]
     while counts.num_finished < NUM_REQUESTS:
         for r in range(counts.num_pushed, min(CONCURRENCY + counts.num_finished, NUM_REQUESTS)):
-            queue_at_fewest(requests, ranks, limits, r)
+            queue_request(requests, ranks, 0, r)
         form_step(requests, ranks, limits, now_s)
         now_s += 1
         complete_step(requests, ranks, limits, now_s)

@@ -21,10 +21,10 @@ from tests.benchmarks.deployments import (
 )
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.rows import Growth
-from tests.benchmarks.scenarios.serving import Tables, count_steps
+from tests.benchmarks.scenarios.serving import count_steps
 from tests.benchmarks.scenarios.steps import prepare_step
+from tests.tables import Tables
 
-TITLE = "How cost grows"
 ORDER = 30
 OPT_IN = False
 ENGINE_STEP = "a step of the engine"

@@ -8,7 +8,6 @@ from tests.benchmarks.effort import Effort
 from tests.benchmarks.rows import Row
 from tests.benchmarks.scenarios.whole_run import list_rows, run_scenario
 
-TITLE = "A long run"
 ORDER = 45
 OPT_IN = True
 REQUESTS, MOST_S, MOST_BYTES = 10_000_000, 150.0, 1.5e9

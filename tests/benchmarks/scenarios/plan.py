@@ -10,7 +10,6 @@ from tests.benchmarks.clock import run_moesim
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.rows import Row
 
-TITLE = "A plan"
 ORDER = 60
 OPT_IN = True
 PLAN = "azure_conv"

@@ -10,7 +10,6 @@ from tests.benchmarks.effort import Effort
 from tests.benchmarks.rows import Row
 from tests.benchmarks.scenarios.whole_run import run_scenario
 
-TITLE = "Starting"
 ORDER = 50
 OPT_IN = False
 REQUESTS, MOST_ROUNDS = 10, 3

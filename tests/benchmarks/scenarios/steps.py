@@ -22,7 +22,6 @@ from tests.benchmarks.deployments import DEEPSEEK_EXPERTS, DEEPSEEK_LAYERS, cut_
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.rows import Row
 
-TITLE = "Single steps where ranks are simulated"
 ORDER = 20
 OPT_IN = False
 SEQUENCES, CONTEXT_TOKENS = 32, 1_024

@@ -10,7 +10,6 @@ from tests.benchmarks.clock import Spent, run_moesim
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.rows import Row
 
-TITLE = "Whole runs with their report"
 ORDER = 40
 OPT_IN = False
 SCENARIO = """
