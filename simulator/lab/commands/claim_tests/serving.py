@@ -25,7 +25,7 @@ from simulator.lab.results.claims import (
     Runs,
     measure_seeds,
 )
-from simulator.planner.conditions import Conditions, apply_conditions
+from simulator.planner.conditions import Change, apply_conditions
 from simulator.planner.crossover import BEST, crossover
 from simulator.results.answer.crossover import MapPoint
 from simulator.scenario.jobs import load_question
@@ -97,7 +97,7 @@ class Serving(Frozen):
         """
         measures = list(RIVALS) if skew == 1.0 else ["total_params"]
         question = load_question(self._ask(model, engine, measures), seed=seed)
-        asked = apply_conditions(Conditions(skew=max(skew, _EVEN)), question, Path.cwd())
+        asked = apply_conditions(Change(skew=max(skew, _EVEN)), question, Path.cwd())
         answer = crossover(asked, Path.cwd(), range(len(measures) + 1), 0)
         if answer is None:
             return
