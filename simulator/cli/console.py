@@ -336,13 +336,9 @@ def progress(
         with _bars(unit, waiting) as tick:
             yield tick
         return
-    lines = Lines(unit, waiting, _say_plain)
+    lines = Lines(unit, waiting, err.say)
     with keep_saying(lines):
         yield lines
-
-
-def _say_plain(line: str) -> None:
-    err.say(line)
 
 
 @contextmanager

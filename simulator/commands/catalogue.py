@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -77,15 +75,11 @@ def list_kinds(family: str | None = None) -> dict[str, dict[str, str]]:
     >>> list(list_kinds("overflow")["overflow"])
     ['capacity', 'none', 'top_k']
     """
-    families: dict[str, Callable[[], dict[str, str]]] = {
-        **{name: partial(_read_headlines, name) for name in _DATA},
-        "clusters": _list_clusters,
-        **{name: partial(_list_policies, package) for name, package in POLICIES.items()},
-    }
+    known = (*_DATA, *POLICIES)
     if family is None:
-        return {name: entries() for name, entries in families.items()}
-    check_known(family, families, "list: unknown family")
-    return {family: families[family]()}
+        return {name: _list_family(name) for name in known}
+    check_known(family, known, "list: unknown family")
+    return {family: _list_family(family)}
 
 
 def list_files(family: str) -> dict[str, Path]:
@@ -98,8 +92,13 @@ def list_files(family: str) -> dict[str, Path]:
     return available_files(_DATA[family])
 
 
-def _read_headlines(family: str) -> dict[str, str]:
-    return {name: _read_headline(path) for name, path in list_files(family).items()}
+def _list_family(family: str) -> dict[str, str]:
+    if family == "clusters":
+        return _list_clusters()
+    if family in _DATA:
+        return {name: _read_headline(path) for name, path in list_files(family).items()}
+    package = POLICIES[family]
+    return {kind: describe_kind(package, kind) for kind in available(package)}
 
 
 def _read_headline(path: Path) -> str:
@@ -149,10 +148,6 @@ def _describe_sizes(sizes: list[int]) -> str:
     if len(sizes) - first > 4:
         shown = [*shown[: first + 2], "...", shown[-1]]
     return ", ".join(shown)
-
-
-def _list_policies(package: str) -> dict[str, str]:
-    return {kind: describe_kind(package, kind) for kind in available(package)}
 
 
 def describe_kind(family: str, kind: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -125,9 +125,8 @@ class Checked(NamedTuple):
     """Assumptions made where the file is used."""
 
 
-class _Found(NamedTuple):
-    details: str
-    notes: tuple[str, ...] = ()
+_Found: TypeAlias = tuple[str, Iterable[object]]
+"""Facts about a file, and notes."""
 
 
 def check(
@@ -167,8 +166,8 @@ def check(
         )
     if isinstance(source, Mapping) and kind not in _TABLES:
         raise UserError(f"{place}: {kind}s are checked as files; write it to one, and name that")
-    found = _CHECKS[kind](given, overrides)
-    return Checked(place, kind, found.details, found.notes)
+    details, notes = _CHECKS[kind](given, overrides)
+    return Checked(place, kind, details, tuple(map(str, notes)))
 
 
 def _find_file(name: str) -> Path:
@@ -203,7 +202,7 @@ def _check_scenario(source: Scenario | Given, overrides: Overrides) -> _Found:
         for p in plans
     )
     details = f", {trace.num_requests:,} requests; {fits}"
-    return _Found(details, (*trace.notes, *tell(list_notes(scenario, plans, trace))))
+    return details, (*trace.notes, *tell(list_notes(scenario, plans, trace)))
 
 
 def _check_plan(source: Question | Given, overrides: Overrides) -> _Found:
@@ -221,7 +220,7 @@ def _check_plan(source: Question | Given, overrides: Overrides) -> _Found:
         f", {trace.num_requests:,} requests in {lasts_s:,.0f} s; models: {models}; "
         f"clusters: {clusters}"
     )
-    return _Found(details, tuple(map(str, list_routing_notes(question))))
+    return details, list_routing_notes(question)
 
 
 def _check_training(source: Given, overrides: Overrides) -> _Found:
@@ -241,42 +240,35 @@ def _check_training(source: Given, overrides: Overrides) -> _Found:
         )
     if scenario.training.quality is not None:
         load_law(scenario.training.quality.law, f"{scenario.where} [training.quality]")
-    return _Found(", " + "; ".join(details))
+    return ", " + "; ".join(details), ()
 
 
 def _check_training_plan(source: Given, overrides: Overrides) -> _Found:
     question = load_job(source, (TrainingQuestion,), overrides)
     models = [choose_model(one, question.where, question.folder) for one in question.models]
     names = ", ".join(one.title for one in question.models)
-    return _Found(
-        f", {len(models)} models ({names}) in {question.targets.days:g} days on "
-        f"{', '.join(one.cluster for one in question.clusters)}"
-    )
+    clusters = ", ".join(one.cluster for one in question.clusters)
+    return f", {len(models)} models ({names}) in {question.targets.days:g} days on {clusters}", ()
 
 
 def _check_workload(path: Path, _: Overrides) -> _Found:
     trace = load_requests(WorkloadSpec(requests=str(path.resolve())), Path.cwd(), 0, str(path))
-    return _Found(
-        f", {trace.num_requests:,} requests, {trace.num_input.mean():,.0f} tokens in "
-        f"and {trace.num_output.mean():,.0f} out on average"
-    )
+    tokens = f"{trace.num_input.mean():,.0f} tokens in and {trace.num_output.mean():,.0f} out"
+    return f", {trace.num_requests:,} requests, {tokens} on average", ()
 
 
 def _check_model(path: Path, _: Overrides) -> _Found:
     model = load_model(str(path), str(path))
     if model.routing is not None and model.moe is not None:
         build("routing", model.routing, f"{path} [routing]")
-    total, active = model.num_parameters, model.num_active_parameters
-    notes = routing_note(model.title or model.name, model.routing_source)
-    return _Found(
-        f", {total / 1e9:,.2f} B parameters, {active / 1e9:,.2f} B "
-        f"active, {model.num_layers} layers",
-        tuple(map(str, notes)),
-    )
+    total, active = (n / 1e9 for n in (model.num_parameters, model.num_active_parameters))
+    details = f", {total:,.2f} B parameters, {active:,.2f} B active, {model.num_layers} layers"
+    return details, routing_note(model.title or model.name, model.routing_source)
 
 
 def _check_law(path: Path, _: Overrides) -> _Found:
-    return _Found(f", {validate(LawFile, {'name': path.stem, **read_toml(path)}, str(path)).title}")
+    found = validate(LawFile, {"name": path.stem, **read_toml(path)}, str(path))
+    return f", {found.title}", ()
 
 
 def _check_claim(path: Path, _: Overrides) -> _Found:
@@ -284,13 +276,13 @@ def _check_claim(path: Path, _: Overrides) -> _Found:
     build("commands.claim_tests", claim.trial, f"{path} [trial]")
     if claim.real is not None:
         build("commands.claim_measurements", claim.real, f"{path} [real]")
-    return _Found(f", {claim.title}")
+    return f", {claim.title}", ()
 
 
 def _check_accelerator(path: Path, _: Overrides) -> _Found:
     found = validate(AcceleratorSpec, {"name": path.stem, **read_toml(path)}, str(path))
     load_any_calibration(found.calibration, str(path))
-    return _Found(f", {found.title}", tuple(map(str, list_odd(found, found.name))))
+    return f", {found.title}", list_odd(found, found.name)
 
 
 def _check_engine(path: Path, _: Overrides) -> _Found:
@@ -298,17 +290,17 @@ def _check_engine(path: Path, _: Overrides) -> _Found:
     for tier in found.tiers:
         for more in ({}, tier.offline):
             make_rules(build("scheduling", {**found.scheduling, **tier.server, **more}, str(path)))
-    return _Found(f", {found.title}; {len(found.tiers)} sizes of GPU memory")
+    return f", {found.title}; {len(found.tiers)} sizes of GPU memory", ()
 
 
 def _check_calibration(path: Path, _: Overrides) -> _Found:
-    return _Found(f", {validate(CalibrationFile, read_calibration(path), str(path)).title}")
+    return f", {validate(CalibrationFile, read_calibration(path), str(path)).title}", ()
 
 
 def _check_host_calibration(path: Path, _: Overrides) -> _Found:
     found = validate(HostCalibration, read_toml(path), str(path))
     ranks = ", ".join(str(entry.num_ranks) for entry in found.collectives)
-    return _Found(f", {found.title}, of {found.machine}; collectives of {ranks or 'no'} ranks")
+    return f", {found.title}, of {found.machine}; collectives of {ranks or 'no'} ranks", ()
 
 
 def _check_cluster(path: Path, _: Overrides) -> _Found:
@@ -323,8 +315,8 @@ def _check_cluster(path: Path, _: Overrides) -> _Found:
     most = min(MOST_RANKS, _WIRED_NODES * found.gpus_per_node)
     for num_gpus in {min(size, most) for size in (min(sizes), max(sizes))}:
         wire_cluster(topology, found.model_copy(update={"num_gpus": num_gpus}), num_gpus)
-    odd = tuple(map(str, clusters.list_odd_links(found)))
-    return _Found(f", {found.title}; {', '.join(map(str, sizes))} GPUs", odd)
+    details = f", {found.title}; {', '.join(map(str, sizes))} GPUs"
+    return details, clusters.list_odd_links(found)
 
 
 _CHECKS: dict[str, Callable[[Any, Overrides], _Found]] = {

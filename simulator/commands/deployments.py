@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -105,16 +106,21 @@ def serve_deployments(
     tables = [StepTables() for _ in plans]
     tasks: list[_Task] = []
     for plan, shards, own in zip(plans, split, tables, strict=True):
-        tasks += _list_shard_tasks(shards, question, own) or [
-            partial(_serve_whole, plan, question, own)
-        ]
+        before = itertools.accumulate((one.trace.num_requests for one in shards), initial=0)
+        tasks += [
+            partial(_serve_shard, shard, start, question.trace.num_requests, own)
+            for shard, start in zip(shards, before, strict=False)
+        ] or [partial(_serve_whole, plan, question, own)]
     found = iter(_run_tasks(tasks, tick, workers, address))
-    return [
-        _put_together(plan, question, shards, [next(found) for _ in shards], own, tick)
-        if shards
-        else next(found)
-        for plan, shards, own in zip(plans, split, tables, strict=True)
-    ]
+    served: list[ServedDeployment] = []
+    for plan, shards, own in zip(plans, split, tables, strict=True):
+        if shards:
+            parts = [next(found) for _ in shards]
+            record = make_record(merge_shards(plan, question.trace, shards, parts))
+            served.append(_sum_up(plan, question, record, own, tick))
+        else:
+            served.append(next(found))
+    return served
 
 
 def _split(plan: DeploymentPlan, question: Question) -> list[Shard]:
@@ -139,17 +145,6 @@ def _run_task(task: _Task) -> Any:
     return task(tick=show_nothing)
 
 
-def _list_shard_tasks(
-    shards: Sequence[Shard], question: Question, tables: StepTables
-) -> list[_Task]:
-    tasks: list[_Task] = []
-    before = 0
-    for shard in shards:
-        tasks.append(partial(_serve_shard, shard, before, question.trace.num_requests, tables))
-        before += shard.trace.num_requests
-    return tasks
-
-
 def _serve_shard(
     shard: Shard, before: int, total: int, tables: StepTables, tick: Progress
 ) -> ServedShard:
@@ -163,18 +158,6 @@ def _serve_shard(
         tick(shard.plan.name, before + done, total)
 
     return serve_shard(shard, show, tables.slow(1.0))
-
-
-def _put_together(
-    plan: DeploymentPlan,
-    question: Question,
-    shards: Sequence[Shard],
-    served: Sequence[ServedShard],
-    tables: StepTables,
-    tick: Progress,
-) -> ServedDeployment:
-    record = make_record(merge_shards(plan, question.trace, shards, served))
-    return _sum_up(plan, question, record, tables, tick)
 
 
 def _serve_whole(

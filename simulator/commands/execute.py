@@ -29,6 +29,7 @@ from simulator.config.linear import Linear
 from simulator.config.sparsity import Pruning, choose_dense, choose_experts
 from simulator.deployment.facts import facts_of
 from simulator.deployment.plan import DeploymentPlan, make_plan
+from simulator.deployment.training.plan import TrainingPlan
 from simulator.deployment.uniform_routing import uniform_imbalance
 from simulator.engine.by_ranks import StepTimes
 from simulator.engine.probe import forecast, make_even_batch
@@ -91,12 +92,9 @@ def execute(
         UserError: if PyTorch or Ray are missing, anything that the scenario names is wrong or can
             only be simulated, or the folder cannot be written.
     """
-    check_backend(backend, simulated_nodes, address)
+    packages = check_backend(backend, simulated_nodes, address)
     if folder is not None:
         Executed.check_writable(Path(folder))
-    require("torch")
-    if backend == "ray":
-        require("ray")
     from simulator.runtime.job import make_job
     from simulator.runtime.sites import open_site
 
@@ -138,9 +136,9 @@ def execute(
     run = {
         "name": scenario.name,
         "seed": scenario.seed,
-        **made.describe("torch", *(["ray"] if backend == "ray" else [])),
+        **made.describe(*packages),
         "machine": name_machine(),
-        "calibration": _describe_calibration(plans[0]),
+        "calibration": describe_calibration(plans[0]),
         "nodes": site.description,
         "deployments": {plan.name: facts_of(plan) | runner.facts[plan.name] for plan in plans},
         "scenario": scenario.model_dump(mode="json"),
@@ -156,7 +154,7 @@ def execute(
     return executed
 
 
-def _describe_calibration(plan: DeploymentPlan) -> dict[str, object]:
+def describe_calibration(plan: DeploymentPlan | TrainingPlan) -> dict[str, object]:
     """Describe the calibration that predictions rest on."""
     found = plan.placement.calibration
     if not isinstance(found, HostRates):
@@ -219,14 +217,13 @@ class _Runner:
         ranks: list[dict[str, object]] = []
         differences: dict[str, float] = {}
         timed: dict[str, Thinned[Timed]] = {}
-        meters: dict[str, LoadMeter] = {}
         others: dict[str, float] = {}
         counted: list[_Counted] = []
         reads: dict[str, list[CacheReads]] = {}
         reference, live = Reference(job), LiveDeployment(plan, job, backend)
         for done, (kind, step, counts) in enumerate(steps):
-            if counts and kind not in meters:
-                meters[kind] = LoadMeter(backend)
+            if counts and kind not in timed:
+                meter, timed[kind] = LoadMeter(backend), Thinned(_MOST_TIMELINES)
             ran = live.run(step, counts=counts)
             if ran.step.keeps_output:
                 reference.use_placement(ran.job)
@@ -239,13 +236,12 @@ class _Runner:
                 rows.append(
                     _make_row(plan.name, kind, "measured", step, duration_s, measured.phases)
                 )
-                kept = timed.setdefault(kind, Thinned(_MOST_TIMELINES))
-                kept.add(Timed(step.number, duration_s, measured.spans))
+                timed[kind].add(Timed(step.number, duration_s, measured.spans))
                 ranks += list_rank_rows(plan.name, kind, ran)
                 counted.append(_Counted(kind, step, ran.plan))
                 reads.setdefault(kind, []).extend(ran.shards[0].reads_L)
                 if step is last[kind]:
-                    others[kind] = meters[kind].others_share()
+                    others[kind] = meter.others_share()
                     paces.append(measure_pace(backend, plan.placement.calibration))
             self.tick(plan.name, done + 1, len(steps))
         medians = {kind: choose_median(kept.items) for kind, kept in timed.items()}
@@ -315,8 +311,14 @@ def check_measured(plan: DeploymentPlan) -> None:
         _ = placement.calibration.collectives
 
 
-def check_backend(backend: str, simulated_nodes: int | None, address: str | None) -> None:
-    """Refuse an unknown backend, and places that it does not have."""
+def check_backend(
+    backend: str, simulated_nodes: int | None, address: str | None
+) -> tuple[str, ...]:
+    """Refuse an unknown backend, places that it does not have, and packages that are missing.
+
+    Returns:
+        Packages that the backend needs.
+    """
     if backend not in ("ray", "in_process"):
         raise UserError(f"--backend {backend or repr(backend)}: must be ray or in_process")
     for option, value in (("--simulated-nodes", simulated_nodes), ("--address", address)):
@@ -327,6 +329,10 @@ def check_backend(backend: str, simulated_nodes: int | None, address: str | None
             "--simulated-nodes and --address: nodes are simulated on this machine or found in a "
             "cluster; give one of them"
         )
+    packages = ("torch", "ray") if backend == "ray" else ("torch",)
+    for package in packages:
+        require(package)
+    return packages
 
 
 def check_transport(execution: ExecutionSpec, file: str) -> None:
@@ -344,9 +350,10 @@ def check_faults(
 ) -> None:
     """Refuse faults of ranks, nodes and steps that are not there."""
     for fault in execution.faults:
+        last_step = list_steps(execution)[-1][1].number
         for plan in plans:
-            if fault.rank is not None and fault.rank >= plan.placement.layout.num_ranks:
-                last = plan.placement.layout.num_ranks - 1
+            last = plan.placement.layout.num_ranks - 1
+            if fault.rank is not None and fault.rank > last:
                 raise UserError(
                     f"execution.faults: rank {fault.rank}: '{plan.name}' has ranks 0 to {last}"
                 )
@@ -355,11 +362,8 @@ def check_faults(
                 f"execution.faults: node {fault.node} cannot be killed: "
                 f"start it with --simulated-nodes {fault.node + 1} or more"
             )
-        if fault.step > list_steps(execution)[-1][1].number:
-            raise UserError(
-                f"execution.faults: step {fault.step}: the last one "
-                f"is {list_steps(execution)[-1][1].number}"
-            )
+        if fault.step > last_step:
+            raise UserError(f"execution.faults: step {fault.step}: the last one is {last_step}")
 
 
 _STRIDE = 997

@@ -14,14 +14,12 @@ import pandas as pd
 
 from simulator.base.machine import name_machine
 from simulator.base.progress import Progress, show_nothing
-from simulator.commands.execute import check_backend
+from simulator.commands.execute import check_backend, describe_calibration
 from simulator.config.execution import ExecutionSpec
-from simulator.config.host import HostRates
 from simulator.deployment.training.plan import TrainingPlan, make_training_plan
 from simulator.engine.training import run_training_step
 from simulator.results.provenance import Provenance
 from simulator.results.training import STEP_PARTS, Trained
-from simulator.runtime import require
 from simulator.scenario.scenario import TrainingScenario, choose_deployments
 from simulator.step.training import price_micro_batch
 
@@ -61,12 +59,9 @@ def execute_training(
         UserError: if PyTorch or Ray are missing, or anything that the scenario names is wrong or
             can only be simulated.
     """
-    check_backend(backend, simulated_nodes, address)
+    packages = check_backend(backend, simulated_nodes, address)
     if folder is not None:
         Trained.check_writable(folder)
-    require("torch")
-    if backend == "ray":
-        require("ray")
     from simulator.runtime.sites import open_site
     from simulator.runtime.training.job import make_training_job
 
@@ -86,9 +81,9 @@ def execute_training(
     run = {
         "name": scenario.name,
         "seed": scenario.seed,
-        **made.describe("torch", *(["ray"] if backend == "ray" else [])),
+        **made.describe(*packages),
         "machine": name_machine(),
-        "calibration": _describe_calibration(plans[0]),
+        "calibration": describe_calibration(plans[0]),
         "training": scenario.training.model_dump(mode="json"),
         "deployments": facts,
         "scenario": scenario.model_dump(mode="json"),
@@ -98,13 +93,6 @@ def execute_training(
     if folder is not None:
         trained.write(folder)
     return trained
-
-
-def _describe_calibration(plan: TrainingPlan) -> dict[str, object]:
-    found = plan.placement.calibration
-    if isinstance(found, HostRates):
-        return {"title": found.host.title, "machine": found.host.machine}
-    return {"title": found.title, "machine": None}
 
 
 def _simulate(plan: TrainingPlan, pace: float) -> dict[str, object]:

@@ -97,10 +97,8 @@ def explain_run(
         address: Ray cluster whose nodes try changes.
     """
     workload = results.run["workload"]
-    num_requests, most = (
-        int(workload["num_requests"]),
-        MOST_REQUESTS + workload.get("num_lead_in", 0),
-    )
+    num_requests = int(workload["num_requests"])
+    most = MOST_REQUESTS + workload.get("num_lead_in", 0)
     stretch = [f"workload.num_requests={most}"] if num_requests > most else []
     short = load_scenario(scenario, stretch)
     places = [_Place(short, number, fidelity) for number in range(len(plans))]
@@ -169,9 +167,8 @@ def _try_task(task: _Task) -> Tried:
     if not gain >= LEAST_GAIN:
         return tried
     gains = [gain, *find_band(metric, base.samples, trial.samples)]
-    if (
-        min(gains) > 0 and base.other_value > 0
-    ):  # otherwise another seed can but widen what is noise already
+    # Otherwise another seed can but widen what is noise already.
+    if min(gains) > 0 and base.other_value > 0:
         other = place.try_change(overrides, seeds_on=1).values[metric]
         gains.append(measure_gain(metric, base.other_value, other))
     return replace(tried, band=[min(gains), max(gains)])

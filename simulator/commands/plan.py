@@ -19,9 +19,13 @@ from simulator.config.capacity import Question
 from simulator.config.named import join_name, split_name
 from simulator.config.training_question import TrainingQuestion
 from simulator.parallel.work_list import check_count
-from simulator.planner.answer import plan_capacity
+from simulator.parallel.workers import Workers
+from simulator.planner.answer import make_answer, ready
+from simulator.planner.conditions import forget_files
+from simulator.planner.search import search
 from simulator.planner.store import Store
-from simulator.planner.training import Trained, search_training
+from simulator.planner.training import Trained, TrainingSearch
+from simulator.planner.uncertainty.assessment import assess
 from simulator.report.plan_page import render
 from simulator.results.answer import Answer
 from simulator.results.answer.folder import PlanResults
@@ -72,8 +76,13 @@ def plan(
     store = cache if isinstance(cache, Store) else Store(Path(cache or findings_folder()))
     store.check_writable()
     made, where = Provenance.begin(), question.where
+    forget_files()  # before workers begin with what it has
     try:
-        answer = plan_capacity(question, question.folder, store, progress, workers, address, target)
+        with Workers(workers, address, ready) as pool:
+            found = search(question, question.folder, store, progress, pool)
+            assessed = assess(found, progress, pool)
+            pool.shut_down()
+            answer = make_answer(found, assessed, target)
     except UserError as error:
         raise UserError(re.sub(r"^plan(?=[: ])", lambda _: where, str(error))) from None
     if target is not None:
@@ -112,7 +121,7 @@ def plan_training(
     if not isinstance(question, TrainingQuestion):
         question = load_job(question, (TrainingQuestion,))
     made = Provenance.begin()
-    found = search_training(question, progress)
+    found = TrainingSearch(question, progress).run()
     rows = [_describe(question, one) for one in found.trained]
     candidates = pd.DataFrame(rows, columns=list(COLUMNS))
     currency = found.trained[0].plan.cluster.currency

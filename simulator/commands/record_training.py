@@ -326,12 +326,7 @@ def simulate_steps(models: Mapping[str, ModelSpec], shape: Shape, seed: int) -> 
         except UserError:
             return {}
         rates = plan.placement.calibration
-        if not isinstance(rates, HostRates) or not _is_here(rates):
+        if not isinstance(rates, HostRates) or rates.host.machine != name_machine():
             return {}
         found[name] = run_training_step(plan, price_micro_batch(plan)).step_s
     return found
-
-
-def _is_here(rates: HostRates) -> bool:
-    """Whether times are of this machine."""
-    return rates.host.machine == name_machine()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shlex
 import tempfile
 import tomllib
@@ -78,9 +79,7 @@ def list_points(
     if twice:
         raise UserError(f"{twice[0]}: is named twice; --seeds N runs it with several seeds")
     swept = _read_keys(keys)
-    num_points = len(scenarios) * num_seeds
-    for given in swept.values():
-        num_points *= len(given)
+    num_points = len(scenarios) * num_seeds * math.prod(map(len, swept.values()))
     if num_points > _MOST_POINTS:
         raise UserError(
             f"--sweep: {num_points:,} points, must be at most {_MOST_POINTS:,}; sweep fewer values"
@@ -206,7 +205,10 @@ def sweep(
     progress: Progress = show_nothing,
 ) -> Sweep:
     """Run every combination of scenarios, swept values and seeds, and write a folder with a results
-    folder for each and a report over all.
+    folder for each and a report over all. Results do not depend on the number of processes.
+
+    A point that is refused (a model that does not fit, say) is reported as such, and the others go
+    on.
 
     Args:
         scenarios: paths of TOML files, or names of shipped ones.
@@ -234,67 +236,42 @@ def sweep(
     points, values = list_points(
         list(map(str, names)), override_texts(overrides), keys, seed, num_seeds
     )
-    return run_sweep(points, values, Path(folder), fidelity, workers, address, progress)
-
-
-def run_sweep(
-    points: Sequence[Point],
-    keys: Mapping[str, list[object]],
-    folder: Path,
-    fidelity: Fidelity = "step",
-    workers: int | None = None,
-    address: str | None = None,
-    tick: Progress = show_nothing,
-) -> Sweep:
-    """Run all points, on this machine's cores or on a Ray cluster's nodes, and write the folder.
-    Results do not depend on the number of processes.
-
-    A point that is refused (a model that does not fit, say) is reported as such, and the others go
-    on.
-
-    Args:
-        keys: values of each swept key.
-        workers: processes; by default one a core, or one a CPU of the cluster.
-
-    Raises:
-        UserError: if every point is refused, the cluster cannot be joined, or the folder holds
-            something else.
-    """
     from simulator.report.sweep_page import render
 
-    Sweep.check_writable(folder)
+    Sweep.check_writable(Path(folder))
+    made = Provenance.begin()
     found: list[Sweep] = []
 
     def fill(new: Path) -> None:
         new.mkdir()
-        found.append(_run_points(points, keys, new, fidelity, workers, address, tick))
-        tick("writing the report", 0, None)
+        with Workers(min(workers, len(points)) if workers else None, address) as pool:
+            done = pool.map(
+                partial(_run_point, fidelity=fidelity),
+                points,
+                count_part(progress, "points", len(points)),
+                seen=lambda one: write_point(new, one.name, one.files),
+                group=lambda point: repr((point.scenario, point.setting)),
+            )
+        found.append(_gather(points, done, values, fidelity, made))
+        progress("writing the report", 0, None)
         found[0].write_files(new, {"report.html": render(found[0])})
 
-    replace_folder(folder, fill)
+    replace_folder(Path(folder), fill)
     return found[0]
 
 
-def _run_points(
+def _gather(
     points: Sequence[Point],
+    done: Sequence[_Done],
     keys: Mapping[str, list[object]],
-    folder: Path,
     fidelity: Fidelity,
-    workers: int | None,
-    address: str | None,
-    tick: Progress,
+    made: Provenance,
 ) -> Sweep:
-    """Run all points, and write each one's folder as it comes."""
-    made = Provenance.begin()
-    count = min(workers, len(points)) if workers else None
-    with Workers(count, address) as pool:
-        done = pool.map(
-            partial(_run_point, fidelity=fidelity),
-            points,
-            count_part(tick, "points", len(points)),
-            seen=lambda one: write_point(folder, one.name, one.files),
-            group=lambda point: repr((point.scenario, point.setting)),
-        )
+    """Put the results of all points together.
+
+    Raises:
+        UserError: if every point is refused.
+    """
     if all(one.summary is None for one in done):
         raise UserError(f"every point is refused, the first since {done[0].facts['refusal']}")
     tables = []

@@ -1,6 +1,4 @@
-"""The whole of a plan, from the question to the answer, in which every number can be traced to an
-evaluation.
-"""
+"""The answer of a plan, in which every number can be traced to an evaluation."""
 
 from __future__ import annotations
 
@@ -8,17 +6,15 @@ import math
 from collections.abc import Collection
 from pathlib import Path
 
-from simulator.base.progress import Progress, show_nothing
-from simulator.config.capacity import Question, Spare
+from simulator.config.capacity import Spare
 from simulator.deployment.facts import facts_of
-from simulator.parallel.workers import Workers
-from simulator.planner.conditions import AS_ASKED, WHOLE, forget_files
+from simulator.planner.conditions import AS_ASKED, WHOLE
 from simulator.planner.evaluations import best_of_each, row_of, spares_of, text_of
 from simulator.planner.explore import Evaluation
 from simulator.planner.handover import hand_over
 from simulator.planner.pareto import find_pareto
 from simulator.planner.samples import name_band
-from simulator.planner.search import SearchResult, search
+from simulator.planner.search import SearchResult
 from simulator.planner.space import (
     MEMORY,
     NO_SPARES,
@@ -27,9 +23,8 @@ from simulator.planner.space import (
     Spares,
     share_of_time_enough,
 )
-from simulator.planner.store import Store
 from simulator.planner.traffic import asked_rate
-from simulator.planner.uncertainty.assessment import Assessment, assess, assess_alone
+from simulator.planner.uncertainty.assessment import Assessment, assess_alone
 from simulator.results.answer import (
     Answer,
     Basis,
@@ -181,7 +176,7 @@ def find_nearest(result: SearchResult) -> WhyNot:
     best = _find_nearest(result, range(len(result.space.models)))
     if best is not None:
         return _describe_miss(result, best)
-    texts = {name: _find_reason(result, numbers) for name, numbers in _list_models(result).items()}
+    texts = {name: why.text for name, why in explain_models(result).items()}
     if len(set(texts.values())) == 1:
         return WhyNot(text=next(iter(texts.values())))
     return WhyNot(text="; ".join(f"{name}: {text}" for name, text in texts.items()))
@@ -189,16 +184,12 @@ def find_nearest(result: SearchResult) -> WhyNot:
 
 def explain_models(result: SearchResult) -> dict[str, WhyNot]:
     """The reason against every model that no deployment meets the targets with, by name."""
-    met = best_of_each(result)
-    stopped: dict[str, WhyNot] = {}
+    met, stopped = best_of_each(result), dict[str, WhyNot]()
     for name, numbers in _list_models(result).items():
         if name not in met:
             best = _find_nearest(result, numbers)
-            stopped[name] = (
-                WhyNot(text=_find_reason(result, numbers))
-                if best is None
-                else _describe_miss(result, best)
-            )
+            why = None if best is None else _describe_miss(result, best)
+            stopped[name] = why or WhyNot(text=_find_reason(result, numbers))
     return stopped
 
 
@@ -291,35 +282,5 @@ def state_basis(result: SearchResult) -> dict[str, Basis]:
     return stated
 
 
-def plan_capacity(
-    question: Question,
-    folder: Path,
-    store: Store,
-    tick: Progress = show_nothing,
-    workers: int | None = None,
-    address: str | None = None,
-    target: Path | None = None,
-) -> Answer:
-    """The answer, which is the same for the same question, seed and version.
-
-    Args:
-        folder: what paths in the question are relative to.
-        store: where finished simulations are kept, and looked for.
-        workers: processes; by default one a core.
-        address: of a Ray cluster, on whose nodes they run.
-        target: the folder that the answer's files will be written to, to which paths in them are
-            relative; absent = they are absolute.
-
-    Raises:
-        UserError: if the question names what does not exist, or the cluster cannot be used.
-    """
-    forget_files()  # before workers begin with what it has
-    with Workers(workers, address, _ready) as pool:
-        found = search(question, folder, store, tick, pool)
-        choices = assess(found, tick, pool)
-        pool.shut_down()
-        return make_answer(found, choices, target)
-
-
-def _ready() -> None:
+def ready() -> None:
     """A worker that has this function has imported what a search needs."""

@@ -1,7 +1,7 @@
 """Trials under changed conditions, each stored: what sensitivities, bands and losses are made of.
 
-``apply_conditions(Conditions(network=0.5), question, folder)`` is a :class:`Question` like any
-other: pass it to :func:`~simulator.planner.search.search`, or make a
+``apply_conditions(Change(network=0.5), question, folder)`` is a :class:`Question` like any other:
+pass it to :func:`~simulator.planner.search.search`, or make a
 :class:`~simulator.planner.space.Space` of it, and every result follows, since all are keyed by what
 is asked.
 """
@@ -56,8 +56,8 @@ _SKEW_KEYS = ("sigma", "exponent")
 """Keys of routing policies that say how unevenly experts are popular; 0 is evenly."""
 
 
-class Conditions(NamedTuple):
-    """Factors on what a question takes as given; 1 = as asked."""
+class Change(NamedTuple):
+    """Differences from the question under which a trial is made; of factors 1 = as asked."""
 
     rate: float = 1.0
     """Factor on ``workload.rate_scale``."""
@@ -69,14 +69,6 @@ class Conditions(NamedTuple):
     skew: float = 1.0
     """Factor on the spread of the logarithm of the experts' popularity (or on the exponent of a
     power law)."""
-    price: float = 1.0
-    """Factor on the price of a GPU-hour."""
-
-
-class Change(NamedTuple):
-    """Differences from the question under which a trial is made."""
-
-    conditions: Conditions = Conditions()
     slower: float = 1.0
     """Factor on the seconds of every step that the calibration says."""
     later: float = 1.0
@@ -134,16 +126,13 @@ class Trials:
     def open_explorer(self, candidate: Candidate, change: Change | None = None) -> Explorer:
         """Trials of a candidate, whose search begins where the change in traffic would put it."""
         change = change or self.default
-        factors = change.conditions
-        space = _make_space(
-            self.text, self.folder, factors._replace(rate=1.0, prompts=1.0, price=1.0), change.spare
-        )
+        space = _make_space(self.text, self.folder, change.network, change.skew, change.spare)
         traffic = self.read_traffic(change)
         context = space.models[candidate.shape.model].max_context_tokens
-        if factors.prompts != 1 and context is not None:
+        if change.prompts != 1 and context is not None:
             traffic = _cut_prompts(traffic, context)
-        more = factors.rate * change.slower
-        prompts = candidate.prefill_replicas * more * factors.prompts
+        more = change.rate * change.slower
+        prompts = candidate.prefill_replicas * more * change.prompts
         begun = candidate._replace(
             replicas=max(1, math.ceil(candidate.replicas * more)),
             prefill_replicas=max(1, math.ceil(prompts)),
@@ -152,20 +141,19 @@ class Trials:
         same = candidate.shape, candidate.prefill, candidate.budget
         outcomes = _OUTCOMES.get((self.text, self.folder, *same, change), dict)
         has_floor = space.question.targets.output_tokens_per_s is not None
-        share = min(factors.rate, 1.0) if has_floor else 1.0
+        share = min(change.rate, 1.0) if has_floor else 1.0
         return Explorer(space, begun, traffic, seed, change.slower, change.later, share, outcomes)
 
     def read_traffic(self, change: Change = WHOLE) -> Traffic:
         """The requests that are served under a change."""
-        factors = change.conditions
         return _make_traffic(
-            self.text, self.folder, factors.rate, factors.prompts, change.resample, change.is_whole
+            self.text, self.folder, change.rate, change.prompts, change.resample, change.is_whole
         )
 
     @property
     def space(self) -> Space:
         """The question's space, in which every request has limits of its own."""
-        return _make_space(self.text, self.folder, Conditions(), None)
+        return _make_space(self.text, self.folder, 1.0, 1.0, None)
 
     @property
     def _store(self) -> Store:
@@ -245,35 +233,26 @@ def _digest_files(value: object, folder: Path) -> list[str]:
     return []
 
 
-def apply_conditions(conditions: Conditions, question: Question, folder: Path) -> Question:
-    """The question under other conditions.
+def apply_conditions(change: Change, question: Question, folder: Path) -> Question:
+    """The question with another rate, length of prompts, network and skew.
 
     Raises:
-        UserError: if a model or cluster is unknown.
+        UserError: if a model is unknown.
     """
     asked = question.workload
     workload = {
-        "rate_scale": asked.rate_scale * conditions.rate,
-        "prompt_scale": asked.prompt_scale * conditions.prompts,
+        "rate_scale": asked.rate_scale * change.rate,
+        "prompt_scale": asked.prompt_scale * change.prompts,
     }
-    prices = [offer.price_per_gpu_hour for offer in question.clusters]
-    if conditions.price != 1:
-        known = Space(question, folder).machines
-        prices = [machines.price_per_gpu_hour * conditions.price for machines in known]
-    clusters = tuple(
-        offer.model_copy(
-            update={
-                "network_speed": offer.network_speed * conditions.network,
-                "price_per_gpu_hour": price,
-            }
-        )
-        for offer, price in zip(question.clusters, prices, strict=True)
+    clusters = (
+        offer.model_copy(update={"network_speed": offer.network_speed * change.network})
+        for offer in question.clusters
     )
     return question.model_copy(
         update={
             "workload": asked.model_copy(update=workload),
-            "models": tuple(_skew(one, conditions.skew, folder) for one in question.models),
-            "clusters": clusters,
+            "models": tuple(_skew(one, change.skew, folder) for one in question.models),
+            "clusters": tuple(clusters),
         }
     )
 
@@ -340,8 +319,9 @@ def _read_question(text: str) -> Question:
 
 
 @lru_cache(maxsize=_NUM_CACHED)
-def _make_space(text: str, folder: str, conditions: Conditions, spare: Spare | None) -> Space:
-    question = apply_conditions(conditions, _read_question(text), Path(folder))
+def _make_space(text: str, folder: str, network: float, skew: float, spare: Spare | None) -> Space:
+    change = Change(network=network, skew=skew)
+    question = apply_conditions(change, _read_question(text), Path(folder))
     workload = question.workload.model_copy(update={"slo": choose_slo(question)})
     changes: dict[str, object] = {"workload": workload}
     if spare is not None:  # of machines, in place of spare replicas
@@ -356,7 +336,7 @@ def _make_traffic(
 ) -> Traffic:
     """The requests of the question at another rate, or their busiest stretch."""
     asked = _read_question(text)
-    question = apply_conditions(Conditions(rate=rate, prompts=prompts), asked, Path(folder))
+    question = apply_conditions(Change(rate=rate, prompts=prompts), asked, Path(folder))
     if is_generated(asked.workload):
         question = question.model_copy(update={"seed": _derive_seed(question.seed, resample)})
     traffic = _read_traffic(question.model_dump_json(), folder)

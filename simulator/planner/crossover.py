@@ -8,12 +8,12 @@ on sequences is a setting, which one would raise.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from simulator.config.pairing import model_text
 from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.analytical import Curve, Floats
 from simulator.planner.calibration_error import compare_speeds, include_one, read_bands, read_error
-from simulator.planner.conditions import Conditions, apply_conditions
+from simulator.planner.conditions import Change, apply_conditions
 from simulator.planner.screen import by_cost
 from simulator.planner.search import SearchResult
 from simulator.planner.space import ReplicaShape, Ruled, Space
@@ -65,14 +65,7 @@ class Loads(NamedTuple):
 
     def select(self, n: int) -> Loads:
         """The ``n``-th load."""
-        here = slice(n, n + 1)
-        return Loads(
-            self.sequences[here],
-            self.step_s[here],
-            self.tokens_per_s[here],
-            self.terms[:, here],
-            self.fits[here],
-        )
+        return Loads._make(values[..., n : n + 1] for values in self)
 
 
 @dataclass(frozen=True)
@@ -99,12 +92,9 @@ class Steady:
         """
         traffic, plan = self.traffic, self.plan
         longest = round(traffic.num_input + traffic.num_output)
-        if (
-            plan.placement.model.max_context_tokens is not None
-            and longest > plan.placement.model.max_context_tokens
-        ):
+        capacity, context = plan.serving.capacity, plan.placement.model.max_context_tokens
+        if context is not None and longest > context:
             return 0.0
-        capacity = plan.serving.capacity
         outputs = traffic.num_output / 2
         if plan.serving.rules.reserves_output:
             limits = traffic.trace.attributes.get("max_tokens", traffic.trace.num_output)
@@ -117,11 +107,9 @@ class Steady:
     @cached_property
     def curve_points(self) -> Loads:
         """Loads from few sequences to as many as the cache holds."""
-        return self.load(
-            np.geomspace(min(_LEAST, self.most / 2), self.most, _POINTS)
-            if self.most
-            else np.zeros(0)
-        )
+        if not self.most:
+            return self.load(np.zeros(0))
+        return self.load(np.geomspace(min(_LEAST, self.most / 2), self.most, _POINTS))
 
     def load(self, sequences: Floats) -> Loads:
         """Loads with so many sequences on each GPU."""
@@ -164,8 +152,6 @@ _ALIKE = 0.005
 _DIGITS = 5
 """Digits of the map's numbers: more than any model's error leaves sure."""
 
-AnyPoint = TypeVar("AnyPoint", bound=MapPoint)
-
 
 class Place(NamedTuple):
     """Two models, the requests and the network of some points of the map."""
@@ -180,17 +166,6 @@ class Place(NamedTuple):
     """Output tokens of a request."""
     network: float
     """Factor on the network's speed."""
-
-
-class Readings(NamedTuple):
-    """Points of the three readings, under the names that they have in the map."""
-
-    cells: list[LoadPoint]
-    """Points at the same load."""
-    at_same_time: list[SpeedPoint]
-    """Points at the same time per token."""
-    at_full_load: list[FullPoint]
-    """Points with each model at its full load."""
 
 
 class Point(NamedTuple):
@@ -215,9 +190,9 @@ class Point(NamedTuple):
 
 def compare_models(
     moe: list[Steady], dense: list[Steady], asked: Crossover, place: Place
-) -> Readings:
-    """Points of the three readings for two models with requests of one length; each is given by its
-    splits.
+) -> Iterator[MapPoint]:
+    """Compare two models, each given by its splits, with requests of one length: at the same load,
+    at the same time per token, and each at its full load.
     """
     alike = [
         (size, _select_size(moe, size), _select_size(dense, size))
@@ -227,7 +202,6 @@ def compare_models(
         (BEST, None, moe, dense),
         *((ALIKE, size, first, second) for size, first, second in alike if first and second),
     ]
-    found = Readings([], [], [])
     batches = np.array(asked.batches)
     dense_loads = [one.load(batches) for one in dense]
     for ep in asked.eps:
@@ -237,20 +211,17 @@ def compare_models(
             first, second = _best_at(splits, loads, n), _best_at(dense, dense_loads, n)
             missing = _too_many(splits if first is None else dense, batch)
             keys: dict[str, object] = {"batch_per_gpu": batch, "ep": ep}
-            found.cells.append(_compare(LoadPoint, place, keys, first, second, missing))
+            yield _compare(LoadPoint, place, keys, first, second, missing)
     for pairing, size, firsts, seconds in pairs:
         keys = {"pairing": pairing, "gpus": size}
         for time_s in asked.times_s:
             first, second = _most_within(firsts, time_s), _most_within(seconds, time_s)
             missing = _slowest_term(firsts if first is None else seconds)
             timed = {**keys, "time_per_token_s": time_s}
-            found.at_same_time.append(
-                _compare(SpeedPoint, place, timed, first, second, missing, time_s)
-            )
+            yield _compare(SpeedPoint, place, timed, first, second, missing, time_s)
         first, second = _most_within(firsts), _most_within(seconds)
         missing = MEMORY if firsts and seconds else WEIGHTS
-        found.at_full_load.append(_compare(FullPoint, place, keys, first, second, missing))
-    return found
+        yield _compare(FullPoint, place, keys, first, second, missing)
 
 
 def _select_size(splits: list[Steady], num_gpus: int) -> list[Steady]:
@@ -281,18 +252,18 @@ def _most_within(splits: list[Steady], time_s: float = math.inf) -> Point | None
 
 
 def _compare(
-    cls: type[AnyPoint],
+    reading: type[MapPoint],
     place: Place,
     keys: Mapping[str, object],
     moe: Point | None,
     dense: Point | None,
     missing: str,
     time_s: float = math.inf,
-) -> AnyPoint:
+) -> MapPoint:
     """Two models against each other at one point of the map.
 
     Args:
-        keys: fields of the reading.
+        keys: fields of the reading's own.
         missing: what keeps a model from the place, where it has no point.
         time_s: seconds that a token may take: slower models have less load then.
     """
@@ -304,7 +275,7 @@ def _compare(
         row |= _decide(moe, dense, time_s)
     elif (winner := moe or dense) is not None:
         row |= {"winner": _name(winner), "deciding_term": missing}
-    return cls.model_validate(row)
+    return reading.model_validate(row)
 
 
 def _describe_side(kind: str, point: Point) -> dict[str, object]:
@@ -367,16 +338,8 @@ def deciding(winner: Point, loser: Point) -> tuple[str, float]:
     if loser.is_full and winner.sequences > loser.sequences:
         # What it would spend if it could hold as many: the rest is for want of room.
         per_rank = steady.budget / (1 + steady.traffic.num_input / steady.traffic.num_output)
-        roomy = steady.load(
-            np.array(
-                [
-                    min(
-                        winner.sequences,
-                        max(loser.sequences, per_rank / steady.plan.placement.layout.tp),
-                    )
-                ]
-            )
-        ).terms[:, 0]
+        most = max(loser.sequences, per_rank / steady.plan.placement.layout.tp)
+        roomy = steady.load(np.array([min(winner.sequences, most)])).terms[:, 0]
         saved[MEMORY] = float(spent.sum() - roomy.sum())
         spent = roomy
     saved |= {
@@ -462,63 +425,56 @@ def crossover(
         models = [n for n, one in enumerate(question.models) if model_text(one) in asked.models]
     if asked.cluster is not None:
         machines = [one.cluster for one in question.clusters].index(asked.cluster)
-    found = Readings([], [], [])
-    names = MapModels(moe=(), dense=())
     narrow = _narrow(question, folder, machines)
-    shapes: list[list[ReplicaShape]] = []
+    known = Space(narrow, folder)
+    moes = [n for n in models if known.models[n].moe is not None]
+    denses = [n for n in models if known.models[n].moe is None]
+    if not moes or not denses:
+        return None
+    shapes = {model: _shapes(known, model, machines, asked) for model in models}
+    points: list[MapPoint] = []
     for network in asked.networks:
-        space = Space(apply_conditions(Conditions(network=network), narrow, folder), folder)
-        shapes = shapes or [_shapes(space, model, machines, asked) for model in models]
-        sides = [_Side(space, model, plans) for model, plans in zip(models, shapes, strict=True)]
-        names = MapModels(
-            moe=tuple(side.name for side in sides if side.is_moe),
-            dense=tuple(side.name for side in sides if not side.is_moe),
-        )
-        if not names.moe or not names.dense:
-            return None
+        space = Space(apply_conditions(Change(network=network), narrow, folder), folder)
+        plans = {n: [(one, space.plan(one)) for one in own] for n, own in shapes.items()}
+        curves: dict[ReplicaShape, Curve] = {}
         for num_input, num_output in product(asked.inputs, asked.outputs):
-            steady = [(side, side.find_steady(num_input, num_output)) for side in sides]
-            for (moe, first), (dense, second) in product(steady, repeat=2):
-                if moe.is_moe and not dense.is_moe:
-                    place = Place(moe.name, dense.name, num_input, num_output, network)
-                    here = compare_models(first, second, asked, place)
-                    found.cells.extend(here.cells)
-                    found.at_same_time.extend(here.at_same_time)
-                    found.at_full_load.extend(here.at_full_load)
+            traffic = make_fixed_traffic(num_input, num_output)
+            steady = {n: _list_steady(space, own, traffic, curves) for n, own in plans.items()}
+            for moe, dense in product(moes, denses):
+                names = space.models[moe].name, space.models[dense].name
+                place = Place(*names, num_input, num_output, network)
+                points += compare_models(steady[moe], steady[dense], asked, place)
     answer = CrossoverMap(
-        models=names,
+        models=MapModels(
+            moe=tuple(known.models[n].name for n in moes),
+            dense=tuple(known.models[n].name for n in denses),
+        ),
         cluster=question.clusters[machines].cluster,
         terms=(*TERMS.values(), MEMORY),
-        cells=tuple(found.cells),
-        at_same_time=tuple(found.at_same_time),
-        at_full_load=tuple(found.at_full_load),
+        cells=tuple(one for one in points if isinstance(one, LoadPoint)),
+        at_same_time=tuple(one for one in points if isinstance(one, SpeedPoint)),
+        at_full_load=tuple(one for one in points if isinstance(one, FullPoint)),
     )
     return answer.model_copy(update={"flips": tuple(map(str, describe_flips(answer)))})
 
 
-class _Side:
-    """One model with its splits on one network."""
+def _list_steady(
+    space: Space,
+    plans: Sequence[tuple[ReplicaShape, DeploymentPlan]],
+    traffic: Traffic,
+    curves: dict[ReplicaShape, Curve],
+) -> list[Steady]:
+    """A model's splits with requests of one length.
 
-    def __init__(self, space: Space, model: int, shapes: list[ReplicaShape]) -> None:
-        self.name = space.models[model].name
-        self.is_moe = space.models[model].moe is not None
-        self._space = space
-        self._curves: dict[ReplicaShape, Curve] = {}
-        self._plans = [(shape, space.plan(shape)) for shape in shapes]
-
-    def find_steady(self, num_input: int, num_output: int) -> list[Steady]:
-        """The splits with requests of one length."""
-        traffic, budget = (
-            make_fixed_traffic(num_input, num_output),
-            max(self._space.question.space.token_budgets),
-        )
-        found = []
-        for shape, plan in self._plans:
-            key = shape.kernels
-            curve = Curve(plan, traffic, budget, self._curves.get(key))
-            self._curves.setdefault(key, curve)
-            found.append(Steady(shape, self._space.split(shape), curve, traffic, budget))
-        return found
+    Args:
+        curves: with requests of any length, by kernels; added to.
+    """
+    budget, found = max(space.question.space.token_budgets), []
+    for shape, plan in plans:
+        curve = Curve(plan, traffic, budget, curves.get(shape.kernels))
+        curves.setdefault(shape.kernels, curve)
+        found.append(Steady(shape, space.split(shape), curve, traffic, budget))
+    return found
 
 
 def _shapes(space: Space, model: int, machines: int, asked: Crossover) -> list[ReplicaShape]:

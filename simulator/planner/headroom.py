@@ -7,7 +7,7 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 from simulator.planner.calibration_error import compute_miss_probability
-from simulator.planner.conditions import WHOLE, Change, Conditions, Trials
+from simulator.planner.conditions import WHOLE, Change, Trials
 from simulator.planner.evaluations import text_of
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.screen import Candidate
@@ -68,8 +68,7 @@ def measure_headroom(
         return Headroom(0.0)
 
     def vary(factor: float, slower: float = slowness.step, later: float = 1.0) -> Change:
-        conditions = Conditions(rate=factor)
-        return trials.default._replace(conditions=conditions, slower=slower, later=later)
+        return trials.default._replace(rate=factor, slower=slower, later=later)
 
     late = ("ttft", "attainment") if slowness.first_token > 1 else ("ttft",)
 

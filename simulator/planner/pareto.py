@@ -99,10 +99,8 @@ def _describe_closed(result: SearchResult, speed: Speed, edges: tuple[float, flo
         _Value(value, value / edges[1], value / edges[0])
         for value in (speed.per_user, speed.per_gpu)
     )
-    is_pooled = speed.prefill is not None
-    return _make_point(
-        result, speed.shape, text, per_user, per_gpu, "closed form", is_pooled=is_pooled
-    )
+    facts = {"deployment": text, "kind": "closed form", "is_pooled": speed.prefill is not None}
+    return _make_point(result, speed.shape, per_user, per_gpu, facts)
 
 
 def _describe_simulated(
@@ -112,15 +110,10 @@ def _describe_simulated(
     name = next((name for name in _SPEEDS if row.measured_value(name)), None)
     if name is None:
         return None
-    return _make_point(
-        result,
-        evaluation.candidate.shape,
-        f"{row.deployment}, {row.token_budget:,} tokens a step",
-        _read_value(row, name).divide(1.0),
-        _read_value(row, "output_tokens_per_s_per_gpu"),
-        "simulated",
-        is_pooled=evaluation.candidate.prefill is not None,
-    )
+    values = _read_value(row, name).divide(1.0), _read_value(row, "output_tokens_per_s_per_gpu")
+    text, candidate = f"{row.deployment}, {row.token_budget:,} tokens a step", evaluation.candidate
+    facts = {"deployment": text, "kind": "simulated", "is_pooled": candidate.prefill is not None}
+    return _make_point(result, candidate.shape, *values, facts)
 
 
 def _read_value(row: DeploymentRow, name: str) -> _Value:
@@ -133,28 +126,22 @@ def _read_value(row: DeploymentRow, name: str) -> _Value:
 def _make_point(
     result: SearchResult,
     shape: ReplicaShape,
-    text: str,
     per_user: _Value,
     per_gpu: _Value,
-    kind: str,
-    *,
-    is_pooled: bool,
+    facts: Mapping[str, object],
 ) -> ParetoPoint:
     space, machines = result.space, result.space.machines_at(shape)
     model = space.models[shape.model]
+    cost = per_gpu.divide(machines.gpu_hour / 3600 * 1e6)
     return ParetoPoint.model_validate(
         {
             "model": model.name,
             "is_moe": model.moe is not None,
             "is_pruned": space.variants[shape.model].pruning is not None,
             "cluster": machines.offer.cluster,
-            "deployment": text,
             **per_user.name_keys("tokens_per_s_user"),
             **per_gpu.name_keys("tokens_per_s_gpu"),
-            **per_gpu.divide(machines.gpu_hour / 3600 * 1e6).name_keys(
-                "cost_per_million_output_tokens"
-            ),
-            "kind": kind,
-            "is_pooled": is_pooled,
+            **cost.name_keys("cost_per_million_output_tokens"),
+            **facts,
         }
     )

@@ -221,10 +221,10 @@ class Speed(NamedTuple):
     """Output tokens per second of one user."""
     per_gpu: float
     """Output tokens per second of one GPU."""
-    shape: ReplicaShape
-    budget: int
     sequences: float
     """Sequences decoding on one data-parallel rank."""
+    shape: ReplicaShape
+    budget: int
     prefill: ReplicaShape | None = None
     """The replica that computes the prompts, where that is another pool."""
 
@@ -254,16 +254,9 @@ def find_front(speeds: list[Speeds]) -> list[Speed]:
     for place in order[per_gpu[order] > best[:-1]]:
         n = int(np.searchsorted(ends, place, side="right"))
         one, at = speeds[n], int(place - ends[n])
-        found.append(
-            Speed(
-                float(one.per_user[at]),
-                float(one.per_gpu[at]),
-                one.shape,
-                one.budget,
-                float(one.sequences[at]),
-                one.prefill,
-            )
-        )
+        figures = one.per_user, one.per_gpu, one.sequences
+        users, made, sequences = (float(values[at]) for values in figures)
+        found.append(Speed(users, made, sequences, one.shape, one.budget, one.prefill))
     return found
 
 

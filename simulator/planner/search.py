@@ -195,7 +195,7 @@ def choose_hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> 
     for (_, place), part in screened.items():
         machines, count = space.machines[place], len(part.front)
         for at in sorted({round(share * (count - 1)) for share in _SPREAD}) if count else ():
-            per_user, _, shape, budget, *_ = part.front[at]
+            per_user, _, _, shape, budget, _ = part.front[at]
             largest = max(space.sizes(shape), default=0)
             replicas = space.count_replicas(largest, shape)
             if replicas >= 1:

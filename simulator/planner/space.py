@@ -46,21 +46,15 @@ TOO_SLOW = "misses a latency target even when nothing else runs"
 TOO_FEW = "needs more GPUs than the limits allow"
 NO_SPARES = "has no room for its spare replicas"
 OTHER_PROMPTS = "misses a target with its prompts whole instead of in chunks, or the reverse"
-_TELLING = (NO_SPARES, TOO_FEW, TOO_SLOW, REFUSES, NO_CACHE, MEMORY, TOO_LARGE)
-"""Reasons by how far a deployment came before it was ruled out: the furthest is what keeps a model
-from doing the job."""
-_STRUCTURAL = (
-    HEADS,
-    LEAVES_NODE,
-    PART_OF_A_NODE,
-    ALIKE,
-    STAGES,
-    STAGES_BESIDE_DP,
-    STAGES_OVER_NODES,
-    STAGES_IN_A_NODE,
+_OTHER = ""
+_TELLING = (
+    *(NO_SPARES, TOO_FEW, TOO_SLOW, REFUSES, NO_CACHE, MEMORY, TOO_LARGE, _OTHER),
+    *(HEADS, LEAVES_NODE, PART_OF_A_NODE, ALIKE),
+    *(STAGES, STAGES_BESIDE_DP, STAGES_OVER_NODES, STAGES_IN_A_NODE),
 )
-"""Reasons that are of a split, and say nothing of whether the model could do the job with another
-one."""
+"""Reasons by how far a deployment came before it was ruled out: the furthest is what keeps a model
+from doing the job. Those behind all others are of a split, and say nothing of whether the model
+could do the job with another one."""
 
 
 @dataclass
@@ -88,11 +82,8 @@ class Ruled:
         """
 
         def rank(reason: str) -> tuple[int, int]:
-            if reason in _TELLING:
-                return _TELLING.index(reason), -self.counts[reason]
-            return len(_TELLING) + (
-                1 + _STRUCTURAL.index(reason) if reason in _STRUCTURAL else 0
-            ), -self.counts[reason]
+            known = reason if reason in _TELLING else _OTHER
+            return _TELLING.index(known), -self.counts[reason]
 
         return min(self.counts, key=rank, default=None)
 

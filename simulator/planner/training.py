@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from typing import Any, Literal, NamedTuple
 
 from simulator.base.errors import UserError
+from simulator.base.frozen import Policy
 from simulator.base.progress import Progress
 from simulator.config.cluster import ClusterSpec, load_kind
 from simulator.config.model import LayerRun, ModelSpec
@@ -36,6 +37,8 @@ from simulator.work.layout import Layout, uneven_heads
 from simulator.work.trained import Chunk, count_parameters
 
 _PASSES: tuple[PassKind, ...] = ("forward", "backward")
+_LAYERED_KEYS = ("persistence", "repetition")
+"""Keys of routing policies that may name layers."""
 _LAYERS_OF_A_KIND = 2
 """Layers of each kind that are priced: they differ by the experts that tokens choose."""
 
@@ -54,7 +57,17 @@ def shorten_model(model: ModelSpec) -> ModelSpec:
     kinds = dict.fromkeys(model.layer_names)
     pattern = tuple(kind for kind in kinds for _ in range(_LAYERS_OF_A_KIND))
     fields = {name: getattr(model, name) for name in ModelSpec.model_fields}
-    return ModelSpec.model_construct(**(fields | {"layers": (LayerRun(pattern=pattern),)}))
+    changes = {"layers": (LayerRun(pattern=pattern),), "routing": _drop_layers(model.routing)}
+    return ModelSpec.model_construct(**(fields | changes))
+
+
+def _drop_layers(routing: Policy | None) -> Policy | None:
+    """Leave out what routing says layer by layer, of layers that a shortened model lacks: how alike
+    neighbouring tokens are routed, which the seconds of a layer do not depend on.
+    """
+    if routing is None or not any(isinstance(routing.get(key), Mapping) for key in _LAYERED_KEYS):
+        return routing
+    return {key: value for key, value in routing.items() if key not in _LAYERED_KEYS}
 
 
 def time_layers(plan: TrainingPlan, model: ModelSpec) -> LayerTimes:
@@ -157,22 +170,14 @@ def list_splits(model: ModelSpec, cluster: ClusterSpec, num_gpus: int, batch: in
     Args:
         batch: sequences of a step.
     """
-    return list(_yield_splits(model, cluster, num_gpus, batch))
-
-
-def _yield_splits(
-    model: ModelSpec, cluster: ClusterSpec, num_gpus: int, batch: int
-) -> Iterator[Split]:
-    node = cluster.gpus_per_node
-    for tp in _list_powers(min(node, num_gpus)):
-        if uneven_heads(model, tp) is not None:
-            continue
-        if num_gpus % tp:
+    most, found = min(cluster.gpus_per_node, num_gpus), list[Split]()
+    for tp in (1 << n for n in range(most.bit_length())):
+        if uneven_heads(model, tp) is not None or num_gpus % tp:
             continue
         for pp in _list_divisors(num_gpus // tp, min(_MOST_STAGES, model.num_layers)):
-            ranks = num_gpus // pp
-            for ep in _list_groups(model, tp, ranks):
-                yield from _yield_batches(model, Split(num_gpus, tp, pp, ep, 1, 1, "none"), batch)
+            for ep in _list_groups(model, tp, num_gpus // pp):
+                found += _yield_batches(model, Split(num_gpus, tp, pp, ep, 1, 1, "none"), batch)
+    return found
 
 
 def _list_groups(model: ModelSpec, tp: int, ranks: int) -> list[int]:
@@ -214,14 +219,17 @@ def _list_divisors(number: int, most: int) -> list[int]:
     return [one for one in range(1, min(number, most) + 1) if number % one == 0]
 
 
-def _list_powers(most: int) -> list[int]:
-    return [1 << n for n in range(most.bit_length())]
+class Pair(NamedTuple):
+    """One of the question's models on one of its kinds of machines."""
+
+    entry: TrainedModel
+    offer: TrainingCluster
+    model: ModelSpec
 
 
-def describe_split(
-    question: TrainingQuestion, entry: TrainedModel, offer: TrainingCluster, split: Split
-) -> TrainingDeployment:
+def describe_split(question: TrainingQuestion, pair: Pair, split: Split) -> TrainingDeployment:
     """Describe a split as a deployment that ``moesim run`` takes."""
+    entry, offer, _ = pair
     keys: dict[str, Any] = {
         key: value
         for key in ("model", "dense_of", "moe_of", "routing")
@@ -262,7 +270,6 @@ class Trained(NamedTuple):
     plan: TrainingPlan
     step: TrainingStep
     memory: TrainingMemory
-    imbalance: float
     days: float
     cost: float
     band: tuple[float, float]
@@ -292,39 +299,43 @@ class TrainingSearch:
         """Splits that were considered and not simulated so far, by reason."""
 
     def run(self) -> Found:
-        """Search for all models on all machines.
+        """Search for the cheapest ways to train each of the question's models.
 
         Raises:
-            UserError: if a model or its machines are wrong.
+            UserError: if a name is wrong, or no split of any model fits.
         """
         question = self._question
+        models = [choose_model(one, question.where, question.folder) for one in question.models]
+        entries = list(zip(question.models, models, strict=True))
         places = [
-            (entry, offer, size)
-            for entry in question.models
+            (Pair(entry, offer, model), size)
+            for entry, model in entries
             for offer in question.clusters
             for size in list_sizes(offer, question.where)
         ]
         trained: list[Trained] = []
-        for number, (entry, offer, size) in enumerate(places):
+        for number, (pair, size) in enumerate(places):
             self._progress(_SEARCHING, number, len(places), self._tell_best(trained))
-            trained += self.simulate_best(entry, offer, size)
+            trained += self.simulate_best(pair, size)
         self._progress(_SEARCHING, len(places), len(places), self._tell_best(trained))
         trained.sort(key=lambda one: (float(f"{one.cost:.6g}"), one.days))
         there = {one.deployment.name for one in trained}
         most = max(offer.max_gpus for offer in question.clusters)
+        if not trained:
+            raise UserError(
+                f"{question.where}: none of the models fits on up to {most:,} GPUs with a batch of "
+                f"{question.training.global_batch:,} sequences; raise max_gpus or global_batch"
+            )
         absent = {
             entry.title: (
                 f"fits on none of up to {most:,} GPUs"
-                if math.isfinite(self._find_tokens(self._choose(entry)))
+                if math.isfinite(self._find_tokens(model))
                 else "never has the loss that is asked for"
             )
-            for entry in question.models
+            for entry, model in entries
             if entry.title not in there
         }
         return Found(trained, self.ruled_out, absent)
-
-    def _choose(self, entry: TrainedModel) -> ModelSpec:
-        return choose_model(entry, self._question.where, self._question.folder)
 
     def _tell_best(self, trained: list[Trained]) -> str:
         """Tell the cheapest training so far that keeps the target; empty where none does."""
@@ -337,21 +348,18 @@ class TrainingSearch:
             f"{best.cost:,.0f} {best.plan.cluster.currency}"
         )
 
-    def simulate_best(
-        self, entry: TrainedModel, offer: TrainingCluster, size: int
-    ) -> list[Trained]:
+    def simulate_best(self, pair: Pair, size: int) -> list[Trained]:
         """Simulate the fastest splits of a model on a number of GPUs that fit."""
-        question, batch = self._question, self._question.training.global_batch
-        where, model = question.where, self._choose(entry)
+        question, model = self._question, pair.model
         if not math.isfinite(self._find_tokens(model)):
             return []
-        cluster, accelerator = load_kind(offer.cluster, where)
-        splits = list_splits(model, cluster, size, batch)
+        cluster, accelerator = load_kind(pair.offer.cluster, question.where)
+        splits = list_splits(model, cluster, size, question.training.global_batch)
         if not splits:
             self.ruled_out["a step has too few sequences for so many GPUs"] += 1
         fitting = [one for one in splits if find_least(model, one) < accelerator.memory_bytes]
         self.ruled_out["weights, gradients and optimizer do not fit"] += len(splits) - len(fitting)
-        ranked = sorted(fitting, key=lambda one: self._estimate(entry, offer, model, one))
+        ranked = sorted(fitting, key=lambda one: self._estimate(pair, one))
         # The first ones that fit, each with those that only compute more again, the fastest first.
         shortlist: dict[Split, list[Split]] = {}
         for split in ranked:
@@ -360,19 +368,13 @@ class TrainingSearch:
                 shortlist[alike].append(split)
             elif len(shortlist) == _SHORTLISTED:
                 self.ruled_out[_BEHIND] += 1
-            elif _fits(self._plan(entry, offer, split), split):
+            elif _fits(self._plan(pair, split), split):
                 shortlist[alike] = [split]
             else:
                 self.ruled_out[_TOO_LARGE] += 1
-        return self._simulate_first(entry, offer, model, list(shortlist.values()))
+        return self._simulate_first(pair, list(shortlist.values()))
 
-    def _simulate_first(
-        self,
-        entry: TrainedModel,
-        offer: TrainingCluster,
-        model: ModelSpec,
-        shortlist: list[list[Split]],
-    ) -> list[Trained]:
+    def _simulate_first(self, pair: Pair, shortlist: list[list[Split]]) -> list[Trained]:
         """Simulate the fastest of a shortlist, ranked anew with their gradients, which hang on all
         of a split.
 
@@ -383,10 +385,8 @@ class TrainingSearch:
 
         def rank(number: int) -> tuple[float, int, TrainingPlan]:
             split = shortlist[number][0]
-            plan = self._plan(entry, offer, split)
-            estimated_s = self._estimate(entry, offer, model, split)
-            update_s = self._estimate_update(entry, offer, plan, split)
-            return estimated_s + update_s, number, plan
+            plan, estimated_s = self._plan(pair, split), self._estimate(pair, split)
+            return estimated_s + self._estimate_update(pair, plan, split), number, plan
 
         found: list[Trained] = []
         queue = [rank(number) for number in range(len(shortlist))]
@@ -405,20 +405,18 @@ class TrainingSearch:
         self.ruled_out[_BEHIND] += sum(len(shortlist[number]) for _, number, _ in queue)
         return found
 
-    def _plan(self, entry: TrainedModel, offer: TrainingCluster, split: Split) -> TrainingPlan:
+    def _plan(self, pair: Pair, split: Split) -> TrainingPlan:
         question = self._question
-        spec = describe_split(question, entry, offer, split)
+        spec = describe_split(question, pair, split)
         return make_training_plan(
             spec, question.training, question.seed, question.where, question.folder
         )
 
-    def _estimate_update(
-        self, entry: TrainedModel, offer: TrainingCluster, plan: TrainingPlan, split: Split
-    ) -> float:
+    def _estimate_update(self, pair: Pair, plan: TrainingPlan, split: Split) -> float:
         """Estimate the seconds that the first stage's gradients and weights add to a step, beneath
         a third and two thirds of a micro-batch.
         """
-        times, update = self._times[_key_times(entry, offer, split)], price_update(plan, 0)
+        times, update = self._times[_key_times(pair, split)], price_update(plan, 0)
         stage_s = times.layers_s / split.pp
         return (
             max(0.0, update.reduce_s - 2 / 3 * stage_s)
@@ -426,29 +424,25 @@ class TrainingSearch:
             + update.optimizer_s
         )
 
-    def _estimate(
-        self, entry: TrainedModel, offer: TrainingCluster, model: ModelSpec, split: Split
-    ) -> float:
-        key = _key_times(entry, offer, split)
+    def _estimate(self, pair: Pair, split: Split) -> float:
+        question, key = self._question, _key_times(pair, split)
         if key not in self._times:
             alone = split._replace(pp=1, chunks=1, num_gpus=max(split.tp, split.ep))
-            spec = describe_split(self._question, entry, offer, alone)
-            training = self._question.training
-            one = training.model_copy(
-                update={"global_batch": split.micro_batch * alone.num_gpus // split.tp}
-            )
-            place = f"{self._question.where} [models '{entry.title}']"
-            short = shorten_model(model)
-            plan = plan_model(spec, short, one, self._question.seed, place, self._question.folder)
-            self._times[key] = time_layers(plan, model)
-        return estimate_step(self._times[key], split, self._question.training.global_batch)
+            spec = describe_split(question, pair, alone)
+            spec = spec.model_copy(update={"routing": _drop_layers(spec.routing)})
+            batch = split.micro_batch * alone.num_gpus // split.tp
+            one = question.training.model_copy(update={"global_batch": batch})
+            place = f"{question.where} [models '{pair.entry.title}']"
+            short = shorten_model(pair.model)
+            plan = plan_model(spec, short, one, question.seed, place, question.folder)
+            self._times[key] = time_layers(plan, pair.model)
+        return estimate_step(self._times[key], split, question.training.global_batch)
 
     def _simulate(self, plan: TrainingPlan) -> Trained | None:
         """Simulate a plan; ``None`` where the busiest rank's activations do not fit."""
         question, spec, room = self._question, plan.spec, find_room(plan)
         prices = price_micro_batch(plan)
-        imbalance = find_rank_imbalance(prices)
-        memory = measure_memory(plan, imbalance)
+        memory = measure_memory(plan, find_rank_imbalance(prices))
         if memory.total_bytes > room:
             return None
         step = run_training_step(plan, prices)
@@ -459,7 +453,7 @@ class TrainingSearch:
         assert price is not None, "prices are looked up when the question is read"
         cost = days * 24.0 * spec.num_gpus * price
         band = find_band(plan, step)
-        return Trained(spec, plan, step, memory, imbalance, days, cost, band, tokens)
+        return Trained(spec, plan, step, memory, days, cost, band, tokens)
 
     def _find_tokens(self, model: ModelSpec) -> float:
         """Find the tokens that a model trains on: all, or those to the loss that is asked for."""
@@ -474,9 +468,10 @@ class TrainingSearch:
         return found.tokens
 
 
-def _key_times(entry: TrainedModel, offer: TrainingCluster, split: Split) -> tuple[object, ...]:
-    """Key of what a layer's seconds hang on."""
-    return (entry.title, offer.cluster, split.tp, split.ep, split.micro_batch, split.recompute)
+def _key_times(pair: Pair, split: Split) -> tuple[object, ...]:
+    """Key of what a layer's seconds depend on."""
+    names = pair.entry.title, pair.offer.cluster
+    return (*names, split.tp, split.ep, split.micro_batch, split.recompute)
 
 
 def _fits(plan: TrainingPlan, split: Split) -> bool:
@@ -485,19 +480,3 @@ def _fits(plan: TrainingPlan, split: Split) -> bool:
     """
     few = min(split.pp * split.chunks * 2, plan.num_micro_batches)
     return measure_memory(replace(plan, num_micro_batches=few)).total_bytes <= find_room(plan)
-
-
-def search_training(question: TrainingQuestion, progress: Progress) -> Found:
-    """Search for the cheapest ways to train each of a question's models.
-
-    Raises:
-        UserError: if a name is wrong, or no split of any model fits.
-    """
-    found = TrainingSearch(question, progress).run()
-    if not found.trained:
-        most = max(offer.max_gpus for offer in question.clusters)
-        raise UserError(
-            f"{question.where}: none of the models fits on up to {most:,} GPUs with a batch of "
-            f"{question.training.global_batch:,} sequences; raise max_gpus or global_batch"
-        )
-    return found

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from simulator.commands.plan import plan
 from simulator.commands.train import train
 from simulator.deployment.plan import make_plan
 from simulator.engine.timeline import run_plan
-from simulator.planner.answer import plan_capacity
 from simulator.planner.store import Store
 from simulator.results.metrics import summarise
 from simulator.results.tables import DeploymentRecord
@@ -226,7 +226,7 @@ def _digest(*arrays: np.ndarray[Any, Any]) -> str:
 
 def _answer(case: Case) -> pd.DataFrame:
     question = load_question(*case.source)
-    found = plan_capacity(question, question.folder, Store(None), workers=1)
+    found = plan(question, cache=Store(None), workers=1)
     # What is handed over names the version and the day, the rate asked for is the question's own,
     # and what is absent is no number.
     left_out = {"handover": True, "traffic": {"asked_rate_per_s"}}

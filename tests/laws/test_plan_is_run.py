@@ -17,7 +17,7 @@ from simulator.base.frozen import validate
 from simulator.config.capacity import Question, Targets
 from simulator.config.workload import SLO
 from simulator.planner.answer import make_answer
-from simulator.planner.conditions import WHOLE, Change, Conditions, Trials, identity
+from simulator.planner.conditions import WHOLE, Change, Trials, identity
 from simulator.planner.explore import ClusterSize, Explorer, find_size
 from simulator.planner.handover import scenario_text
 from simulator.planner.headroom import measure_headroom
@@ -179,7 +179,7 @@ def test_traffic_times_two_is_the_question_with_twice_the_rate_scale(kind, chang
     one, two = (question(log, MOE, rate_scale=rate, **changes) for rate in (2.0, 4.0))
     candidate = CANDIDATE._replace(prefill=SHAPE if "disaggregate" in changes else None)
     for is_whole in (False, True):
-        by_change = trials(one).find(candidate, Change(Conditions(rate=2.0), is_whole=is_whole))
+        by_change = trials(one).find(candidate, Change(rate=2.0, is_whole=is_whole))
         by_key = trials(two).find(candidate, Change(is_whole=is_whole))
         assert by_change.size is not None
         assert (by_change.cluster_size, by_change.outcome) == (by_key.cluster_size, by_key.outcome)
@@ -192,9 +192,7 @@ def test_traffic_times_two_is_the_question_with_twice_the_rate_scale(kind, chang
 def test_what_carries_twice_the_traffic_needs_no_more_at_twice_the_traffic(kind, model, tmp_path):
     asked = question(write_log(kind, tmp_path / "log.csv"), model, rate_scale=1.0)
     tried, candidate = trials(asked), CANDIDATE
-    least, needed = (
-        tried.find(candidate, Change(Conditions(rate=rate))).size for rate in (1.0, 2.0)
-    )
+    least, needed = (tried.find(candidate, Change(rate=rate)).size for rate in (1.0, 2.0))
     sizes = [size for size in SPACE.sizes(*candidate.sides) if size >= least]
     headrooms = [
         measure_headroom(tried, candidate, ClusterSize(size, size), near=2.0).factor
@@ -211,7 +209,7 @@ def test_half_of_more_traffic_is_stored_apart_where_its_tokens_are_a_target(
     """Half of the traffic is asked for half of the tokens; as asked it is for all of them."""
     log, targets = write_log("steady", tmp_path / "log.csv"), {"ttft_s": {"p95": 0.2}} | floor
     more, same = (question(log, DENSE, rate_scale=rate, targets=targets) for rate in (2.0, 1.0))
-    half = trials(more).open_explorer(CANDIDATE, Change(Conditions(rate=0.5)))
+    half = trials(more).open_explorer(CANDIDATE, Change(rate=0.5))
     whole = trials(same).open_explorer(CANDIDATE)
     assert half.traffic.digest == whole.traffic.digest
     keys = {key_of(identity(one, has_begun=False)) for one in (half, whole)}

@@ -17,7 +17,6 @@ from simulator.base.frozen import validate
 from simulator.config.capacity import Question, Spare
 from simulator.planner.conditions import (
     Change,
-    Conditions,
     Trials,
     _resample_blocks,
     choose_slo,
@@ -69,10 +68,7 @@ def test_a_looser_target_never_costs_more():
 
 
 def test_more_traffic_never_needs_fewer_gpus():
-    sizes = [
-        gpus(trials().find(candidate(MOE), Change(Conditions(rate=rate))))
-        for rate in (0.25, 1.0, 4.0)
-    ]
+    sizes = [gpus(trials().find(candidate(MOE), Change(rate=rate))) for rate in (0.25, 1.0, 4.0)]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
 
@@ -81,15 +77,12 @@ def test_a_faster_network_never_costs_more():
     split = candidate(MOE, attention_dp=4, ep=4)
     asked = trials(targets={"tpot_s": {"p90": 0.02}})
     found = [
-        asked.trial(split, ClusterSize(0, 1), Change(Conditions(network=speed)))
-        for speed in (0.02, 1.0, 4.0)
+        asked.trial(split, ClusterSize(0, 1), Change(network=speed)) for speed in (0.02, 1.0, 4.0)
     ]
     worst = [outcome.worst for outcome in found]
     assert worst == sorted(worst, reverse=True)
     assert worst[-1] < worst[0]
-    sizes = [
-        gpus(asked.find(split, Change(Conditions(network=speed)))) for speed in (0.02, 1.0, 4.0)
-    ]
+    sizes = [gpus(asked.find(split, Change(network=speed))) for speed in (0.02, 1.0, 4.0)]
     assert sizes == sorted(sizes, reverse=True)
 
 
@@ -104,11 +97,11 @@ def test_slower_kernels_never_cost_less():
 
 def test_longer_prompts_never_cost_less_and_fit_the_context():
     asked = trials()
-    assert gpus(asked.find(candidate(DENSE), Change(Conditions(prompts=4.0)))) >= gpus(
+    assert gpus(asked.find(candidate(DENSE), Change(prompts=4.0))) >= gpus(
         asked.find(candidate(DENSE))
     )
     model = asked.space.models[DENSE]
-    far = asked.open_explorer(candidate(DENSE), Change(Conditions(prompts=10_000.0))).traffic.trace
+    far = asked.open_explorer(candidate(DENSE), Change(prompts=10_000.0)).traffic.trace
     assert int((far.num_input + far.num_output).max()) == model.max_context_tokens
 
 

@@ -12,7 +12,14 @@ from simulator.commands.plan import plan_training
 from simulator.commands.train import train
 from simulator.config.cluster import load_kind
 from simulator.config.model import load_model
-from simulator.planner.training import TrainingSearch, _fits, list_sizes, list_splits
+from simulator.planner.training import (
+    Pair,
+    Split,
+    TrainingSearch,
+    _fits,
+    list_sizes,
+    list_splits,
+)
 from simulator.report.training_pages import render_training_plan as render
 from simulator.results.training_answer import TrainingAnswer
 from simulator.scenario.jobs import QUESTIONS, load_job
@@ -98,13 +105,13 @@ def test_no_other_split_of_as_many_gpus_is_cheaper(
     clusters = [{"cluster": kind, "max_gpus": 16}]
     changes = {"training": training, "models": [{"model": model}], "clusters": clusters}
     question = load_job(QUESTION | changes, QUESTIONS)
-    entry, offer = question.models[0], question.clusters[0]
+    pair = Pair(question.models[0], question.clusters[0], load_model(model, "test"))
     search = TrainingSearch(question, lambda *_: None)
-    found = search.simulate_best(entry, offer, num_gpus)
+    found = search.simulate_best(pair, num_gpus)
     cluster, _ = load_kind(kind, "test")
-    splits = list_splits(load_model(model, "test"), cluster, num_gpus, global_batch)
+    splits = list_splits(pair.model, cluster, num_gpus, global_batch)
     assert len(found) + sum(search.ruled_out.values()) == len(splits)
-    plans = [(split, search._plan(entry, offer, split)) for split in splits]
+    plans = [(split, search._plan(pair, split)) for split in splits]
     every = [search._simulate(plan) for split, plan in plans if _fits(plan, split)]
     days = [one.days for one in every if one is not None]
     assert len(days) >= 10
@@ -199,3 +206,14 @@ def test_nodes_of_72_are_divided():
     splits = list_splits(model, cluster, 72, 72)
     assert splits
     assert all(split.num_gpus % (split.tp * split.pp) == 0 for split in splits)
+
+
+def test_a_model_whose_routing_differs_by_layer_is_estimated_by_few_layers():
+    model = load_model("mixtral-8x7b", "test")
+    assert isinstance(model.routing["persistence"], dict)
+    question = load_job(QUESTION | {"models": [{"model": "mixtral-8x7b"}]}, QUESTIONS)
+    pair, split = (
+        Pair(question.models[0], question.clusters[0], model),
+        Split(8, 1, 1, 8, 1, 1, "none"),
+    )
+    assert TrainingSearch(question, lambda *_: None)._estimate(pair, split) > 0

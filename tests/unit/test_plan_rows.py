@@ -12,16 +12,19 @@ from simulator.planner.samples import Priced
 from simulator.planner.search import SearchResult
 from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty import assessment
-from simulator.planner.uncertainty.sensitivity import Sensitivity, _point
+from simulator.planner.uncertainty.sensitivity import (
+    WHAT_IFS,
+    Sensitivity,
+    WhatIf,
+    _point,
+)
 from tests.laws.tiny_question import candidate, demand, trials
 
 MOE, DENSE = 0, 1
 TRAFFIC = SimpleNamespace(
     rate_per_s=5.0, num_input=30.0, num_output=10.0, share_beyond=lambda _: 0.0
 )
-READ = SimpleNamespace(
-    read_traffic=lambda change: SimpleNamespace(rate_per_s=5.0 * change.conditions.rate)
-)
+READ = SimpleNamespace(read_traffic=lambda change: SimpleNamespace(rate_per_s=5.0 * change.rate))
 UNKNOWN = SimpleNamespace(draw_priced=lambda *_: None, demands={})
 
 
@@ -83,7 +86,7 @@ def test_a_ratio_at_one_rate_has_a_band_where_both_kinds_have_tables():
 def test_a_row_compares_both_kinds_only_where_both_are_found(costs, ratio):
     base = Priced(evaluation(), 3.0)
     met = [Priced(evaluation(model), cost) for model, cost in costs.items()]
-    row = sensitivity().describe("traffic", "twice the traffic", met, base, "")
+    row = sensitivity().describe(WHAT_IFS[0], met, base)
     assert row.cost_moe_over_dense == ratio
     assert row.cost_ratio == (1.0 if met else None)
     for name, model in (("best_moe", MOE), ("best_dense", DENSE)):
@@ -93,7 +96,7 @@ def test_a_row_compares_both_kinds_only_where_both_are_found(costs, ratio):
 @pytest.mark.parametrize(("cost", "has_band"), [(3.0, True), (0.0, False)])
 def test_machines_that_cost_nothing_have_no_band_of_their_cost(cost, has_band):
     one = Priced(evaluation(), cost)
-    row = sensitivity().describe("price", "GPUs 30 % cheaper", [one], one, "")
+    row = sensitivity().describe(WhatIf("price", "GPUs 30 % cheaper"), [one], one)
     assert ("cost_per_hour_low" in row.model_dump()) == has_band
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from simulator.commands.plan import plan
 from simulator.config.capacity import Question
-from simulator.planner.answer import make_answer, plan_capacity
+from simulator.planner.answer import make_answer
 from simulator.planner.calibration_error import compute_miss_probability
 from simulator.planner.conditions import identity
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer, _find_first
@@ -149,9 +150,9 @@ def test_the_screen_reads_rates_optimistically():
 @pytest.mark.xdist_group("ray-apart")
 def test_an_answer_repeats_itself_whoever_works_on_it(tmp_path):
     asked = question(clusters=[{"cluster": "h100-sxm", "max_gpus": 4}])
-    first = plan_capacity(asked, Path(), Store(tmp_path / "a"), workers=1)
-    again = plan_capacity(asked, Path(), Store(tmp_path / "b"), workers=2)
-    kept = plan_capacity(asked, Path(), Store(tmp_path / "a"), workers=1)
+    first = plan(asked, cache=Store(tmp_path / "a"), workers=1)
+    again = plan(asked, cache=Store(tmp_path / "b"), workers=2)
+    kept = plan(asked, cache=Store(tmp_path / "a"), workers=1)
     assert first.model_dump_json() == again.model_dump_json() == kept.model_dump_json()
 
 

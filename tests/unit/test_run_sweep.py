@@ -11,7 +11,7 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.commands.run import run as run_scenario
-from simulator.commands.sweep import list_points, run_sweep
+from simulator.commands.sweep import list_points, sweep
 from simulator.report.sweep_page import draw_winners, render
 from simulator.results.metrics import METRICS
 from simulator.results.sweep import Sweep, find_sweep
@@ -83,8 +83,8 @@ def test_the_map_says_who_is_better_at_each_setting():
     ]
     rows = [{"point": one["point"], "deployment": name} for one in points for name in "ab"]
     run = {"keys": {"w.rate": [1, 2], "d.tp": [4, 8]}, "points": points}
-    sweep = Sweep(run | {"deployments": {"a": {}, "b": {}}}, pd.DataFrame(rows))
-    ((_, drawn),) = draw_winners(sweep)
+    made = Sweep(run | {"deployments": {"a": {}, "b": {}}}, pd.DataFrame(rows))
+    ((_, drawn),) = draw_winners(made)
     found = {
         (int(x), int(y)): trace.name
         for trace in drawn.data
@@ -93,16 +93,14 @@ def test_the_map_says_who_is_better_at_each_setting():
     assert found == {setting: winner or "neither" for setting, winner in won.items()}
     for point in points:
         point["winner"] = "a"
-    assert not list(draw_winners(sweep))
+    assert not list(draw_winners(made))
 
 
 @pytest.mark.slow
 def test_a_point_is_the_run_that_its_command_makes_and_refused_ones_are_told(scenario, tmp_path):
-    points, keys = list_points(
-        [scenario], [], ["deployments.0.parallel.attention_dp=4,16"], None, 2
-    )
-    folder = tmp_path / "out"
-    found = run_sweep(points, keys, folder, workers=1)
+    keys, folder = ["deployments.0.parallel.attention_dp=4,16"], tmp_path / "out"
+    points, _ = list_points([scenario], [], keys, None, 2)
+    found = sweep(scenario, folder, keys, num_seeds=2, workers=1)
     assert [("refusal" in point) for point in found.run["points"]] == [False, False, True, True]
     assert "needs 16 GPUs" in found.run["points"][2]["refusal"]
     for point in points[:2]:
@@ -121,9 +119,9 @@ def test_a_point_is_the_run_that_its_command_makes_and_refused_ones_are_told(sce
 
 
 def test_a_sweep_of_nothing_but_refusals_is_one(scenario, tmp_path):
-    points, keys = list_points([scenario], [], ["deployments.0.parallel.attention_dp=16"], None, 1)
+    keys = ["deployments.0.parallel.attention_dp=16"]
     with pytest.raises(UserError, match=r"every point is refused, the first since .*needs 16 GPUs"):
-        run_sweep(points, keys, tmp_path / "out", workers=1)
+        sweep(scenario, tmp_path / "out", keys, workers=1)
     assert not (tmp_path / "out").exists()
 
 
@@ -131,9 +129,8 @@ def test_a_folder_of_something_else_is_left_alone(scenario, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
-    points, keys = list_points([scenario], [], [f"{RATE}=1,2"], None, 1)
     with pytest.raises(UserError, match=r"holds 'thesis.txt', which is no part"):
-        run_sweep(points, keys, folder, workers=1)
+        sweep(scenario, folder, [f"{RATE}=1,2"], workers=1)
     assert (folder / "thesis.txt").read_text() == "years of work"
 
 
@@ -141,13 +138,13 @@ def test_a_folder_of_something_else_is_left_alone(scenario, tmp_path):
 def test_a_second_sweep_replaces_the_first_and_nothing_of_ones_own(scenario, tmp_path):
     folder = tmp_path / "sweep"
     for rates in ("1,2", "2,4"):
-        points, keys = list_points([scenario], [], [f"{RATE}={rates}"], None, 1)
-        run_sweep(points, keys, folder, workers=1)
+        sweep(scenario, folder, [f"{RATE}={rates}"], workers=1)
+    points, _ = list_points([scenario], [], [f"{RATE}=2,4"], None, 1)
     assert sorted(entry.name for entry in (folder / "points").iterdir()) == [p.name for p in points]
     note = folder / "points" / points[0].name / "note.txt"
     note.write_text("mine")
     with pytest.raises(UserError, match=r"holds 'points/.*note.txt', which is no part"):
-        run_sweep(points, keys, folder, workers=1)
+        sweep(scenario, folder, [f"{RATE}=2,4"], workers=1)
     assert note.read_text() == "mine"
 
 
@@ -161,10 +158,10 @@ def test_a_scenario_is_not_named_twice_and_dates_are_texts(scenario):
 
 @pytest.mark.ray
 def test_as_many_processes_as_you_like_write_the_same_bytes(scenario, tmp_path):
-    points, keys = list_points([scenario], [], [f"{RATE}=1,4"], None, 2)
+    points, _ = list_points([scenario], [], [f"{RATE}=1,4"], None, 2)
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder, workers in zip(folders, (1, 2), strict=True):
-        run_sweep(points, keys, folder, workers=workers)
+        sweep(scenario, folder, [f"{RATE}=1,4"], num_seeds=2, workers=workers)
     assert filecmp.cmp(*(folder / "sweep.csv" for folder in folders), shallow=False)
     for point in points:
         for name in ("summary.csv", "requests.parquet", "steps.parquet"):

@@ -93,7 +93,7 @@ def test_a_placement_that_is_asked_for_takes_no_pools_from_designs_that_have_no_
 
 def test_what_keeps_no_target_costs_the_largest_cluster_within_the_limits():
     space = Space(question(limits={"nodes": 4}, spare={"nodes": 1}), HERE)
-    front = [Speed(100.0, 1.0, replica(), 1000, 1.0)]
+    front = [Speed(100.0, 1.0, 1.0, replica(), 1000)]
     (one,) = choose_hopeless(space, {(0, 0): Screened([], 0, Ruled(), front, [])})
     largest = max(space.sizes(replica()))
     assert largest < space.machines[0].sizes[-1]
@@ -133,7 +133,7 @@ def test_of_what_keeps_no_target_the_ends_and_the_middle_are_simulated_at_the_la
 ):
     space = Space(question(), HERE)
     front = [
-        Speed(100.0 - place, 1.0 + place, replica(), 1000 + place, 1.0) for place in range(count)
+        Speed(100.0 - place, 1.0 + place, 1.0, replica(), 1000 + place) for place in range(count)
     ]
     found = choose_hopeless(space, {(0, 0): Screened([], 0, Ruled(), front, [])})
     assert [one.budget - 1000 for one in found] == chosen

@@ -4,7 +4,7 @@ one batch on all cores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from simulator.base.data import cache_lookups
 from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Spare
 from simulator.parallel.workers import Workers, use_workers
-from simulator.planner.conditions import Change, Conditions, Trials, describe_stretch
+from simulator.planner.conditions import AS_ASKED, Change, Trials, describe_stretch
 from simulator.planner.crossover import map_crossover
 from simulator.planner.evaluations import FigureBands
 from simulator.planner.explore import Evaluation
@@ -83,10 +83,11 @@ class Exploration(NamedTuple):
         """Rough duration, in explorations of one replica as asked."""
         if self.change is None:
             return estimate_work(self.candidate) * _DEMAND_WORK
-        conditions = self.change.conditions
-        other = _OTHER_WORK if conditions._replace(rate=1.0) != Conditions() else 1.0
-        return estimate_work(self.candidate) * other * max(_LEAST_WORK, conditions.rate)
+        changed = self.change.prompts, self.change.network, self.change.skew
+        other = 1.0 if changed == (1.0, 1.0, 1.0) else _OTHER_WORK
+        return estimate_work(self.candidate) * other * max(_LEAST_WORK, self.change.rate)
 
+    @cache_lookups()
     def run(self, trials: Trials) -> None:
         """Explore it, for the store."""
         if self.change is None:
@@ -113,6 +114,68 @@ class _Explored(NamedTuple):
     demand: GpuDemand | None
     """Simulated, as asked; of the candidates that are compared most closely."""
     at_first: AtFirst | None = None
+
+
+class _Questions(NamedTuple):
+    """Everything that is asked of candidates, in whichever process."""
+
+    trials: Trials
+    choices: Choices
+    changes: Mapping[Candidate, Sequence[Change]]
+    """Changes under which candidates are explored again."""
+
+    def list_explorations(self, rates: Iterable[tuple[Candidate, Change]]) -> list[Exploration]:
+        """All that will be asked for: many short tasks of which all cores have some until the
+        end.
+        """
+        choices = self.choices
+        asked: list[tuple[Candidate, Change | None]] = [
+            *((candidate, change) for candidate, some in self.changes.items() for change in some),
+            *((candidate, None) for candidate in choices.candidates),
+            *((candidate, change) for candidate in choices.resampled for change in RESAMPLED),
+            *((choices.first.candidate, change) for change in _SPARE),
+            *rates,
+        ]
+        return [Exploration(*one) for one in dict.fromkeys(asked)]
+
+    def assess(self, candidate: Candidate) -> _Explored:
+        """Explore one candidate under every change, and its demand: together, as they share what
+        was filled.
+        """
+        explored = self._explore(candidate, self.changes.get(candidate, ()))
+        if candidate not in self.choices.candidates:
+            return _Explored(explored, None)
+        resamples = candidate in self.choices.resampled
+        return _Explored(explored, simulate_demand(self.trials, candidate, resamples))
+
+    def assess_first(self, copying: Evaluation | None) -> _Explored:
+        """Explore the recommended deployment.
+
+        Args:
+            copying: the best deployment with copies of experts.
+        """
+        trials, first = self.trials, self.choices.first
+        candidate, size, known = first.candidate, first.cluster_size, self.assess(first.candidate)
+        if size is None or known.demand is None:
+            raise ValueError("the first choice has no size")
+        at_first = AtFirst(
+            try_fixed_size(trials, candidate, size, known.demand),
+            band_losses(trials, candidate, size, known.demand),
+            spare_nodes(trials, candidate),
+            list(self._explore(candidate, _SPARE).values()),
+            idle_costs(trials, first, copying),
+        )
+        return known._replace(at_first=at_first)
+
+    def _explore(self, candidate: Candidate, changes: Iterable[Change]) -> dict[Change, Priced]:
+        explored, asked = {}, self.trials.space.question
+        for change in changes:
+            is_asked_spare = change.spare == asked.spare and asked.failures.availability is None
+            spare = None if is_asked_spare else change.spare
+            is_traffic = change._replace(spare=spare, rate=1.0) == AS_ASKED
+            found = price(self.trials.find(candidate, change))
+            explored[change] = found._replace(rate=change.rate if is_traffic else None)
+        return explored
 
 
 class Assessment(NamedTuple):
@@ -154,9 +217,8 @@ def assess(
         return assess_alone(result)
     first, moe, dense = met[0], best_of_kind(result, "MoE"), best_of_kind(result, "dense")
     choices = Choices(first, find_second_choice(result), moe, dense)
-    changes = list_changes(result)
-    trials = result.trials
-    assess_one = partial(_assess_candidate, trials, choices, changes)
+    trials, changes = result.trials, list_changes(result)
+    questions = _Questions(trials, choices, changes)
     jobs: dict[Any, Callable[[], Any]] = {}
     rates: list[tuple[Candidate, Change]] = []
     if moe is not None and dense is not None:
@@ -165,14 +227,14 @@ def assess(
         jobs["rates"] = partial(over_rates, trials, *both)
     copying = next((one for one in met if one.candidate.shape.slots), None)
     jobs |= {
-        first.candidate: partial(_assess_first, assess_one, trials, first, copying),
+        first.candidate: partial(questions.assess_first, copying),
         "crossover": partial(map_crossover, result),
         "estimates": partial(estimate_all, trials, met, result.traffic.rate_per_s),
         "sizes": partial(find_sizes, result, first),
     }
     others = [one for one in dict.fromkeys([*changes, *choices.candidates]) if one not in jobs]
-    jobs |= {candidate: partial(assess_one, candidate) for candidate in others}
-    explorations = [] if trials.place is None else _list_explorations(changes, choices, rates)
+    jobs |= {candidate: partial(questions.assess, candidate) for candidate in others}
+    explorations = [] if trials.place is None else questions.list_explorations(rates)
     done = _run_all(jobs, trials, explorations, tick, workers)
     assessed: dict[Candidate, _Explored] = {one: done[one] for one in (first.candidate, *others)}
     estimates = dict(zip((one.candidate for one in met), done["estimates"], strict=True))
@@ -204,22 +266,6 @@ def assess(
     )
 
 
-def _list_explorations(
-    changes: Mapping[Candidate, Iterable[Change]],
-    choices: Choices,
-    rates: Iterable[tuple[Candidate, Change]],
-) -> list[Exploration]:
-    """All that will be asked for: many short tasks of which all cores have some until the end."""
-    asked: list[tuple[Candidate, Change | None]] = [
-        *((candidate, change) for candidate, some in changes.items() for change in some),
-        *((candidate, None) for candidate in choices.candidates),
-        *((candidate, change) for candidate in choices.resampled for change in RESAMPLED),
-        *((choices.first.candidate, change) for change in _SPARE),
-        *rates,
-    ]
-    return [Exploration(*one) for one in dict.fromkeys(asked)]
-
-
 def _run_all(
     jobs: Mapping[Any, Callable[[], Any]],
     trials: Trials,
@@ -232,7 +278,7 @@ def _run_all(
     tick(name, 0, before + count)
     with use_workers(workers) as pool:
         pool.map(
-            partial(_explore, trials),
+            partial(Exploration.run, trials=trials),
             explorations,
             lambda n: tick(name, n, before + count),
             group=attrgetter("candidate"),
@@ -245,64 +291,5 @@ def _run_all(
 
 
 @cache_lookups()
-def _explore(trials: Trials, exploration: Exploration) -> None:
-    exploration.run(trials)
-
-
-@cache_lookups()
 def _run_job(job: Callable[[], Any]) -> Any:
     return job()
-
-
-def _assess_candidate(
-    trials: Trials,
-    choices: Choices,
-    changes: Mapping[Candidate, Iterable[Change]],
-    candidate: Candidate,
-) -> _Explored:
-    """Explore one candidate under every change, and its demand: together, as they share what was
-    filled.
-    """
-    explored = _explore_changes(trials, candidate, changes.get(candidate, ()))
-    if candidate not in choices.candidates:
-        return _Explored(explored, None)
-    demand = simulate_demand(trials, candidate, resamples=candidate in choices.resampled)
-    return _Explored(explored, demand)
-
-
-def _assess_first(
-    assess_one: Callable[[Candidate], _Explored],
-    trials: Trials,
-    first: Evaluation,
-    copying: Evaluation | None,
-) -> _Explored:
-    """Explore the recommended deployment.
-
-    Args:
-        copying: the best deployment with copies of experts.
-    """
-    candidate, size, known = first.candidate, first.cluster_size, assess_one(first.candidate)
-    if size is None or known.demand is None:
-        raise ValueError("the first choice has no size")
-    at_first = AtFirst(
-        try_fixed_size(trials, candidate, size, known.demand),
-        band_losses(trials, candidate, size, known.demand),
-        spare_nodes(trials, candidate),
-        list(_explore_changes(trials, candidate, _SPARE).values()),
-        idle_costs(trials, first, copying),
-    )
-    return known._replace(at_first=at_first)
-
-
-def _explore_changes(
-    trials: Trials, candidate: Candidate, changes: Iterable[Change]
-) -> dict[Change, Priced]:
-    explored, asked = {}, trials.space.question
-    for change in changes:
-        rate, spare = change.conditions.rate, change.spare
-        if spare == asked.spare and asked.failures.availability is None:
-            spare = None
-        is_traffic = change._replace(spare=spare) == Change(Conditions(rate=rate))
-        found = price(trials.find(candidate, change))
-        explored[change] = found._replace(rate=rate if is_traffic else None)
-    return explored

@@ -17,7 +17,7 @@ which counts all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -139,10 +139,6 @@ class FixedSize(NamedTuple):
     """Times the traffic that it carries at the fast and at the slow end of the calibration's
     bands."""
 
-    def find_nearest(self, factor: float) -> Outcome:
-        """The outcome whose factor is nearest."""
-        return self.slowed[min(self.slowed, key=lambda one: abs(one - factor))]
-
     @property
     def scatters(self) -> dict[str, float]:
         """80 % of a figure's scatter between samples, either way."""
@@ -151,6 +147,10 @@ class FixedSize(NamedTuple):
             * float(np.std([value, *(list_figures(one)[name] for one in self.resampled)]))
             for name, value in list_figures(self.slowed[1.0]).items()
         }
+
+
+def _choose_nearest(tried: Iterable[float], factor: float) -> float:
+    return min(tried, key=lambda one: abs(one - factor))
 
 
 def list_figures(outcome: Outcome) -> dict[str, float]:
@@ -358,16 +358,16 @@ def band_figures(
         outcome: on all requests, which bands of the stretch that was looked at are scaled to.
     """
     whole = {} if outcome is None else list_figures(outcome)
-    edges = [list_figures(tried.find_nearest(edge)) for edge in demand.error.bands.token]
+    nearest = [_choose_nearest(tried.slowed, edge) for edge in demand.error.bands.token]
+    edges = [list_figures(tried.slowed[factor]) for factor in nearest]
     scatters, bands = tried.scatters, {}
     for name, value in list_figures(tried.slowed[1.0]).items():
         ends = [edge[name] for edge in edges]
         if name.startswith("ttft"):
             ends += [value * edge for edge in demand.error.bands.first_token]
         elif name == "attainment":
-            late = demand.error.bands.first_token[1]
-            nearest = min(tried.later, key=lambda factor: abs(factor - late))
-            ends.append(list_figures(tried.later[nearest])[name])
+            late = _choose_nearest(tried.later, demand.error.bands.first_token[1])
+            ends.append(list_figures(tried.later[late])[name])
         low, high = widen_band(value, (min(ends), max(ends)), scatters[name])
         scale = whole.get(name, value) / value if value else 1.0
         low, value, high = low * scale, whole.get(name, value), high * scale
@@ -604,11 +604,8 @@ def band_losses(
     def lose(change: Change) -> list[LossRow]:
         return with_losses(replace(trials, default=change), candidate, cluster_size)
 
-    nearest = (
-        min(demand.slower, key=lambda factor, edge=edge: abs(factor - edge))  # type: ignore[misc]
-        for edge in demand.error.edges
-    )
-    slowed = [lose(Change(slower=factor)) for factor in dict.fromkeys(nearest)]
+    nearest = dict.fromkeys(_choose_nearest(demand.slower, edge) for edge in demand.error.edges)
+    slowed = [lose(Change(slower=factor)) for factor in nearest]
     resampled = [lose(change) for change in RESAMPLED]
     rows, note = with_losses(trials, candidate, cluster_size), describe_stretch(trials, candidate)
     for n, row in enumerate(rows):

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -135,9 +135,10 @@ def draw_figures(
         judge_from_s = max(0.0, trace.judge_from_s - float(trace.arrival_s[first]))
         trace = replace(subset(trace, np.arange(first, end)), judge_from_s=judge_from_s)
         record = None
-    known = None if record is None else (record, {key: float(own[key]) for key in METRICS})
-    bands = read_bands(plan, plan.prefill is not None)
-    runs = _Runs(plan, trace, slo, tables, known, {*bands.token, 1.0}, tick)
+    bands, runs = read_bands(plan, plan.prefill is not None), _Runs(plan, trace, slo, tables, tick)
+    if record is not None:
+        runs.records[1.0], runs.figures[1.0] = record, {key: float(own[key]) for key in METRICS}
+    runs.serve(sorted({*bands.token, 1.0} - runs.figures.keys()))
     runs.add_between(budget)
     alone = runs.figures[1.0]
     error = _estimate_error(plan, trace, alone["tpot_p50_s"])
@@ -203,44 +204,38 @@ def _is_timed(plan: DeploymentPlan) -> bool:
     )
 
 
+@dataclass
 class _Runs:
     """Runs of the same requests with steps that take so many times as long."""
 
-    def __init__(
-        self,
-        plan: DeploymentPlan,
-        trace: RequestTrace,
-        slo: SLO,
-        tables: StepTables,
-        known: tuple[DeploymentRecord, dict[str, float]] | None,
-        factors: set[float],
-        tick: Progress,
-    ) -> None:
-        self._plan, self._trace, self._slo = plan, trace, slo
-        self._tables, self._tick = tables, tick
-        self._records = {} if known is None else {1.0: known[0]}
-        self._num_served = 0
-        self._num_expected = trace.num_requests * len(factors - self._records.keys())
-        self.figures = {} if known is None else {1.0: known[1]}
-        """By factor on the steps' seconds."""
-        for factor in sorted(factors - self.figures.keys()):
-            self._serve(factor)
+    plan: DeploymentPlan
+    trace: RequestTrace
+    slo: SLO
+    tables: StepTables
+    tick: Progress
+    records: dict[float, DeploymentRecord] = field(default_factory=dict)
+    """By factor on the steps' seconds."""
+    figures: dict[float, dict[str, float]] = field(default_factory=dict)
+    """By factor on the steps' seconds."""
+    _num_served: int = 0
 
-    def _serve(self, factor: float) -> None:
-        before, count = self._num_served, self._trace.num_requests
-        total = max(self._num_expected, before + count)
+    def serve(self, factors: Sequence[float]) -> None:
+        """Serve the requests with each of some factors on the steps' seconds."""
+        count = self.trace.num_requests
+        total = self._num_served + count * len(factors)
 
         def show(done: int) -> None:
-            self._tick(f"bands of {self._plan.name}", before + done, total)
+            self.tick(f"bands of {self.plan.name}", self._num_served + done, total)
 
-        show(0)
-        made = run_plan(self._plan, self._trace, "step", show, self._tables.slow(factor))
-        self._records[factor] = made
-        self._num_served += count
-        self.figures[factor] = self._sum_up(self._records[factor])
+        for factor in factors:
+            show(0)
+            table = self.tables.slow(factor)
+            self.records[factor] = run_plan(self.plan, self.trace, "step", show, table)
+            self._num_served += count
+            self.figures[factor] = self._sum_up(self.records[factor])
 
     def _sum_up(self, record: DeploymentRecord) -> dict[str, float]:
-        row = summarise([self._plan], [record], self._slo).iloc[0]
+        row = summarise([self.plan], [record], self.slo).iloc[0]
         return {key: float(row[key]) for key in METRICS}
 
     def add_between(self, budget: int) -> None:
@@ -255,16 +250,16 @@ class _Runs:
                 gaps = _measure_gaps(values)
                 widest = np.maximum(widest, np.where(find_knees(values, factors), gaps, 0.0))
             left = budget - self._num_served
-            if left < self._trace.num_requests or not widest.any():
+            if left < self.trace.num_requests or not widest.any():
                 return
             place = int(np.argmax(widest))
-            self._serve(math.sqrt(factors[place] * factors[place + 1]))
+            self.serve([math.sqrt(factors[place] * factors[place + 1])])
 
     def shift_first_tokens(self, off: float) -> dict[str, float]:
         """The figures of the run itself if first tokens took so many times as long, and what comes
         behind them moved along.
         """
-        record = self._records[1.0]
+        record = self.records[1.0]
         later_s = measure_ttft(record.requests) * (off - 1)
         later = _Later(record.requests, later_s.fillna(0.0))
         return self._sum_up(replace(record, requests=later))

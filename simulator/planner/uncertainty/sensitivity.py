@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from simulator.base.formats import seconds, times
-from simulator.planner.conditions import AS_ASKED, Change, Conditions, Trials, list_recorded_skews
+from simulator.planner.conditions import AS_ASKED, Change, Trials, list_recorded_skews
 from simulator.planner.estimate import Estimator
 from simulator.planner.evaluations import FigureBands, best_of_each, row_of, text_of
 from simulator.planner.explore import Evaluation
@@ -29,7 +30,7 @@ from simulator.planner.samples import (
 from simulator.planner.screen import Candidate, by_cost
 from simulator.planner.search import SearchResult
 from simulator.planner.traffic import count_needed
-from simulator.results.answer import Comparison, DeploymentRow
+from simulator.results.answer import Comparison
 from simulator.results.answer.certainty import Brief, Flip, RatePoint, SensitivityRow
 from simulator.results.plan_sentences import compare_kinds, state_only_kind
 
@@ -46,16 +47,16 @@ class WhatIf(NamedTuple):
 
     name: str
     text: str
-    change: Change
+    change: Change = AS_ASKED
+    """Change that takes simulation; prices take none."""
 
 
 WHAT_IFS = (
-    WhatIf("traffic", "twice the traffic", Change(Conditions(rate=2.0))),
-    WhatIf("prompts", "prompts four times as long", Change(Conditions(prompts=4.0))),
-    WhatIf("network", "a network half as fast", Change(Conditions(network=0.5))),
-    WhatIf("skew", "twice the skew of experts", Change(Conditions(skew=2.0))),
+    WhatIf("traffic", "twice the traffic", Change(rate=2.0)),
+    WhatIf("prompts", "prompts four times as long", Change(prompts=4.0)),
+    WhatIf("network", "a network half as fast", Change(network=0.5)),
+    WhatIf("skew", "twice the skew of experts", Change(skew=2.0)),
 )
-"""Changes that take simulation; prices take none."""
 
 
 def list_changes(result: SearchResult) -> dict[Candidate, list[Change]]:
@@ -86,6 +87,7 @@ def _kind(candidate: Candidate) -> tuple[int, int, bool]:
     return (candidate.shape.model, candidate.shape.machines, candidate.prefill is None)
 
 
+@dataclass(frozen=True)
 class Sensitivity:
     """Rows for changes of one question: what is best then, what it costs, and whether that is
     another choice than without the change.
@@ -94,15 +96,12 @@ class Sensitivity:
     change as without it.
     """
 
-    def __init__(
-        self,
-        result: SearchResult,
-        explored: Mapping[Candidate, Mapping[Change, Priced]],
-        costs: CostSamples,
-        stretch: str = "",
-    ) -> None:
-        """Args: explored: under all of :func:`list_changes`. stretch: which requests that is of."""
-        self._result, self._explored, self._costs, self._stretch = result, explored, costs, stretch
+    result: SearchResult
+    explored: Mapping[Candidate, Mapping[Change, Priced]]
+    """Evaluations under all of :func:`list_changes`."""
+    costs: CostSamples
+    stretch: str = ""
+    """Requests that they are of, in words."""
 
     def list_rows(self) -> list[SensitivityRow]:
         """All rows; none where nothing meets the targets as asked."""
@@ -110,29 +109,27 @@ class Sensitivity:
         if base is None:
             return []
         rows = [
-            self.describe(
-                one.name, one.text, self._price_under(one.change), base, self._note(one), one.change
-            )
+            self.describe(one, self._price_under(one.change), base, self._note(one))
             for one in WHAT_IFS
         ]
-        machines = self._result.space.machines
-        rows.append(self._cut_prices("price", "GPUs 30 % cheaper", range(len(machines))))
+        machines, all_cheaper = self.result.space.machines, WhatIf("price", "GPUs 30 % cheaper")
+        rows.append(self._cut_prices(all_cheaper, range(len(machines))))
         for place, one in enumerate(machines if len(machines) > 1 else ()):
             if one.price_per_gpu_hour > 0:
                 cluster = one.offer.cluster
-                text = f"GPUs of {cluster} 30 % cheaper"
-                rows.append(self._cut_prices(f"price of {cluster}", text, [place]))
+                cheaper = WhatIf(f"price of {cluster}", f"GPUs of {cluster} 30 % cheaper")
+                rows.append(self._cut_prices(cheaper, [place]))
         return rows
 
     def _price_under(self, change: Change) -> list[Priced]:
-        return [known.get(change, known[AS_ASKED]) for known in self._explored.values()]
+        return [known.get(change, known[AS_ASKED]) for known in self.explored.values()]
 
-    def _cut_prices(self, name: str, text: str, cheaper: Collection[int]) -> SensitivityRow:
+    def _cut_prices(self, what: WhatIf, cheaper: Collection[int]) -> SensitivityRow:
         """Compare everything that was found at other prices of machines; electricity costs the
         same.
         """
-        machines = self._result.space.machines
-        known = [price(one) for one in self._result.met]
+        machines = self.result.space.machines
+        known = [price(one) for one in self.result.met]
         changed = []
         for one in known:
             place, size = one.evaluation.candidate.shape.machines, one.evaluation.size or 0
@@ -141,23 +138,16 @@ class Sensitivity:
         base = _find_cheapest(known)
         if base is None:
             raise ValueError("nothing was found")
-        return self.describe(name, text, changed, base, "")
+        return self.describe(what, changed, base)
 
     def describe(
-        self,
-        name: str,
-        text: str,
-        priced: Sequence[Priced],
-        base: Priced,
-        note: str,
-        change: Change = AS_ASKED,
+        self, what: WhatIf, priced: Sequence[Priced], base: Priced, note: str = ""
     ) -> SensitivityRow:
-        """The row of one change.
+        """The row of one change, which is simulated at both ends of the calibration's band.
 
         Args:
             priced: all deployments under the change.
             base: the best one without it.
-            change: to be simulated at both ends of the calibration's band.
         """
         best = _find_cheapest(priced)
         moe, dense = (self._find_best(priced, kind) for kind in ("MoE", "dense"))
@@ -165,20 +155,20 @@ class Sensitivity:
         ratio = best.divide(base) if best else None
         moe_ratio = moe.divide(dense) if moe and dense else None
         row: dict[str, object] = {
-            "name": name,
-            "change": text,
+            "name": what.name,
+            "change": what.text,
             "cost_per_hour": None if best is None else best.cost,
             "base_cost_per_hour": base.cost,
             "cost_ratio": ratio,
-            "deployment": None if best is None else text_of(self._result, best.evaluation),
+            "deployment": None if best is None else text_of(self.result, best.evaluation),
             "flips": best is None or self._choice(best) != self._choice(base),
             "best_moe": self._summarise(moe),
             "best_dense": self._summarise(dense),
             "cost_moe_over_dense": moe_ratio,
             "note": note if best is not None else nothing,
         }
-        best, moe, dense = (self._try_ends(one, change) for one in (best, moe, dense))
-        mine, theirs, of_moe, of_dense = map(self._costs.draw_priced, (best, base, moe, dense))
+        best, moe, dense = (self._try_ends(one, what.change) for one in (best, moe, dense))
+        mine, theirs, of_moe, of_dense = map(self.costs.draw_priced, (best, base, moe, dense))
         if best is not None and best.cost > 0:
             row |= name_band("cost_per_hour", best.cost, find_band(mine))
         row |= name_band("cost_ratio", ratio, find_ratio_band(mine, theirs))
@@ -189,11 +179,11 @@ class Sensitivity:
         """Add the GPUs that a deployment needs with the calibration off, under other conditions
         than of traffic.
         """
-        known = None if priced is None else self._costs.demands.get(priced.evaluation.candidate)
+        known = None if priced is None else self.costs.demands.get(priced.evaluation.candidate)
         if priced is None or priced.rate is not None or known is None:
             return priced
         slower = sorted({1.0, *known.error.edges})
-        asked = self._result.trials.find(priced.evaluation.candidate, AS_ASKED)
+        asked = self.result.trials.find(priced.evaluation.candidate, AS_ASKED)
         if asked.size is None:  # on the stretch, though not on all requests
             return priced
         then, now = (
@@ -216,11 +206,11 @@ class Sensitivity:
         )
         if change.slower == 1:
             return evaluation.needed
-        trial = self._result.trials.trial(evaluation.candidate, sized[1], change)
+        trial = self.result.trials.trial(evaluation.candidate, sized[1], change)
         return evaluation.estimate_needed(trial.worst)
 
     def _find_best(self, priced: Sequence[Priced], kind: str) -> Priced | None:
-        space = self._result.space
+        space = self.result.space
         return _find_cheapest(
             [one for one in priced if space.kind(one.evaluation.candidate.shape) == kind]
         )
@@ -228,37 +218,37 @@ class Sensitivity:
     def _choice(self, priced: Priced) -> tuple[object, ...]:
         """Model, pruning and machines, whatever the settings."""
         shape = priced.evaluation.candidate.shape
-        variant = self._result.space.variants[shape.model]
+        variant = self.result.space.variants[shape.model]
         return variant.number, variant.pruning, shape.machines
 
     def _summarise(self, priced: Priced | None) -> Brief | None:
         if priced is None or priced.evaluation.size is None:
             return None
         return Brief(
-            model=self._result.space.models[priced.evaluation.candidate.shape.model].name,
-            deployment=text_of(self._result, priced.evaluation),
+            model=self.result.space.models[priced.evaluation.candidate.shape.model].name,
+            deployment=text_of(self.result, priced.evaluation),
             gpus=priced.evaluation.size,
             cost_per_hour=priced.cost,
         )
 
     def _note(self, one: WhatIf) -> str:
         """Restrictions of a row, in sentences."""
-        parts = [self._stretch] if self._stretch else []
-        requests = self._result.trials.read_traffic(one.change)
-        if not requests.is_steady and self._result.traffic.is_steady:
+        parts = [self.stretch] if self.stretch else []
+        requests = self.result.trials.read_traffic(one.change)
+        if not requests.is_steady and self.result.traffic.is_steady:
             lasts = f"the requests are over within {seconds(requests.duration_s)}"
             parts.append(f"Not determined: {lasts}, too soon for a steady state.")
         if one.name == "traffic":
-            parts += self._note_rate(requests.rate_per_s, one.change.conditions.rate)
+            parts += self._note_rate(requests.rate_per_s, one.change.rate)
         if one.name == "prompts":
-            parts += self._note_cuts(one.change.conditions.prompts)
+            parts += self._note_cuts(one.change.prompts)
         if one.name == "skew":
             parts += self._note_skews()
         return " ".join(parts)
 
     def _note_rate(self, rate_per_s: float, factor: float) -> list[str]:
-        more = rate_per_s / self._result.trials.read_traffic(AS_ASKED).rate_per_s
-        peak_s = self._result.question.peak_s
+        more = rate_per_s / self.result.trials.read_traffic(AS_ASKED).rate_per_s
+        peak_s = self.result.question.peak_s
         if peak_s is None or abs(more / factor - 1) < _ALIKE:
             return []
         return [
@@ -267,8 +257,8 @@ class Sensitivity:
         ]
 
     def _note_cuts(self, factor: float) -> list[str]:
-        trace, notes = self._result.traffic.trace, []
-        for model in self._result.space.models:
+        trace, notes = self.result.traffic.trace, []
+        for model in self.result.space.models:
             if model.max_context_tokens is None:
                 continue
             tokens = trace.num_input * factor + trace.num_output
@@ -282,7 +272,7 @@ class Sensitivity:
         return list(dict.fromkeys(notes))
 
     def _note_skews(self) -> list[str]:
-        space = self._result.space
+        space = self.result.space
         if all(model.moe is None for model in space.models):
             return ["No model routes tokens to experts."]
         return [
@@ -389,7 +379,7 @@ def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> OverRates:
     def try_rate(rate: float) -> tuple[Priced, Priced]:
         first, second = (
             min(
-                (price(trials.find(one, _at_rate(rate))) for one in kind.select_at(rate)),
+                (price(trials.find(one, Change(rate=rate))) for one in kind.select_at(rate)),
                 key=lambda one: one.cost,
             )
             for kind in (moe, dense)
@@ -407,7 +397,7 @@ def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> OverRates:
     def add_demand(one: Priced, rate: float) -> Priced:
         if one.evaluation.candidate in (moe.now, *moe.others, dense.now, *dense.others):
             return one._replace(rate=rate)  # known as asked
-        estimate = Estimator(trials, _at_rate(rate)).estimate(one.evaluation)
+        estimate = Estimator(trials, Change(rate=rate)).estimate(one.evaluation)
         return one._replace(demand=estimate and estimate.demand, rate=rate)
 
     points: list[tuple[float, Priced, Priced]] = []
@@ -443,7 +433,7 @@ def list_rates(trials: Trials) -> list[float]:
     least = count_needed(trials.space.question) / 2
 
     def is_enough(rate: float) -> bool:
-        traffic = trials.read_traffic(_at_rate(rate))
+        traffic = trials.read_traffic(Change(rate=rate))
         return traffic.is_steady and traffic.num_requests >= least
 
     return [rate for rate in RATES if is_enough(rate)] if is_enough(1.0) else list(RATES)
@@ -454,7 +444,7 @@ def changes_over_rates(
 ) -> list[tuple[Candidate, Change]]:
     """Explorations that :func:`over_rates` asks for in any case; others lie between two rates."""
     return [
-        (one, _at_rate(rate))
+        (one, Change(rate=rate))
         for rate in list_rates(trials)
         for kind in (moe, dense)
         for one in kind.select_at(rate)
@@ -463,11 +453,7 @@ def changes_over_rates(
 
 def _read_rate(trials: Trials, rate: float) -> float:
     """Requests a second at a factor: a peak of so many seconds holds others then."""
-    return trials.read_traffic(_at_rate(rate)._replace(is_whole=True)).rate_per_s
-
-
-def _at_rate(rate: float) -> Change:
-    return Change(Conditions(rate=rate))
+    return trials.read_traffic(Change(rate=rate, is_whole=True)).rate_per_s
 
 
 def _cheaper(moe: Priced, dense: Priced) -> str:
@@ -493,26 +479,28 @@ def compare_at_targets(
     best = {kind: best_of_kind(result, kind) for kind in ("MoE", "dense", "pruned")}
     if best["MoE"] is None and best["dense"] is None:
         return None
-    rows = {
-        kind: None if one is None else row_of(result, one, bands.get(one.candidate))
-        for kind, one in best.items()
-    }
-    moe, dense, pruned = (None if one is None else price(one) for one in best.values())
+    rows = [one and row_of(result, one, bands.get(one.candidate)) for one in best.values()]
+    moe, dense, pruned = (one and price(one) for one in best.values())
     ratio = moe.divide(dense) if moe and dense else None
     pruned_ratio = pruned.divide(dense) if pruned and dense else None
     drawn = [costs.draw_cheapest(kind) for kind in best]
     points = [_point(result, costs, *point) for point in (rates.points if rates else [])]
     flips = [*(rates.flips if rates else []), *_list_flips(ratio, sensitivities)]
+    if rows[0] is None or rows[1] is None:
+        listed = [model.moe is not None for model in result.space.models]
+        text = state_only_kind(rows[0] is not None, listed)
+    else:
+        text = compare_kinds(rows[0], rows[1], ratio, points, flips)
     return Comparison.model_validate(
         {
-            **{kind.lower(): row for kind, row in rows.items()},
+            **dict(zip(("moe", "dense", "pruned"), rows, strict=True)),
             "pruned_cost_ratio": pruned_ratio,
             **name_band("pruned_cost_ratio", pruned_ratio, find_ratio_band(drawn[2], drawn[1])),
             "cost_ratio": ratio,
             **name_band("cost_ratio", ratio, find_ratio_band(*drawn[:2])),
             "rates": points,
             "flips": flips,
-            "text": _text(result, rows["MoE"], rows["dense"], ratio, points, flips),
+            "text": str(text),
         }
     )
 
@@ -526,20 +514,6 @@ def _list_flips(ratio: float | None, sensitivities: Sequence[SensitivityRow]) ->
         and ratio is not None
         and (ratio - 1) * (other - 1) < 0
     ]
-
-
-def _text(
-    result: SearchResult,
-    moe: DeploymentRow | None,
-    dense: DeploymentRow | None,
-    ratio: float | None,
-    points: list[RatePoint],
-    flips: list[Flip],
-) -> str:
-    if moe is None or dense is None:
-        listed = [model.moe is not None for model in result.space.models]
-        return str(state_only_kind(moe is not None, listed))
-    return str(compare_kinds(moe, dense, ratio, points, flips))
 
 
 def _point(

@@ -19,7 +19,7 @@ from simulator.commands.run import run
 from simulator.config.dtypes import DType
 from simulator.lab.commands.claim_tests import RIVALS, Cases, Telling, check_tried, name_rival
 from simulator.lab.results.claims import Case, Figure, Finding, Runs, measure_seeds
-from simulator.planner.conditions import Conditions, apply_conditions
+from simulator.planner.conditions import Change, apply_conditions
 from simulator.planner.crossover import BEST, crossover
 from simulator.results.answer.crossover import MapPoint
 from simulator.scenario.jobs import load_question
@@ -91,7 +91,7 @@ class Serving(Frozen):
         """
         measures = list(RIVALS) if skew == 1.0 else ["total_params"]
         question = load_question(self._ask(model, engine, measures), seed=seed)
-        asked = apply_conditions(Conditions(skew=max(skew, _EVEN)), question, Path.cwd())
+        asked = apply_conditions(Change(skew=max(skew, _EVEN)), question, Path.cwd())
         answer = crossover(asked, Path.cwd(), range(len(measures) + 1), 0)
         if answer is None:
             return
