@@ -239,16 +239,16 @@ class _Carries:
     default: Change = AS_ASKED
 
     def trial(self, candidate, cluster_size, change):
-        if self.gap[0] <= change.conditions.rate < self.gap[1]:
+        if self.gap[0] <= change.rate < self.gap[1]:
             return Outcome({"tpot_s.p90": 1.1}, {}, 1.0, 1.0)
-        ratios = {"tpot_s.p90": change.conditions.rate * change.slower / max(self.most, 1e-9)}
+        ratios = {"tpot_s.p90": change.rate * change.slower / max(self.most, 1e-9)}
         return Outcome(ratios | {"ttft_s.p90": self.first_token * change.later}, {}, 1.0, 1.0)
 
     def find(self, candidate, change):
         return SimpleNamespace(size=self.needed)
 
     def read_traffic(self, change):
-        return SimpleNamespace(is_steady=change.conditions.rate <= self.steady_to)
+        return SimpleNamespace(is_steady=change.rate <= self.steady_to)
 
 
 ONE = ClusterSize(1, 1)

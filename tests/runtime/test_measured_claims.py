@@ -166,17 +166,17 @@ def test_what_is_wrong_is_told_before_anything_is_measured(folder, table, told):
     ],
 )
 def test_ctrl_c_says_what_is_kept(folder, monkeypatch, stopped_in, told, num_kept):
-    show = measured_claims._show
+    show = measured_claims.show_part
 
-    def stop_while_measuring(progress, claim, *words):
-        if claim == stopped_in:
+    def stop_while_measuring(progress, what, *words):
+        if what.startswith(f"{stopped_in},"):
             raise KeyboardInterrupt
-        show(progress, claim, *words)
+        show(progress, what, *words)
 
     def stop_while_trying(*arguments, **keys):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measured_claims, "_show", stop_while_measuring)
+    monkeypatch.setattr(measured_claims, "show_part", stop_while_measuring)
     if stopped_in == "trying":
         monkeypatch.setattr(claims, "try_claims", stop_while_trying)
     with pytest.raises(StoppedError, match=told):  # the command would end this process
