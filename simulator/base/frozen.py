@@ -48,7 +48,7 @@ class Frozen(BaseModel):
         for name, text in _read_docstrings(cls).items():
             key = cls.model_fields[name].alias or name
             if key in keys:
-                keys[key].setdefault("description", text)
+                keys[key] = {"description": text, **keys[key]}
         return schema
 
 
@@ -66,10 +66,9 @@ def _read_docstrings(cls: type[Frozen]) -> dict[str, str]:
         if not issubclass(base, Frozen):
             continue
         try:
-            source = textwrap.dedent(inspect.getsource(base))
-        except (OSError, TypeError):
+            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        except (OSError, TypeError, SyntaxError):  # no file, or a text that reaches its margin
             continue
-        (tree,) = ast.parse(source).body
         for field, text in pairwise(tree.body if isinstance(tree, ast.ClassDef) else ()):
             match field, text:
                 case (

@@ -57,7 +57,7 @@ _SKEW_KEYS = ("sigma", "exponent")
 
 
 class Change(NamedTuple):
-    """Differences from the question under which a trial is made; of factors 1 = as asked."""
+    """Differences from the question under which a trial is made; a factor of 1 is as asked."""
 
     rate: float = 1.0
     """Factor on ``workload.rate_scale``."""

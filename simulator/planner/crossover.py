@@ -263,7 +263,7 @@ def _compare(
     """Two models against each other at one point of the map.
 
     Args:
-        keys: fields of the reading's own.
+        keys: fields that only this reading has.
         missing: what keeps a model from the place, where it has no point.
         time_s: seconds that a token may take: slower models have less load then.
     """

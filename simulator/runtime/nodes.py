@@ -51,8 +51,8 @@ autoscaler, each of which a process would start for."""
 def _start_few_and_apart() -> Iterator[None]:
     """Let Ray start as it has no options for: without the autoscaler and what copies logs, a
     quarter of the CPU time of a start, with every port open to this machine only, and with
-    processes that a signal to this program's group (``timeout``, a closing terminal) does not end
-    before the program has ended its work on them.
+    processes that a signal to this program's group (``timeout`` sends one) does not end before the
+    program has ended its work on them. If the program itself is killed, they end with it.
 
     A node that has the loopback address listens there alone (tried with Ray 2.40 and 2.60), where
     any other listens on all addresses. ``ray.init`` gives it to a node on macOS and Windows, and on

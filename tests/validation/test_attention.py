@@ -237,3 +237,8 @@ def test_what_is_extrapolated_has_a_wider_band():
     )
     seen, *others = answers.high[:, 0] / answers.low[:, 0]
     assert min(others) > seen
+
+
+def test_a_family_whose_blocks_were_not_timed_prices_the_kernel_inside_one():
+    block = seconds(Attention(), ATTENTION, phase="mla_context_module")
+    assert block == pytest.approx(seconds(Attention(), ATTENTION), rel=1e-12)

@@ -101,7 +101,7 @@ class Sensitivity:
     """Evaluations under all of :func:`list_changes`."""
     costs: CostSamples
     stretch: str = ""
-    """Requests that they are of, in words."""
+    """Requests that the evaluations are of, in words."""
 
     def list_rows(self) -> list[SensitivityRow]:
         """All rows; none where nothing meets the targets as asked."""
