@@ -109,13 +109,18 @@ class RayBackend:
             self.attempt_began_s = time.perf_counter()
             timeout_s = self._patience.limit_s(step.kind)
             answers = {rank: one.step.remote(step, timeout_s) for rank, one in self.actors.items()}
-            for fault in take_due(self._planned_faults, step.number, attempt):
-                self._break(fault)
+            broken = {
+                rank
+                for fault in take_due(self._planned_faults, step.number, attempt)
+                for rank in self._break(fault)
+            }
             for rank in lose:
                 self.kill(rank)
             lost_s = time.perf_counter()
             try:
                 found = self._ask(answers, timeout_s)
+                if broken:  # they had answered before they died
+                    raise ShardsLostError(broken, set(), [], timeout_s)
             except ShardsLostError as lost:
                 if lose:
                     self._leave_out(lost.died | lost.hung | set(lose))
@@ -251,14 +256,17 @@ class RayBackend:
             answers, timeout_s, (lambda: None) if meeting is None else meeting.abort
         )
 
-    def _break(self, fault: FaultSpec) -> None:
+    def _break(self, fault: FaultSpec) -> set[int]:
+        """Kill what a fault names. Returns the members that die of it."""
+        if fault.node is None:
+            died = [rank for rank in self.members if rank == fault.rank]
+        else:
+            died = self._ranks.list_on(self.nodes.id_of(fault.node))
+        for rank in died:  # those of a node too: a process outlives its raylet for a moment
+            self.kill(rank)
         if fault.node is not None:
-            # A process outlives its raylet for a moment, in which it could finish the step.
-            for rank in self._ranks.list_on(self.nodes.id_of(fault.node)):
-                self.kill(rank)
             self.nodes.kill(fault.node)
-        elif fault.rank in self.members:
-            self.kill(fault.rank)
+        return set(died) & set(self.members)
 
     def kill(self, rank: int) -> None:
         """Kill a rank's process without notice."""

@@ -49,7 +49,7 @@ pytestmark = pytest.mark.xdist_group("ray")
 ray.cloudpickle.register_pickle_by_value(contract)
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-PLANNED, TWICE = 20, 30
+PLANNED, LATE, TWICE = 20, 25, 30
 """Steps in which something is killed."""
 
 
@@ -57,6 +57,7 @@ PLANNED, TWICE = 20, 30
 def backend(request, nodes, job):
     faults = (
         FaultSpec(step=PLANNED, rank=1),
+        FaultSpec(step=LATE, rank=1),
         FaultSpec(step=TWICE, rank=2),
         FaultSpec(step=TWICE, rank=0, during_recovery=True),
     )
@@ -105,6 +106,18 @@ class TestEachTransport:
         assert [pid for pid in processes(backend) if pid not in before] == [processes(backend)[1]]
         assert homes(backend)[1] in backend.nodes.alive
         check(job, backend, reference, [decode(PLANNED + 1)])
+        assert len(backend.faults) == known + 1
+
+    def test_a_rank_that_answered_before_it_was_killed_is_lost_in_that_step_all_the_same(
+        self, backend, job, reference, monkeypatch
+    ):
+        known, kill = len(backend.faults), backend.kill
+        monkeypatch.setattr(backend, "kill", lambda rank: (time.sleep(1.0), kill(rank)))
+        step = prompts(LATE)
+        check_step(job, step, backend.step(step), reference)
+        (fault,) = new_faults(backend, known)
+        assert (fault.step, fault.ranks, fault.what) == (LATE, [1], "rank 1 died")
+        check(job, backend, reference, [decode(LATE + 1)])
         assert len(backend.faults) == known + 1
 
     def test_a_second_rank_killed_during_the_recovery_is_replaced_too(
