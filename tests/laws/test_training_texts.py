@@ -72,6 +72,17 @@ def test_tokens_of_a_sequence_are_of_its_text_wherever_it_lies():
     assert len(np.unique(tokens_T[:4096])) == 4096  # a sequence as long as what was drawn
 
 
+def test_the_keys_and_values_of_a_whole_sequence_go_round_the_ring():
+    """OLMoE has 16 heads of 128 with keys and values of their own: 8 of them on each of two ranks
+    of tensor parallelism, in two bytes an element.
+    """
+    prices = prices_of(KINDS, 1, 4096, tp=2, cp=2)
+    [mixer] = prices.placement.model.mixers
+    num_bytes = 4096 * 2 * 8 * 128 * 2
+    reduced_s = prices._ring.all_reduces_s(np.array([float(num_bytes)]), (0, 2))
+    assert prices._gather_s(prices._ring, mixer) == pytest.approx(reduced_s[0] / 2)
+
+
 @pytest.mark.parametrize("sequence_tokens", [4096, 65536])  # that long, texts repeat
 def test_some_tokens_stand_for_all(monkeypatch, sequence_tokens):
     some = prices_of(KINDS, 1, sequence_tokens)
