@@ -119,8 +119,8 @@ class RayBackend:
             lost_s = time.perf_counter()
             try:
                 found = self._ask(answers, timeout_s)
-                if broken:  # they had answered before they died
-                    raise ShardsLostError(broken, set(), [], timeout_s)
+                if broken or lose:  # they had answered before they died
+                    raise ShardsLostError({*broken, *lose}, set(), [], timeout_s)
             except ShardsLostError as lost:
                 if lose:
                     self._leave_out(lost.died | lost.hung | set(lose))
@@ -128,9 +128,6 @@ class RayBackend:
                 self._recover(step.number, lost)
                 self._patience.forget()
                 continue
-            if lose:  # they had answered before they died
-                self._leave_out(lose)
-                raise RanksLostError(lost_s, time.perf_counter())
             self._patience.learn(step.kind, time.perf_counter() - self.attempt_began_s)
             return [self._shift_to_own_clock(found[rank], rank) for rank in self.members]
         raise LostError(
