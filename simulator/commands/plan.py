@@ -18,6 +18,7 @@ from simulator.base.writing import toml_text
 from simulator.config.capacity import Question
 from simulator.config.named import join_name, split_name
 from simulator.config.training_question import TrainingQuestion
+from simulator.deployment.training.plan import list_training_notes
 from simulator.parallel.work_list import check_count
 from simulator.parallel.workers import Workers
 from simulator.planner.answer import make_answer, ready
@@ -133,7 +134,13 @@ def plan_training(
         "ruled_out": {reason: count for reason, count in found.ruled_out.items() if count},
     }
     answer = TrainingAnswer(run, candidates, _write_scenario(question, found.trained))
-    findings = find_training_answer(candidates, answer, question.targets.days, currency)
+    best = [found.trained[place] for place in answer.list_best().index]
+    run["deployments"] = {
+        one.plan.name: {} if one.target is None else one.target.describe() for one in best
+    }
+    notes = (note for one in best for note in list_training_notes(one.plan, one.target))
+    run["notes"] = list(dict.fromkeys(map(str, notes)))
+    findings = find_training_answer(answer, question.targets.days)
     absent = [f"{name} {why}." for name, why in found.absent.items()]
     verdict = make_verdict([*findings, *absent])
     return replace(answer, run=run | {"verdict": verdict} | made.describe())

@@ -92,7 +92,9 @@ def train(
         target = targets.get(plan.name)
         tokens = scenario.training.total_tokens if target is None else target.tokens
         rows.append(_measure(scenario, parts, memory, tokens))
-        facts[plan.name] = _describe(plan, parts, memory) | _describe_target(target)
+        facts[plan.name] = _describe(plan, parts, memory) | (
+            {} if target is None else target.describe()
+        )
         spans.append(_list_spans(plan, parts[0].step))
         notes += map(str, list_training_notes(plan, target))
     progress("training steps", len(plans), len(plans))
@@ -247,14 +249,6 @@ def _describe(plan: TrainingPlan, parts: list[_Part], memory: TrainingMemory) ->
             {"after_tokens": part.after_tokens, "step_s": part.step.step_s} for part in parts[1:]
         ],
     }
-
-
-def _describe_target(target: TokensToLoss | None) -> dict[str, object]:
-    """Describe the loss that a deployment trains to."""
-    if target is None:
-        return {}
-    tokens = {law: found if math.isfinite(found) else None for law, found in target.by_law.items()}
-    return {"loss": target.loss, "tokens_by_law": tokens}
 
 
 def _list_spans(plan: TrainingPlan, step: TrainingStep) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from simulator.deployment.training.memory import (
     measure_memory,
 )
 from simulator.deployment.training.plan import TrainingPlan, make_training_plan, plan_model
-from simulator.deployment.training.quality import find_tokens_to_loss
+from simulator.deployment.training.quality import TokensToLoss, find_tokens_to_loss
 from simulator.engine.training import TrainingStep, find_band, run_training_step
 from simulator.policies.pipelining import PassKind
 from simulator.step.program import Busy, Together
@@ -275,6 +275,8 @@ class Trained(NamedTuple):
     band: tuple[float, float]
     """Factors of the 80 % band of days and cost."""
     tokens: float
+    target: TokensToLoss | None
+    """Loss that it trains to; ``None`` where all train on as many tokens."""
 
 
 class Found(NamedTuple):
@@ -453,19 +455,25 @@ class TrainingSearch:
         assert price is not None, "prices are looked up when the question is read"
         cost = days * 24.0 * spec.num_gpus * price
         band = find_band(plan, step)
-        return Trained(spec, plan, step, memory, days, cost, band, tokens)
+        return Trained(
+            spec, plan, step, memory, days, cost, band, tokens, self._find_target(plan.model)
+        )
 
     def _find_tokens(self, model: ModelSpec) -> float:
         """Find the tokens that a model trains on: all, or those to the loss that is asked for."""
+        total, target = self._question.training.total_tokens, self._find_target(model)
+        assert total is not None, "a question names its tokens"
+        return total if target is None else target.tokens
+
+    def _find_target(self, model: ModelSpec) -> TokensToLoss | None:
+        """Find the loss that a model trains to; ``None`` where all train on as many tokens."""
         question = self._question
         total, quality = question.training.total_tokens, question.training.quality
-        assert total is not None, "a question names its tokens"
-        if quality is None:
-            return total
+        if quality is None or total is None:
+            return None
         entry = next(one for one in question.models if one.title == quality.as_good_as)
         reference = choose_model(entry, question.where, question.folder)
-        found = find_tokens_to_loss(model, reference, total, quality.law, question.where)
-        return found.tokens
+        return find_tokens_to_loss(model, reference, total, quality.law, question.where)
 
 
 def _key_times(pair: Pair, split: Split) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -217,7 +217,12 @@ def render_training_plan(answer: TrainingAnswer) -> str:
     """The page as one HTML document that opens offline."""
     cards, run = FigureCards(), answer.run
     question, name = run["training_question"], str(run["name"])
-    drawn = _draw(answer.candidates, question["targets"]["days"], run["currency"])
+    days, training = question["targets"]["days"], question["training"]
+    lines = _line_up(answer)
+    drawn = _draw(lines, days, run["currency"])
+    gauges = list(_gauge_answer(answer, days))
+    best = answer.list_best().iloc[0]
+    machines = f"{int(best['num_gpus']):,} {TIMES} {best['cluster']}"
     ruled_out = sorted(run["ruled_out"].items(), key=lambda item: -item[1])
     reasons = [f"{count:,}: {reason}" for reason, count in ruled_out]
     recommended = Block(folded=answer.recommended or "", title="recommended.toml")
@@ -229,13 +234,72 @@ def render_training_plan(answer: TrainingAnswer) -> str:
         *show_tables(answer.list_tables()),
         Section("Ruled out", [Block(sentences=reasons, look="")] if reasons else []),
         Section("To go on", [recommended] if answer.recommended else [], _TO_GO_ON),
+        Section("What this rests on", [Block(sentences=run.get("notes", []), look="warnings")]),
         Section("How this was made", [Block(facts=making), fold_json("The question", question)]),
     ]
-    setting = _describe_training(question["training"]) | {
-        "In at most": f"{question['targets']['days']:g} days"
+    setting = _describe_training(training)
+    if "quality" in training:
+        del setting["Tokens in all"]  # each model has its own
+    return render_blocks(
+        name,
+        cards,
+        answer.verdict,
+        sections,
+        eyebrow=f"{name} · plan of training",
+        setting=setting,
+        shown=answer,
+        answers={
+            "Machines": Cell(machines, f"{best['model']}: {best['split']}"),
+            "As good as": _describe_quality(training, best),
+            "Largest doubt": find_doubt(gauges),
+        },
+        gauges=gauges,
+    )
+
+
+Lines: TypeAlias = Mapping[tuple[str, str], tuple[pd.DataFrame, dict[str, Any]]]
+"""Cheapest splits on each number of GPUs, and their line in figures, by model and cluster."""
+
+
+def _line_up(answer: TrainingAnswer) -> Lines:
+    found = list_sizes(answer.candidates).groupby(["model", "cluster"], sort=False)
+    dashes = dict(
+        zip(dict.fromkeys(answer.candidates["cluster"]), cycle(style.DASHES), strict=False)
+    )
+    lines = style.lines(answer)
+    return {
+        (str(model), str(cluster)): (
+            own.sort_values("days"),
+            lines[str(model)] | {"dash": dashes[cluster]},
+        )
+        for (model, cluster), own in found
     }
-    eyebrow = f"{name} · plan of training"
-    return render_blocks(name, cards, answer.verdict, sections, eyebrow=eyebrow, setting=setting)
+
+
+def _describe_quality(training: Mapping[str, Any], best: pd.Series) -> Cell | None:
+    """Tell what all are trained to be as good as; ``None`` where all are trained on as much."""
+    if "quality" not in training:
+        return None
+    reference, total = training["quality"]["as_good_as"], parameters(training["total_tokens"])
+    needs = f"{parameters(best['tokens'])} tokens of {best['model']}, by a scaling law"
+    return Cell(f"{reference} after {total} tokens", needs)
+
+
+def _gauge_answer(answer: TrainingAnswer, days: float) -> Iterator[Gauge]:
+    """Days, cost and tokens of the best split of each model."""
+    best, swatches = answer.list_best().head(_MOST_MARKS), style.swatches(answer)
+    for key, title in _SHOWN_OF_PLAN.items():
+        write = partial(write_metric, key, currency=answer.run["currency"])
+        marks = []
+        for row in best.to_dict("records"):
+            ends = (row[key] * row[f"days_{end}"] / row["days"] for end in ("low", "high"))
+            band = None if key == "tokens" else Band(*ends)
+            name = f"{row['model']}, {int(row['num_gpus']):,} GPUs"
+            marks.append(make_mark(name, swatches[row["model"]], row[key], band, write))
+        if key == "days":
+            yield Gauge(title, marks, days, f"at most {write(days)}")
+        else:
+            yield Gauge(title, marks)
 
 
 def _describe_training(training: Mapping[str, Any]) -> dict[str, object]:
@@ -247,9 +311,9 @@ def _describe_training(training: Mapping[str, Any]) -> dict[str, object]:
     }
 
 
-def _draw(candidates: pd.DataFrame, days: float, currency: str) -> go.Figure:
+def _draw(lines: Lines, days: float, currency: str) -> go.Figure:
     """Draw a line for each model and kind of machine, over the numbers of GPUs."""
-    best = list_sizes(candidates)
+    best = pd.concat([own for own, _ in lines.values()])
     ends = [best["days_low"].min(), best["days_high"].max(), days]
     drawn = style.figure(
         "Days until all tokens are trained on (days)",
@@ -260,18 +324,15 @@ def _draw(candidates: pd.DataFrame, days: float, currency: str) -> go.Figure:
         if best["cost"].min() > 0
         else {},
     )
-    lines = best.groupby(["model", "cluster"], sort=False)
     is_one = len(set(best["cluster"])) == 1
-    for place, (name, own) in enumerate(lines):
-        model, cluster = name
-        own = own.sort_values("days")
-        label = html.escape(str(model if is_one else f"{model} on {cluster}"), quote=False)
+    for (model, cluster), (own, line) in lines.items():
+        label = html.escape(model if is_one else f"{model} on {cluster}", quote=False)
         drawn.add_scatter(
             x=own["days"].to_numpy(float),
             y=own["cost"].to_numpy(float),
             error_x=whiskers(own["days"], own["days_low"], own["days_high"], thickness=1, width=3),
             name=label,
-            line=style.line_at(place),
+            line=line,
             mode="lines+markers",
             customdata=[
                 [int(row["num_gpus"]), str(row["split"])] for row in own.to_dict("records")
@@ -339,7 +400,7 @@ def render_training_step(results: TrainingResults) -> str:
 
 _SHOWN = {
     "tokens_per_s_per_gpu": "Tokens a second on each GPU",
-    "days": "Days until all tokens are trained on",
+    "days": "Days of training",
     "cost": "Cost of the training",
 }
 
@@ -359,6 +420,11 @@ def _draw_gauges(results: TrainingResults) -> Iterator[Gauge]:
         yield Gauge(title, marks[:_MOST_MARKS])
 
 
+_SHOWN_OF_PLAN = {
+    "days": _SHOWN["days"],
+    "cost": _SHOWN["cost"],
+    "tokens": "Tokens until all are as good",
+}
 _MOST_MARKS = 4
 """Deployments on the first screen."""
 

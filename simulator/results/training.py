@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -253,8 +253,12 @@ def find_training(results: TrainingResults) -> Iterator[Finding]:
     rows = {str(row["deployment"]): row for _, row in results.summary.iterrows()}
     losses = [facts["loss"] for name in rows if "loss" in (facts := results.facts(name))]
     yield _find_best_to_loss(rows, losses[0]) if losses else _find_fastest(rows)
-    for name, row in rows.items():
-        yield from _find_quality(name, row, results.facts(name))
+    if losses:
+        tokens = {name: float(row["tokens"]) for name, row in rows.items()}
+        hours = {name: float(row["gpu_hours"]) / tokens[name] for name, row in rows.items()}
+        yield from find_losses(
+            results, "GPU-hours", tokens, lambda own: {one: hours[one] * own[one] for one in hours}
+        )
     for name, row in rows.items():
         yield from _find_whole(name, row, results.facts(name))
     for name in rows:
@@ -286,18 +290,42 @@ def _find_best_to_loss(rows: Mapping[str, pd.Series], loss: float) -> Finding:
     )
 
 
-def _find_quality(name: str, row: pd.Series, facts: Mapping[str, Any]) -> Iterator[Finding]:
-    """Find the tokens that a deployment needs to the same loss, and how far laws differ."""
-    if "loss" in facts:
-        by_law = [math.inf if one is None else one for one in facts["tokens_by_law"].values()]
-        yield Finding(
-            "training.quality",
-            name=name,
-            loss=facts["loss"],
-            tokens=float(row["tokens"]),
-            laws=len(by_law),
-            ends=[write_metric("tokens", end(by_law), "") for end in (min, max)],
-        )
+def find_losses(
+    shown: ResultsFolder,
+    what: str,
+    tokens: Mapping[str, float],
+    price: Callable[[Mapping[str, float]], Mapping[str, float]],
+) -> Iterator[Finding]:
+    """Find the tokens that deployments need to the same loss, and laws by which another one than
+    by the law that was asked for needs least.
+
+    Args:
+        what: that the best one needs least of.
+        tokens: of each deployment, by the law that was asked for.
+        price: tells how much of it each deployment needs that is trained on such tokens.
+    """
+    by_law = {name: _list_laws(shown.facts(name)) for name in tokens}
+    for name, own in by_law.items():
+        ends = [write_metric("tokens", end(own.values()), "") for end in (min, max)]
+        facts = {"loss": shown.facts(name)["loss"], "tokens": tokens[name], "laws": len(own)}
+        yield Finding("training.quality", name=name, ends=ends, **facts)
+    asked = price(tokens)
+    best = min(asked, key=lambda name: asked[name], default="")
+    first, *others = by_law.values()
+    for law in (law for law in first if all(law in own for own in others)):
+        needs = price({name: own[law] for name, own in by_law.items()})
+        other = min(needs, key=lambda name: needs[name], default="")
+        before = needs.get(best, math.inf)
+        if other and needs[other] < before:
+            share = needs[other] / before
+            yield Finding(
+                "training.other_law", law=law, name=other, share=share, best=best, what=what
+            )
+
+
+def _list_laws(facts: Mapping[str, Any]) -> dict[str, float]:
+    """List the tokens to the loss by law; infinite where a model never gets there."""
+    return {law: math.inf if one is None else one for law, one in facts["tokens_by_law"].items()}
 
 
 def _find_whole(name: str, row: pd.Series, facts: Mapping[str, Any]) -> Iterator[Finding]:

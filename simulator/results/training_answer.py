@@ -11,7 +11,7 @@ model that keeps the target |
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +29,7 @@ from simulator.results.results_folder import (
     check_columns,
     read_table,
 )
+from simulator.results.training import find_losses
 
 COLUMNS = {
     "model": "Name of the model in the question.",
@@ -131,17 +132,27 @@ def list_sizes(candidates: pd.DataFrame) -> pd.DataFrame:
     return best.sort_values("keeps_target", ascending=False, kind="stable")
 
 
-def find_training_answer(
-    candidates: pd.DataFrame, answer: TrainingAnswer, days: float, currency: str
-) -> Iterator[Finding]:
-    """Find a headline, and how each other model compares.
+def find_training_answer(answer: TrainingAnswer, days: float) -> Iterator[Finding]:
+    """Find a headline, how each other model compares, and what rests on the scaling law.
 
     Args:
         days: that were asked for.
     """
-    first, *others = answer.list_best().to_dict("records")
+    candidates, best = answer.candidates, answer.list_best()
+    first, *others = best.to_dict("records")
     most = int(candidates["num_gpus"].max())
-    facts = {"first": first, "days": days, "currency": currency}
+    facts = {"first": first, "days": days, "currency": answer.run["currency"]}
     yield Finding("training_plan.cheapest", row=first, most=most, **facts)
     for other in others:
         yield Finding("training_plan.other", row=other, **facts)
+
+    def price(tokens: Mapping[str, float]) -> dict[str, float]:
+        """Cost of the cheapest split of each model that keeps the target."""
+        ratios = candidates["model"].map(tokens) / candidates["tokens"]
+        kept = candidates["days"] * ratios <= days
+        costs = (candidates["cost"] * ratios)[kept].groupby(candidates["model"]).min()
+        return {str(name): float(cost) for name, cost in costs.items()}
+
+    if "loss" in answer.facts(first["model"]):
+        tokens = dict(zip(best["model"], best["tokens"], strict=True))
+        yield from find_losses(answer, "cost", tokens, price)

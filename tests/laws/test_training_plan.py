@@ -140,6 +140,30 @@ def test_models_of_equal_loss_train_on_their_own_tokens():
 
 
 @pytest.mark.parametrize(
+    ("total_tokens", "days", "differ"),
+    [(1e10, 30, False), (1e11, 30, True), (1e11, 1.5, True), (1e12, 30, False)],
+)
+def test_a_law_by_which_another_model_is_cheapest_is_told(total_tokens, days, differ):
+    def ask_by(law):
+        quality = {"as_good_as": "olmoe-1b-7b", "law": law}
+        training = QUESTION["training"] | {"total_tokens": total_tokens, "quality": quality}
+        found = ask(training=training, targets={"days": days})
+        return found, found.list_best().iloc[0]
+
+    (asked, best), (_, other) = ask_by("joint-moe"), ask_by("fine-grained-moe")
+    assert (best["model"] != other["model"]) == differ
+    told = [
+        sentence
+        for sentence, finding in zip(
+            asked.verdict["reasons"], asked.verdict["findings"], strict=True
+        )
+        if finding["kind"] == "training.other_law"
+    ]
+    assert len(told) == differ
+    assert all(f"it is {other['model']}" in sentence for sentence in told)
+
+
+@pytest.mark.parametrize(
     ("changes", "error"),
     [
         ({"models": [{"model": "deepseek-v3"}]}, "none of the models fits on up to 16 GPUs"),
