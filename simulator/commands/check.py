@@ -183,6 +183,8 @@ def _read_kind(path: Path) -> str:
     if path.suffix == ".json":
         read_json(path)
         return "model"
+    if path.suffix == ".py":
+        raise UserError(f"{path}: is code; check the scenario that names it, with --allow-code")
     return _tell_kind(read_calibration(path) if path.with_suffix("").is_dir() else read_toml(path))
 
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
 from simulator.config.cluster import load_cluster
-from simulator.policies.balancing import Rule
+from simulator.policies.balancing import Asked, Rule, Snapshot
 from simulator.policies.caching import ExpertUses
 from simulator.policies.contracts import (
+    choose_replica,
     decide_placement,
     find_interruption,
     find_keys,
@@ -24,6 +25,7 @@ from simulator.policies.contracts import (
     find_tier,
     make_drafts,
     predict_experts,
+    prepare_balancer,
     prepare_predictor,
     rank_waiting,
     rate_experts,
@@ -135,10 +137,19 @@ def test_scheduling_policies_give_rules(scheduling):
 
 
 @pytest.mark.parametrize("balancing", available("balancing"))
-def test_balancing_policies_say_their_choice_as_numbers_and_do_so_again(balancing):
+def test_balancing_policies_choose_a_replica_that_there_is_and_do_so_again(balancing):
     policy = build("balancing", {"kind": balancing}, "test")
-    rules = [policy.prepare(5, np.random.default_rng(1)) for _ in range(2)]
-    assert all(isinstance(rule, Rule) for rule in rules)
+    rules = [prepare_balancer(policy, 5, np.random.default_rng(1)) for _ in range(2)]
+    if not isinstance(rules[0], Rule):
+        loads = np.random.default_rng(2).integers(1, 900, (60, 4, 5))
+        asked = [
+            (Asked(number, number / 9, 9, 9, np.arange(number % 7), {}), Snapshot(*load))
+            for number, load in enumerate(loads)
+        ]
+        chosen = [[choose_replica(rule, *what) for what in asked] for rule in rules]
+        assert chosen[0] == chosen[1]
+        assert set(chosen[0]) <= set(range(5))
+        return
     assert policy.needs_load == (rules[0].turns is None)
     if policy.needs_load:
         assert rules[0] == rules[1]

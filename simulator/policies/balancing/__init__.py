@@ -18,7 +18,7 @@ class Rule(NamedTuple):
     """Choice as numbers: the replica with the least load, ties to the first; or a fixed order.
 
     Where prefixes count, the data-parallel rank of a replica is chosen so as well, and a replica is
-    as good as its best rank; otherwise ranks get requests by how many they have.
+    as good as its best rank; otherwise the engine's release chooses the rank.
     """
 
     per_request: float = 0
