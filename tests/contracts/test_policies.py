@@ -3,6 +3,7 @@ listed.
 """
 
 import dataclasses
+from collections import defaultdict
 from itertools import islice
 from typing import get_args
 
@@ -165,11 +166,22 @@ def test_orders_give_every_request_a_key_that_is_its_own(order):
     policy = build("order", {"kind": order}, "test")
     rng = np.random.default_rng(1)
     columns = [np.sort(rng.random(50)), *rng.integers(1, 900, (2, 50))]
-    priority = rng.integers(4, size=50)
+    further = defaultdict(lambda: rng.random(50), priority=rng.integers(4, size=50))
+
+    class AnyColumn(dict):
+        """Columns of some rows of a trace, whatever an order asks for."""
+
+        def __init__(self, rows):
+            self.rows = rows
+
+        def __missing__(self, name):
+            return further[name][self.rows]
+
+        def get(self, name, default=None):
+            return self[name]
 
     def ask(rows):
-        attributes = {"priority": priority[rows]}
-        return find_keys(policy, Queued(*(column[rows] for column in columns), attributes))
+        return find_keys(policy, Queued(*(column[rows] for column in columns), AnyColumn(rows)))
 
     whole, part = ask(np.arange(50)), ask(np.arange(0, 50, 2))
     if whole is None:
