@@ -382,14 +382,3 @@ def test_wrong_input_is_one_line_before_anything_starts(
     assert descendants(os.getpid()) <= before
     assert "Traceback" not in err
     assert not (folder / "wrong").exists()
-
-
-def test_a_missing_torch_is_an_error_that_says_what_to_install(monkeypatch):
-    import importlib.util
-
-    from simulator.base.errors import UserError
-    from simulator.runtime import require
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'moesim\[real\]'"):
-        require("torch")

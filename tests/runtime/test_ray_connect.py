@@ -95,38 +95,6 @@ def test_where_sockets_would_have_too_long_a_path_another_folder_is_taken(tmp_pa
     assert os.environ["RAY_TMPDIR"] == str(long)
 
 
-@pytest.mark.parametrize(
-    "stop", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)]
-)
-def test_a_command_that_is_told_to_stop_leaves_neither_process_nor_file_behind(stop):
-    code = """
-import signal, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs tests in the background may have it ignored
-from simulator.runtime.nodes import connect
-with connect(2) as nodes:
-    print("ready", flush=True)
-    time.sleep(100)
-"""
-    with stale_address():
-        command = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        try:
-            assert command.stdout.readline() == "ready\n"
-            started = descendants(command.pid)
-            assert any("raylet" in args for _, args in started)
-            command.send_signal(stop)
-            assert command.wait(timeout=PATIENCE_S) != 0
-            assert left_of(started) == set()
-        finally:
-            command.kill()
-            command.stdout.close()
-            command.wait()
-
-
 def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_path, monkeypatch):
     monkeypatch.setenv(
         "RAY_AUTH_TOKEN", secrets.token_hex(16)
