@@ -217,6 +217,8 @@ def test_stages_are_a_flag_of_every_engine(engine, split, gpus):
     if engine == "vllm" and nodes > 1:
         assert [dict(itertools.pairwise(line))["--node-rank"] for line in words] == ["0", "1"]
         assert ["--headless" in line for line in words] == [False, True]
+        addresses = [dict(itertools.pairwise(line))["--master-addr"] for line in words]
+        assert addresses == ["node0", "node0"]
         assert not any(word.startswith("--data-parallel") for line in words for word in line)
     if engine == "trtllm" and nodes > 1:
         assert dict(itertools.pairwise(words[0]))["--ntasks"] == "16"
