@@ -1,7 +1,5 @@
 """From moments of real steps to a calibration file."""
 
-# ruff: noqa: E402 (what follows needs torch, and is skipped without)
-
 import contextlib
 import time
 import tomllib
@@ -11,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
+import torch
 
 from simulator.base.frozen import validate
 from simulator.base.reading import read_toml

@@ -2,8 +2,6 @@
 folder, Ctrl-C, wrong input.
 """
 
-# ruff: noqa: E402 (what follows needs torch and ray, and is skipped without)
-
 import json
 import os
 import signal
@@ -13,9 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 
 from simulator.calibration.host import measure
 from simulator.policies.dispatch import per_rank

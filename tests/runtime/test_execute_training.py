@@ -6,9 +6,6 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
-
-pytest.importorskip("torch", reason="training needs PyTorch")
-
 from typer.testing import CliRunner
 
 from simulator.base.errors import UserError

@@ -2,13 +2,10 @@
 discovered, never listed; each is tried as a model of the fixture ``tiny`` has it.
 """
 
-# ruff: noqa: E402 (what follows needs torch, and is skipped without)
-
 from functools import partial
 
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
+import torch
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import available

@@ -1,10 +1,7 @@
 """Routers, experts and feed-forward blocks against loops, whole and in parts."""
 
-# ruff: noqa: E402 (what follows needs torch, and is skipped without)
-
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
+import torch
 
 from simulator.config.ffns.dense import DenseFFN
 from simulator.runtime.layers.experts import Experts

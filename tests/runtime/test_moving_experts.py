@@ -7,8 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-
 from simulator.policies.placement import Placed
 from simulator.runtime.reference import Reference
 from tests.cases import seeds

@@ -1,14 +1,10 @@
 """Shards drop what experts have no room for: the same pairs as the whole model, and as prices."""
 
-# ruff: noqa: E402 (what follows needs torch, and is skipped without)
-
 import dataclasses
 import itertools
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.policies.overflow.none import Dropless
 from simulator.runtime.reference import Reference

@@ -1,13 +1,9 @@
 """Experts that are pruned for real, and the bytes of PyTorch's sparse tensors."""
 
-# ruff: noqa: E402 (what follows needs torch, and is skipped without)
-
 import dataclasses
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.errors import UserError
 from simulator.config.sparsity import Block, TwoFour, Unstructured

@@ -1,13 +1,9 @@
 """Pruned matrices, blocks and models: the largest weights are left, stored and multiplied."""
 
-# ruff: noqa: E402 (what follows needs torch, and is skipped without)
-
 import math
 
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-
+import torch
 from torch.nn import functional
 
 from simulator.base.errors import UserError

@@ -2,8 +2,6 @@
 and left as they were.
 """
 
-# ruff: noqa: E402 (what follows needs ray, and is skipped without)
-
 import os
 import secrets
 import signal
@@ -14,8 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-
-ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
+import ray
 
 from simulator.base.errors import UserError
 from simulator.parallel.workers import Workers

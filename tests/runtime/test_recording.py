@@ -6,9 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch", reason="recording needs PyTorch")
-
 import torch
 
 from simulator import runtime

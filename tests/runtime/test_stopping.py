@@ -9,9 +9,6 @@ import time
 
 import pytest
 
-pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
-
 from simulator.base.partial import hold_folder
 from tests.runtime.processes import (
     PATIENCE_S,
