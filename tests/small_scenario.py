@@ -25,3 +25,13 @@ parallel = {{ attention_dp = {ranks}, ep = {ranks} }}
 scheduling = {{ kind = "chunked", token_budget = 128, max_sequences = 8 }}
 {more}
 """
+
+
+def poisson(rate_per_s, num_input, num_output, num_requests):
+    """A workload of equal requests that come at random."""
+    requests = {
+        "arrivals": {"kind": "poisson", "rate_per_s": rate_per_s},
+        "lengths": {"kind": "fixed", "num_input": num_input, "num_output": num_output},
+        "num_requests": num_requests,
+    }
+    return {"requests": requests}

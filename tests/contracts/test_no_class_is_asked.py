@@ -22,31 +22,27 @@ def own_files():
     return {path for family in FAMILIES for path in (HOUSE / "config" / family).rglob("*.py")}
 
 
-def kind_classes():
-    """Names of the classes of every kind."""
-    modules = [
-        importlib.import_module(f"{package_of(family).__name__}.{kind}")
-        for family in FAMILIES
-        for kind in available(family)
-    ]
-    return {
-        name
-        for module in modules
-        for name, member in inspect.getmembers(module, inspect.isclass)
-        if issubclass(member, (Mixer, FFN)) and member.__module__ == module.__name__
-    }
-
-
-def kind_fields():
-    """Attributes that some kinds have and others do not."""
-    found = set()
+def kinds():
+    """The class of every kind, and that of its family."""
     for family, base in FAMILIES.items():
         for kind in available(family):
             module = importlib.import_module(f"{package_of(family).__name__}.{kind}")
             for _, member in inspect.getmembers(module, inspect.isclass):
                 if issubclass(member, base) and member.__module__ == module.__name__:
-                    found |= member.model_fields.keys() - base.model_fields.keys()
-    return found
+                    yield member, base
+
+
+def kind_classes():
+    return {member.__name__ for member, _ in kinds()}
+
+
+def kind_fields():
+    """Attributes that some kinds have and others do not."""
+    return {
+        name
+        for member, base in kinds()
+        for name in member.model_fields.keys() - base.model_fields.keys()
+    }
 
 
 def questions(tree, classes, fields):

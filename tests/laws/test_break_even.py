@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.config.dtypes import BYTES_PER_ELEMENT
-from simulator.config.sparsity import Block, TwoFour, Unstructured
 from simulator.cost.break_even import (
     MOST_SPARSITY,
     Product,
@@ -30,14 +29,6 @@ def test_a_break_even_is_where_the_speed_crosses_one(at, slope):
         assert found is None
     else:
         assert found == pytest.approx(at, abs=1e-9)
-
-
-@pytest.mark.parametrize("kernels", ["two_four", "block", *CODES])
-def test_every_kind_of_kernels_has_a_pruning(kernels):
-    pruning = make_pruning(kernels, 0.5)
-    assert pruning.kernels == kernels
-    assert isinstance(pruning, (TwoFour, Block, Unstructured))
-    assert pruning.sparsity == 0.5
 
 
 @pytest.mark.parametrize(("accelerator", "kernels", "dtype"), BY_SPARSITY)

@@ -3,11 +3,7 @@ hardware is no slower.
 """
 
 import dataclasses
-import hashlib
 import itertools
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -118,38 +114,6 @@ def test_a_seed_says_everything(tiny, fidelity):
         pd.testing.assert_frame_equal(getattr(first, name), getattr(again, name), check_exact=True)
     other = run_plan(tiny.plan("moe", tp=2, ep=2, seed=6), trace, fidelity)
     assert not first.steps.equals(other.steps)
-
-
-PROGRAM = """
-import hashlib
-from pathlib import Path
-import numpy as np
-from simulator.engine.timeline import run_plan
-from simulator.engine.fabric import FluidWires
-from simulator.engine.by_ranks import finish_step, run_step
-from simulator.deployment.plan import make_plan
-from simulator.config.deployment import DeploymentSpec, ParallelSpec
-from simulator.workload.traces import RequestTrace
-spec = DeploymentSpec(name="a", model="mixtral-8x7b", cluster="h100-sxm-8", parallel=ParallelSpec(tp=8, ep=8))
-trace = RequestTrace(np.arange(4) / 100, np.full(4, 90), np.full(4, 5), "made up")
-record = run_plan(make_plan(spec, 1, "test", Path()), trace)
-print(hashlib.sha256((record.requests.to_csv() + record.steps.to_csv() + record.spans.to_csv()).encode()).hexdigest())
-"""
-
-
-def test_two_processes_write_the_same_bytes():
-    found = [
-        subprocess.run(
-            [sys.executable, "-c", PROGRAM],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-        ).stdout
-        for seed in ("1", "2")
-    ]
-    assert found[0] == found[1]
-    assert len(found[0].strip()) == len(hashlib.sha256().hexdigest())
 
 
 def faster(plan, tiny, what):

@@ -1,7 +1,6 @@
 """What experts without room drop: who is kept, and that prices, tables and runs agree on it."""
 
 import math
-from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -79,51 +78,6 @@ def capacity(factor):
     return {"kind": "capacity", "factor": factor}
 
 
-def kept_by_loops(plan, layer, offset, tokens_d, factor):
-    """Experts of the pairs that are kept, counted token by token, the pool going round."""
-    pool_TK, experts = (
-        plan.placement.experts.topk_ids_LTK[layer],
-        plan.placement.model.moe.num_experts,
-    )
-    layout, place = plan.placement.layout, offset
-    kept = Counter()
-    routers = []  # tokens of each: a rank's own, or everybody's
-    for tokens in tokens_d.tolist():
-        parts = layout.tp if layout.travels else 1
-        routers += [tokens // parts + (part < tokens % parts) for part in range(parts)]
-    for tokens in routers if layout.travels else [sum(routers)]:
-        room = int(np.ceil(tokens * pool_TK.shape[1] / experts * factor))
-        taken = Counter()
-        for _ in range(tokens):
-            for expert in pool_TK[place % POOL_TOKENS].tolist():
-                if taken[expert] < room:
-                    taken[expert] += 1
-            place += 1
-        kept += taken
-    return kept
-
-
-@pytest.mark.parametrize("total", [3, 500, POOL_TOKENS, POOL_TOKENS + 1, 9001])
-@pytest.mark.parametrize("split", LAYOUTS, ids=str)
-def test_a_steps_own_tokens_are_dropped_exactly_also_beyond_the_pool(tiny, split, total):
-    plan = tiny.plan("moe", overflow=capacity(0.8), **split)
-    prices, top_k = Prices(plan.placement, 16_384), plan.placement.model.moe.top_k
-    tokens_d = spread_tokens(total, 1.5, plan.placement.layout.attention_dp)
-    for layer, offset in ((0, 5), (3, 4000)):
-        kept = kept_by_loops(plan, layer, offset, tokens_d, 0.8)
-        step = prices.expert_step(layer, tokens_d, offset)
-        pairs_R = step.pairs_R.reshape(-1, plan.placement.layout.moe_tp)
-        assert (pairs_R == pairs_R[:, :1]).all()
-        assert pairs_R[:, 0].sum() == kept.total()
-        assert step.dropped_pairs == total * top_k - kept.total()
-        placed = plan.placement.experts.placed
-        if len(placed.expert_LP[layer]) == plan.placement.model.moe.num_experts:
-            by_rank = Counter()
-            for expert, rank in zip(placed.expert_LP[layer], placed.rank_LP[layer], strict=True):
-                by_rank[int(rank)] += kept[int(expert)]
-            assert pairs_R[:, 0].tolist() == [by_rank[rank] for rank in range(len(pairs_R))]
-
-
 FURTHER = [
     {"kind": "capacity", "factor": 0.9, "per": "rank"},
     {"kind": "capacity", "factor": 0.9, "next_choices": 2},
@@ -132,28 +86,45 @@ FURTHER = [
 ]
 
 
-@pytest.mark.parametrize("overflow", FURTHER, ids=str)
-@pytest.mark.parametrize("split", LAYOUTS, ids=str)
-def test_pairs_of_a_step_are_those_admitted_by_a_direct_count(tiny, split, overflow):
-    plan = tiny.plan("moe", overflow=overflow, **split)
+TOTALS = [3, 500, POOL_TOKENS, POOL_TOKENS + 1, 9001]
+
+
+def admit_directly(plan, layer, offset, tokens_d):
+    """Choices of a step's tokens, the pool going round; which are admitted, token by token; and
+    the pairs of each rank.
+    """
     layout, experts = plan.placement.layout, plan.placement.experts
-    tokens_d, layer, offset = spread_tokens(500, 1.5, layout.attention_dp), 2, 4000
-    step = Prices(plan.placement, 1024).expert_step(layer, tokens_d, offset)
     own_R = [
         tokens // layout.tp + (part < tokens % layout.tp)
         for tokens in tokens_d.tolist()
         for part in range(layout.tp)
     ]
     source_T = np.repeat(np.arange(len(own_R)), own_R) if layout.travels else None
-    place_T = (offset + np.arange(500)) % POOL_TOKENS
+    place_T = (offset + np.arange(tokens_d.sum())) % POOL_TOKENS
     ids_TJ = take_choices(experts.topk_ids_LTK, experts.next_LTN, layer, place_T)
     slots = SlotMap(experts.placed, layer, plan.placement.model.moe.num_experts)
-    tokens = slots.route_tokens(ids_TJ, 2, source_T)
-    admitted_TK = admit_by_loops(experts.overflow, tokens)
-    assert step.dropped_pairs + (admitted_TK != ids_TJ[:, :2]).sum() > 0
-    assert step.dropped_pairs == (admitted_TK < 0).sum()
+    admitted_TK = admit_by_loops(experts.overflow, slots.route_tokens(ids_TJ, 2, source_T))
     pairs_R = slots.rows(slots.slots(admitted_TK, source_T)).sum(axis=1)
-    assert step.pairs_R[:: layout.moe_tp].tolist() == pairs_R.tolist()
+    return ids_TJ, admitted_TK, np.repeat(pairs_R, layout.moe_tp)
+
+
+@pytest.mark.parametrize(
+    ("overflow", "total"),
+    [*((capacity(0.8), total) for total in TOTALS), *((one, 500) for one in FURTHER)],
+    ids=str,
+)
+@pytest.mark.parametrize("split", LAYOUTS, ids=str)
+def test_pairs_of_a_step_are_those_admitted_by_a_direct_count(tiny, split, overflow, total):
+    """Also beyond the pool, which goes round."""
+    plan = tiny.plan("moe", overflow=overflow, **split)
+    tokens_d = spread_tokens(total, 1.5, plan.placement.layout.attention_dp)
+    prices = Prices(plan.placement, 16384)
+    for layer, offset in ((0, 5), (2, 4000)):
+        step = prices.expert_step(layer, tokens_d, offset)
+        ids_TJ, admitted_TK, pairs_R = admit_directly(plan, layer, offset, tokens_d)
+        assert total < 500 or (admitted_TK != ids_TJ[:, :2]).any()
+        assert step.dropped_pairs == (admitted_TK < 0).sum()
+        assert step.pairs_R.tolist() == pairs_R.tolist()
 
 
 @pytest.mark.parametrize("split", LAYOUTS, ids=str)
@@ -216,7 +187,7 @@ def test_a_run_with_room_for_all_is_the_run_without_a_capacity(tiny, split):
 
 @pytest.mark.parametrize("split", SERVED, ids=str)
 def test_the_dropped_share_of_a_run_by_ranks_is_a_direct_count(tiny, monkeypatch, split):
-    plan, factor = tiny.plan("moe", overflow=capacity(0.9), **split), 0.9
+    plan = tiny.plan("moe", overflow=capacity(0.9), **split)
     ran = []
     take_step = ByRanks.take_step
 
@@ -234,8 +205,8 @@ def test_the_dropped_share_of_a_run_by_ranks_is_a_direct_count(tiny, monkeypatch
         for part in prices.parts(batch):
             total = int(part.tokens_d.sum())
             for layer in range(num_layers):
-                kept = kept_by_loops(plan, layer, offset, part.tokens_d, factor)
-                computed_L[layer] += kept.total()
+                admitted_TK = admit_directly(plan, layer, offset, part.tokens_d)[1]
+                computed_L[layer] += (admitted_TK >= 0).sum()
             chosen += total * plan.placement.model.moe.top_k
             offset += total
     share_L = 1 - computed_L / chosen

@@ -86,19 +86,6 @@ def test_a_model_of_both_loses_the_sum_of_either():
     assert saved["all"] == pytest.approx(saved["dense"] + saved["experts"])
 
 
-def test_bytes_fall_with_sparsity_in_every_format():
-    for stored_as in ("csr", "tiled_csl", "bitmap"):
-        found = [
-            weights_bytes(
-                pruning={"kind": "unstructured", "sparsity": share, "format": stored_as}
-                | {"blocks": "experts"}
-            )
-            for share in (0.7, 0.8, 0.9)
-        ]
-        assert found == sorted(found, reverse=True)
-        assert found[-1] < weights_bytes()
-
-
 def test_pruned_experts_are_read_and_computed_as_such_and_the_report_says_what_is_assumed():
     ratio = expert_seconds() / expert_seconds(pruning=TWO_FOUR)
     assert np.all((ratio > 1.2) & (ratio < 2.0))

@@ -76,13 +76,6 @@ def test_a_bare_tensor_is_read_whichever_axis_comes_first(tmp_path):
         )
 
 
-def test_a_tensor_that_torch_saved_is_read(tmp_path, torch):
-    ids_LTK = np.array([[[0, 1], [2, 3], [4, 5]], [[5, 4], [3, 2], [1, 0]]])
-    for kind in (torch.int64, torch.int16, torch.uint8):
-        torch.save(torch.tensor(ids_LTK, dtype=kind), tmp_path / "ids.pt")
-        np.testing.assert_array_equal(read(tmp_path / "ids.pt", ids_LTK).ids_LTK, ids_LTK)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

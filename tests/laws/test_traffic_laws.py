@@ -24,6 +24,7 @@ from simulator.planner.traffic import LEAST_STAYS, Traffic, lasting, stay, traff
 from simulator.planner.trial import Outcome, measure_outcome
 from simulator.workload.traces import RequestTrace
 from tests.cases import cases
+from tests.small_scenario import poisson
 
 HERE = Path()
 SPAN_S = 40
@@ -34,13 +35,7 @@ def question(num_requests=300, rate=30.0, **changes):
     table = {
         "name": "steady",
         "seed": 2,
-        "workload": {
-            "requests": {
-                "arrivals": {"kind": "poisson", "rate_per_s": rate},
-                "lengths": {"kind": "fixed", "num_input": 512, "num_output": 128},
-                "num_requests": num_requests,
-            }
-        },
+        "workload": poisson(rate, 512, 128, num_requests),
         "targets": {"ttft_s": {"p90": 0.5}, "tpot_s": {"p90": 0.02}},
         "models": [{"model": "qwen3-8b"}],
         "clusters": [{"cluster": "h100-sxm", "max_gpus": 8}],

@@ -95,31 +95,6 @@ def test_how_many_rows_a_window_has_makes_no_difference(tiny, monkeypatch, seed)
     check_same(whole, tiny.serve(plan, trace, until=until_s))
 
 
-def test_every_place_that_names_a_request_names_it_by_its_new_row(tiny):
-    pool = PoolState(tiny.plan("dense", replicas=2, num_layers=2), tiny.trace(12))
-    loop_state.move_window(pool, 0, np.arange(9.0))
-    places = [
-        pool.requests.each.following[6:7],
-        pool.ranks.running[1, 0, :1],
-        *(
-            queue[end][1, :1]
-            for queue in (
-                *(pool.ranks.each[name] for name in QUEUES),
-                pool.ranks.counts.reserved,
-                pool.ranks.counts.coming,
-            )
-            for end in ("first", "last")
-        ),
-    ]
-    for place in places:
-        place[:] = 5
-    loop_state.move_window(pool, 3, np.arange(9.0, 12.0))
-    assert pool.requests.first == 3
-    assert pool.requests.each.following.tolist() == [-1, -1, -1, 2, *[-1] * 5]
-    assert pool.requests.each.arrival_s.tolist() == list(range(3, 12))
-    assert [place.item() for place in places[1:]] == [2] * (len(places) - 1)
-
-
 def count_names(state):
     """How often each request of the trace is named, by its number, and where."""
     found = Counter()

@@ -173,63 +173,6 @@ def test_a_model_with_one_expert_costs_what_the_dense_one_costs(tiny, rows):
     assert step_s(one, batch) == pytest.approx(step_s(dense, batch), rel=0.1)
 
 
-@pytest.mark.parametrize("tokens", [1, 23])
-def test_flops_and_parameters_of_a_mixture_of_experts_are_pytorchs(tiny, tokens, torch):
-    """Grouped-query attention over a causal context and SwiGLU experts, run for real and counted by
-    PyTorch.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model = tiny.model("moe", 2)
-    gqa, moe, hidden = model.mixers["full"], model.moe, model.hidden_size
-    torch.manual_seed(0)
-
-    def matrix(inputs, outputs):
-        return torch.randn(inputs, outputs) / inputs**0.5
-
-    qkv = matrix(hidden, (gqa.num_heads + 2 * gqa.num_kv_heads) * gqa.head_size)
-    output, router = matrix(gqa.num_heads * gqa.head_size, hidden), matrix(hidden, moe.num_experts)
-    up = torch.stack([matrix(hidden, 2 * moe.intermediate_size) for _ in range(moe.num_experts)])
-    down = torch.stack([matrix(moe.intermediate_size, hidden) for _ in range(moe.num_experts)])
-    head = matrix(hidden, model.vocab_size)
-    norms, embedding = (2 * model.num_layers + 1) * hidden, head.numel()
-    layer = sum(weights.numel() for weights in (qkv, output, router, up, down))
-    assert model.num_parameters == model.num_layers * layer + head.numel() + embedding + norms
-    assert up[0].numel() + down[0].numel() == moe.num_expert_parameters(hidden)
-    with FlopCounterMode(display=False) as counter:
-        x = torch.randn(tokens, hidden)
-        for _ in range(model.num_layers):
-            mixed = x @ qkv
-            q, k, v = mixed.split(
-                [gqa.num_heads * gqa.head_size, *[gqa.num_kv_heads * gqa.head_size] * 2], dim=1
-            )
-            group = gqa.num_heads // gqa.num_kv_heads
-            q = q.view(tokens, gqa.num_heads, gqa.head_size).transpose(0, 1)
-            k, v = (
-                each.view(tokens, gqa.num_kv_heads, gqa.head_size)
-                .repeat_interleave(group, dim=1)
-                .transpose(0, 1)
-                for each in (k, v)
-            )
-            # Token by token, so that only pairs that a causal mask keeps are computed.
-            rows = [
-                torch.bmm(torch.bmm(q[:, t : t + 1], k[:, : t + 1].mT).softmax(-1), v[:, : t + 1])
-                for t in range(tokens)
-            ]
-            x = x + torch.cat(rows, dim=1).transpose(0, 1).reshape(tokens, -1) @ output
-            chosen = (x @ router).topk(moe.top_k, dim=1).indices
-            out = torch.zeros_like(x)
-            for expert in range(moe.num_experts):
-                mine = (chosen == expert).any(dim=1)
-                if mine.any():
-                    gate, value = (x[mine] @ up[expert]).chunk(2, dim=1)
-                    out[mine] += (torch.nn.functional.silu(gate) * value) @ down[expert]
-            x = x + out
-        x[-1:] @ head
-    one = np.array([1])
-    assert counter.get_total_flops() == served_flops(model, np.array([tokens]), one, np.array([0]))
-
-
 @QUICK
 @given(
     st.sampled_from(["dense", "moe", "sliding-moe", "latent-moe", "state-moe", "compressed-moe"]),

@@ -19,19 +19,14 @@ from simulator.planner.search import search
 from simulator.planner.space import ReplicaShape
 from simulator.planner.store import Store
 from simulator.planner.uncertainty.assessment import assess
+from tests.small_scenario import poisson
 
 ENGINE = f"vllm@{UNSAID}"
 """No release, whose own times and bands may move with a fit."""
 QUESTION = {
     "name": "tiny",
     "seed": 3,
-    "workload": {
-        "requests": {
-            "arrivals": {"kind": "poisson", "rate_per_s": 60.0},
-            "lengths": {"kind": "fixed", "num_input": 400, "num_output": 40},
-            "num_requests": 240,
-        }
-    },
+    "workload": poisson(60.0, 400, 40, 240),
     "targets": {"ttft_s": {"p90": 0.6}, "tpot_s": {"p90": 0.02}},
     "models": [{"model": name, "engine": ENGINE} for name in ("gpt-oss-20b", "llama-3.1-8b")],
     "clusters": [{"cluster": "h100-sxm", "max_gpus": 64}],

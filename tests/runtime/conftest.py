@@ -1,6 +1,7 @@
 """Jobs, models and texts small enough to execute in milliseconds or to learn from in seconds."""
 
 import dataclasses
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 
 from tests.parts import change_plan
+
+collect_ignore_glob = [] if find_spec("torch") and find_spec("ray") else ["test_*.py"]
+"""All of these need what ``pip install 'moesim[real]'`` brings."""
 
 
 @pytest.fixture
@@ -23,7 +27,7 @@ def one_thread():
     """Models this small gain nothing from threads, which wait for each other where the cores have
     other work, and take half as much of the CPU again.
     """
-    torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
+    import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -69,7 +73,6 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="session")
 def real(tmp_path_factory):
     """``real.plan(num_experts=8, top_k=2, attention_dp=2, ep=2)``, ``real.job(plan)``."""
-    pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
     from simulator.base.frozen import validate
     from simulator.config.deployment import DeploymentSpec
     from simulator.deployment.plan import make_plan

@@ -1,7 +1,5 @@
 """From moments of real steps to a calibration file."""
 
-# ruff: noqa: E402 (what follows needs torch, and is skipped without)
-
 import contextlib
 import time
 import tomllib
@@ -11,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
+import torch
 
 from simulator.base.frozen import validate
 from simulator.base.reading import read_toml
@@ -179,7 +176,7 @@ def rounds():
         patch.setattr(timing, "WORKING_BYTES", (1000,))
         patch.setattr(timing, "_PRUNED", (TwoFour(kind="two_four"),))
         patch.setattr(timing, "_PRUNED_ROWS", (1,))
-        patch.setattr(training, "SHAPES", [Shape(32, 64, 4, 2, ((1, 4, 0),))])
+        patch.setattr(training, "SHAPES", models[:2])
         patch.setattr(timing, "_EXPERTS", 4)
         patch.setattr(timing, "_EXPERT_BYTES", 1 << 12)
         yield timing.calibrate(None, [2, 1]), order
@@ -201,6 +198,10 @@ def test_a_slow_round_is_left_out_of_the_times_and_told_by_their_spread(rounds):
     fits += [getattr(tables, name) for tables in found.kernels for name in ("experts", "training")]
     fits += [getattr(found.collectives[0], name) for name in ("dispatch", "combine", "all_reduce")]
     assert all(fit.spread is not None for fit in fits)
+    for tables in found.kernels:
+        for ratios in (tables.training.forward, tables.training.backward):
+            assert set(ratios) == {"attention", "dense", "experts"}
+            assert all(ratio > 0 for ratio in ratios.values())
 
 
 def test_a_calibration_with_spreads_is_written_and_read(rounds):

@@ -3,8 +3,6 @@ this moesim, with the files that a scenario names, and every answer is what one 
 whatever is lost or slow meanwhile.
 """
 
-# ruff: noqa: E402 (what follows needs ray, and is skipped without)
-
 import json
 import os
 import shlex
@@ -20,10 +18,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
-
+import ray
 from pydantic import TypeAdapter
 
 import simulator

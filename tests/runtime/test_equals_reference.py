@@ -2,16 +2,12 @@
 lost or doubled on the way.
 """
 
-# ruff: noqa: E402 (what follows needs torch, and is skipped without)
-
 import dataclasses
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.base import plugins
 from simulator.base.errors import UserError

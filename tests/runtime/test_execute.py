@@ -2,8 +2,6 @@
 folder, Ctrl-C, wrong input.
 """
 
-# ruff: noqa: E402 (what follows needs torch and ray, and is skipped without)
-
 import json
 import os
 import signal
@@ -13,9 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 
 from simulator.calibration.host import measure
 from simulator.policies.dispatch import per_rank
@@ -382,14 +377,3 @@ def test_wrong_input_is_one_line_before_anything_starts(
     assert descendants(os.getpid()) <= before
     assert "Traceback" not in err
     assert not (folder / "wrong").exists()
-
-
-def test_a_missing_torch_is_an_error_that_says_what_to_install(monkeypatch):
-    import importlib.util
-
-    from simulator.base.errors import UserError
-    from simulator.runtime import require
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'moesim\[real\]'"):
-        require("torch")

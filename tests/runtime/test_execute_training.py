@@ -6,20 +6,13 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
-
-pytest.importorskip("torch", reason="training needs PyTorch")
-
 from typer.testing import CliRunner
 
 from simulator.base.errors import UserError
 from simulator.base.writing import toml_text
-from simulator.calibration.host import training as timed
-from simulator.calibration.host.layers import Shape
 from simulator.cli import app
 from simulator.commands import execute_training as command
-from simulator.config.host import load_any_calibration
 from simulator.results.training import STEP_PARTS
-from simulator.runtime.in_process import InProcessBackend
 from simulator.scenario.jobs import SCENARIOS, load_job
 from tests.runtime.processes import descendants
 
@@ -103,20 +96,3 @@ def test_unknown_deployments_are_refused(scenario):
         command.execute_training(
             load_job(scenario, SCENARIOS), backend="in_process", names=["other"]
         )
-
-
-def test_calibration_times_passes_of_every_phase(monkeypatch):
-    steps = ((2, 8, 0),)
-    shapes = (Shape(32, 64, 4, 2, steps), Shape(32, 64, steps=steps))
-    monkeypatch.setattr(timed, "SHAPES", shapes)
-    matrix = load_any_calibration("this-machine", "test").kernels[0].matrix
-    backend = InProcessBackend(2)
-    try:
-        rounds = [timed.time_training(backend, 2, turn) for turn in (0, 1)]
-    finally:
-        backend.close()
-    found = timed.fit_training(rounds, matrix, "a test", 1e-6)
-    for ratios in (found.forward, found.backward):
-        assert set(ratios) == {"attention", "dense", "experts"}
-        assert all(ratio > 0 for ratio in ratios.values())
-    assert set(found.optimizer.seconds) == {"call", "parameters"}

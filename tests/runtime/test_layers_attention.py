@@ -1,10 +1,7 @@
 """Attention against a loop over queries, whole and in parts, wherever the cache ends."""
 
-# ruff: noqa: E402 (what follows needs torch, and is skipped without)
-
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
+import torch
 
 from simulator.base.errors import UserError
 from simulator.runtime.layers.kinds import Chunk

@@ -1,14 +1,10 @@
 """Routers, experts and feed-forward blocks against loops, whole and in parts."""
 
-# ruff: noqa: E402 (what follows needs torch, and is skipped without)
-
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
+import torch
 
 from simulator.config.ffns.dense import DenseFFN
 from simulator.runtime.layers.experts import Experts
-from simulator.runtime.layers.feed_forward import SharedExpert
 from simulator.runtime.layers.ffns.dense import Dense
 from simulator.runtime.layers.ffns.moe import MixtureOfExperts
 from simulator.runtime.layers.router import Router
@@ -130,28 +126,6 @@ def test_the_parts_of_a_dense_block_add_up_to_it_and_count_biases_once(
             total = total + block(x_TH)
         expected = [slow_ffn(noise, "f", x_H, is_gated) for x_H in x_TH.double()]
         same(total, torch.stack(expected) if expected else torch.empty(0, HIDDEN))
-
-
-def test_the_parts_of_a_gated_shared_expert_add_up():
-    moe, noise, x_TH = (
-        moe_of(num_shared_experts=2, shared_intermediate_size=14, has_shared_gate=True),
-        Noise(),
-        inputs(6, HIDDEN),
-    )
-    total = 0
-    for rank in range(3):
-        shared = SharedExpert(moe, HIDDEN, Part(rank, 3))
-        shared.load(noise, "s", x_TH)
-        total = total + shared(x_TH)
-    same(
-        total,
-        torch.stack(
-            [
-                torch.sigmoid(noise["s.gate"] @ x) * slow_ffn(noise, "s", x, True)
-                for x in x_TH.double()
-            ]
-        ),
-    )
 
 
 MIXTURES = [

@@ -1,10 +1,7 @@
 """A whole model against its blocks in order, from its caches and with given experts."""
 
-# ruff: noqa: E402 (what follows needs torch, and is skipped without)
-
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
+import torch
 
 from simulator.config.model import ModelSpec
 from simulator.runtime.layers.kinds import Chunk

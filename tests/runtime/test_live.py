@@ -7,8 +7,6 @@ import itertools
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-
 from simulator.base.errors import UserError
 from simulator.engine.rebalancing import price_move
 from simulator.policies.rebalancing.incremental import Incremental

@@ -7,9 +7,6 @@ import time
 
 import pytest
 
-pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
-
 from simulator.runtime.load import LoadMeter, Use, others_share, read_use
 from simulator.runtime.shard import Shard
 

@@ -5,8 +5,6 @@ they have copies of, or all start anew; outputs equal the whole model before, du
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-
 from simulator.base.errors import UserError
 from simulator.policies.failures.kill import Kill
 from simulator.policies.rebalancing.periodic import Periodic

@@ -7,8 +7,6 @@ from functools import partial
 
 import pytest
 
-pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-
 from simulator.base.errors import UserError
 from simulator.calibration.host import sparsity
 from simulator.cli.console import StoppedError

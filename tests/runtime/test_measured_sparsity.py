@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-
 from simulator.calibration.host import sparsity
 from simulator.commands.sparsity import compare_sparsity, measure_here
 from simulator.report.sparsity_page import render

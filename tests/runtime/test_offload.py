@@ -2,14 +2,11 @@
 are in memory than there are slots.
 """
 
-# ruff: noqa: E402 (what follows needs torch, and is skipped without)
-
 import json
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
+import torch
 
 from simulator.base.errors import UserError
 from simulator.calibration.host.timing import describe_storage, time_reads, write_experts

@@ -1,19 +1,15 @@
 """Shards drop what experts have no room for: the same pairs as the whole model, and as prices."""
 
-# ruff: noqa: E402 (what follows needs torch, and is skipped without)
-
 import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-
 from simulator.policies.overflow.none import Dropless
 from simulator.runtime.reference import Reference
 from simulator.step.prices import Prices
-from tests.runtime.equality import STEPS, by_its_router, check_job, prompts, running
+from tests.runtime.equality import STEPS, by_its_router, check_job, check_step, prompts, running
 
 MOE = {"num_experts": 8, "top_k": 2}
 SHARED = {"num_shared_experts": 1, "shared_intermediate_size": 24}
@@ -61,47 +57,43 @@ def test_shards_drop_what_the_whole_model_drops(real, split, overflow, kind):
     assert np.abs(changed).max() > 0.01  # or it would be no test
 
 
-@pytest.mark.parametrize("kind", ["nearest", "least_loaded"])
-@pytest.mark.parametrize("split", [SPLITS[1], SPLITS[3]], ids=str)
-def test_shards_send_tokens_to_the_copies_that_are_priced(real, split, kind):
-    plan = real.plan(
-        MOE,
-        routing={"kind": "zipf", "exponent": 1.2},
-        dispatch={"kind": "per_rank"},
-        placement={"kind": "biased", "num_slots": 12},
-        replica_choice={"kind": kind},
-        overflow={"kind": "capacity", "factor": 1.2},
-        **split,
-    )
-    job, step = real.job(plan), prompts(sequences=7, tokens=9, offset=4090)
-    check_job(job, STEPS[:2])
-    with running(job) as (backend, _):
-        outs = backend.step(step)
-    bounds = [job.sequences(d * job.layout.tp, 7) for d in range(job.layout.attention_dp)]
-    tokens_d = np.array([(end - first) * 9 for first, end in bounds])
-    priced = Prices(plan.placement, 512).expert_step(1, tokens_d, step.offset)
-    assert [out.pairs_L[1] for out in outs] == priced.pairs_R.tolist()
+COPIES = {
+    "placement": {"kind": "biased", "num_slots": 12},
+    "overflow": {"kind": "capacity", "factor": 1.2},
+}
 
 
 @pytest.mark.parametrize(
-    "overflow", [{"kind": "capacity", "factor": 0.7}, FURTHER[0], FURTHER[3]], ids=str
+    ("split", "keys"),
+    [
+        *itertools.product(
+            SPLITS[:4],
+            [{"overflow": one} for one in ({"kind": "capacity", "factor": 0.7}, *FURTHER[::3])],
+        ),
+        *itertools.product(
+            (SPLITS[1], SPLITS[3]),
+            [COPIES | {"replica_choice": {"kind": kind}} for kind in ("nearest", "least_loaded")],
+        ),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("split", SPLITS[:4], ids=str)
-def test_shards_compute_the_pairs_that_are_priced(real, split, overflow):
+def test_shards_compute_the_pairs_that_are_priced(real, split, keys):
+    """Where experts have copies, each of the copies that tokens are sent to."""
     plan = real.plan(
         MOE,
         routing={"kind": "zipf", "exponent": 1.2},
         dispatch={"kind": "per_rank"},
-        overflow=overflow,
+        **keys,
         **split,
     )
     job, step = real.job(plan), prompts(sequences=7, tokens=9, offset=4090)
-    first_end = [job.sequences(d * job.layout.tp, 7) for d in range(job.layout.attention_dp)]
-    tokens_d = np.array([(end - first) * 9 for first, end in first_end])
+    bounds = [job.sequences(d * job.layout.tp, 7) for d in range(job.layout.attention_dp)]
+    tokens_d = np.array([(end - first) * 9 for first, end in bounds])
     with running(job) as (backend, _):
         outs = backend.step(step)
+    check_step(job, step, outs, Reference(job))
     prices = Prices(plan.placement, 512)
     for layer in range(plan.placement.model.num_moe_layers):
         priced = prices.expert_step(layer, tokens_d, step.offset)
         assert [out.pairs_L[layer] for out in outs] == priced.pairs_R.tolist()
-        assert priced.dropped_pairs > 0
+        assert priced.dropped_pairs > 0 or "placement" in keys

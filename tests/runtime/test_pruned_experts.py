@@ -1,21 +1,16 @@
 """Experts that are pruned for real, and the bytes of PyTorch's sparse tensors."""
 
-# ruff: noqa: E402 (what follows needs torch, and is skipped without)
-
 import dataclasses
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-
 from simulator.base.errors import UserError
-from simulator.config.sparsity import Block, TwoFour, Unstructured, find_footprint
+from simulator.config.sparsity import Block, TwoFour, Unstructured
 from simulator.runtime.job import make_job
-from simulator.runtime.layers.pruned import PrunedMatrix, choose_kept
+from simulator.runtime.layers.pruned import PrunedMatrix
 from simulator.runtime.reference import Reference
 from tests.runtime.equality import FP32, check_job, prompts, with_noise
-from tests.runtime.small_models import inputs
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -65,21 +60,3 @@ def test_pruned_experts_that_move_are_refused(real):
     spec = plan.spec.model_copy(update={"pruning": PRUNINGS["two of four"]})
     with pytest.raises(UserError, match="pruned experts that move"):
         make_job(dataclasses.replace(plan, spec=spec), real.folder)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 1.0])
-def test_csr_coo_and_blocks_take_the_bytes_of_pytorch_s_tensors(density, dtype):
-    matrix = inputs(48, 80)
-    matrix = (matrix * (torch.rand(48, 80) < density)).to(dtype)
-    kept, csr, coo = int(matrix.count_nonzero()), matrix.to_sparse_csr(), matrix.to_sparse_coo()
-    assert csr.col_indices().nbytes + csr.crow_indices().nbytes == find_footprint(
-        "csr", 48, 80, 64
-    ).index_bytes(kept)
-    assert coo.indices().nbytes == find_footprint("coo", 48, 80, 64).index_bytes(kept)
-    assert csr.values().nbytes == coo.values().nbytes == kept * dtype.itemsize
-    blocks = Block(kind="block", sparsity=1 - density if density else 0.9999, block_size=16)
-    stored = PrunedMatrix(blocks)
-    whole = inputs(48, 80)
-    stored.store(whole, choose_kept(whole, blocks), whole)
-    assert stored.stored_bytes == 4 * blocks.num_stored(48, 80) + blocks.index_bytes(48, 80)

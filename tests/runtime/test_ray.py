@@ -2,8 +2,6 @@
 and nodes are killed for real.
 """
 
-# ruff: noqa: E402 (what follows needs torch and ray, and is skipped without)
-
 import dataclasses
 import os
 import re
@@ -14,9 +12,7 @@ import time
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
+import ray
 
 from simulator.base.errors import UserError
 from simulator.config.execution import ExecutionSpec, FaultSpec

@@ -10,9 +10,6 @@ import time
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
-
 from simulator.policies.failures.kill import Kill
 from simulator.policies.placement import Placed
 from simulator.policies.recovery.elastic import Elastic

@@ -2,8 +2,6 @@
 and left as they were.
 """
 
-# ruff: noqa: E402 (what follows needs ray, and is skipped without)
-
 import os
 import secrets
 import signal
@@ -14,8 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-
-ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
+import ray
 
 from simulator.base.errors import UserError
 from simulator.parallel.workers import Workers
@@ -93,38 +90,6 @@ def test_where_sockets_would_have_too_long_a_path_another_folder_is_taken(tmp_pa
         assert folder.is_dir()
     assert not folder.exists()
     assert os.environ["RAY_TMPDIR"] == str(long)
-
-
-@pytest.mark.parametrize(
-    "stop", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)]
-)
-def test_a_command_that_is_told_to_stop_leaves_neither_process_nor_file_behind(stop):
-    code = """
-import signal, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs tests in the background may have it ignored
-from simulator.runtime.nodes import connect
-with connect(2) as nodes:
-    print("ready", flush=True)
-    time.sleep(100)
-"""
-    with stale_address():
-        command = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        try:
-            assert command.stdout.readline() == "ready\n"
-            started = descendants(command.pid)
-            assert any("raylet" in args for _, args in started)
-            command.send_signal(stop)
-            assert command.wait(timeout=PATIENCE_S) != 0
-            assert left_of(started) == set()
-        finally:
-            command.kill()
-            command.stdout.close()
-            command.wait()
 
 
 def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_path, monkeypatch):

@@ -5,8 +5,6 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-pytest.importorskip("torch", reason="recording needs PyTorch")
-
 from simulator.runtime.recording.comparison import (
     SAME_TIME,
     SAME_TOKENS,

@@ -1,9 +1,5 @@
 """Text for a training: files stay whole, and domains apart."""
 
-import pytest
-
-pytest.importorskip("torch", reason="recording needs PyTorch")
-
 from simulator.runtime.recording.corpus import OTHER, read_corpus
 
 

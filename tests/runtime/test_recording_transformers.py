@@ -4,9 +4,6 @@ import shutil
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch", reason="recording needs PyTorch")
-
 import torch
 
 from simulator.base import plugins

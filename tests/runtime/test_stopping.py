@@ -9,9 +9,6 @@ import time
 
 import pytest
 
-pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
-
 from simulator.base.partial import hold_folder
 from tests.runtime.processes import (
     PATIENCE_S,
@@ -23,7 +20,6 @@ from tests.runtime.processes import (
 
 pytestmark = pytest.mark.xdist_group("ray-apart")
 
-TRAIN = ("trace", "record", "train", "ids.npz", "--steps", "1000000")
 CALIBRATE = ("calibrate", "cpu", "--out", "here.toml", "--ranks", "1")
 
 
@@ -36,16 +32,6 @@ def wait_for(condition, process):
 
 def agents(process):
     return {(pid, args) for pid, args in descendants(process.pid) if "Agent" in args}
-
-
-def test_training_that_is_told_to_stop_leaves_nothing(tmp_path):
-    process = start_moesim(tmp_path, *TRAIN)
-    wait_for(lambda: list(tmp_path.iterdir()), process)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 130
-    assert err.endswith("stopped; nothing was written\n")
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,8 @@
 keeps, and FLOPs forward and backward.
 """
 
-# ruff: noqa: E402 (what follows needs torch, and is skipped without)
-
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode

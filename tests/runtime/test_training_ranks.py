@@ -5,8 +5,6 @@ whole model, and an MoE layer has four exchanges.
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="training needs PyTorch")
-
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.config.training import TrainingDeployment, TrainingSpec

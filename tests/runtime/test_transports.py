@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
-
 from simulator.runtime.transport import PeerLostError
 from tests.runtime.contract import check_all, keep, policy, wait_alone
 

@@ -1,12 +1,9 @@
 """Where weights come from: files that make the same model, and seeds."""
 
-# ruff: noqa: E402 (what follows needs torch, and is skipped without)
-
 import math
 
 import pytest
-
-torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
+import torch
 
 from simulator.base.errors import UserError
 from simulator.runtime.layers.kinds import Chunk

@@ -2,8 +2,6 @@
 written.
 """
 
-import json
-
 import pytest
 
 GOOD = """
@@ -124,25 +122,8 @@ def test_a_wrong_option(folder, moesim, options, said):
         assert words in message
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\x81\xff", b"[1, 2", b'{"a": 1}'])
-def test_a_file_that_is_no_scenario(folder, moesim, content):
-    (folder / "other.toml").write_bytes(content)
-    code, _, message = moesim("run", "other.toml")
-    assert code == 2
-    assert "other.toml" in message
-    assert len(message.strip().splitlines()) == 1
-
-
 def test_a_folder_or_an_unknown_name(folder, moesim):
     for name in (".", "nothing-like-it"):
         code, _, message = moesim("run", name)
         assert code == 2
         assert name in message
-
-
-def test_a_config_that_is_a_list(folder, moesim):
-    (folder / "config.json").write_text(json.dumps([1, 2]))
-    code, _, message = moesim("check", "config.json")
-    assert code == 2
-    assert "config.json" in message
-    assert "list" in message

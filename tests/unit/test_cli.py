@@ -242,7 +242,7 @@ def test_columns_of_a_log_are_named_by_options(moesim, tmp_path):
 
 
 def test_help_is_quick_because_it_loads_nothing_heavy():
-    heavy = ("torch", "ray", "numba", "pandas", "plotly", "simpy", "scipy", "jinja2")
+    heavy = ("torch", "ray", "numba", "pandas", "plotly", "simpy", "scipy", "jinja2", "pyarrow")
     program = (
         "import sys\nsys.argv = ['moesim', '--help']\nfrom simulator.cli import main\n"
         f"try:\n    main()\nexcept SystemExit:\n    pass\nprint([n for n in {heavy} if n in "

@@ -11,17 +11,12 @@ from simulator.deployment.plan import make_plan
 from simulator.planner.conditions import Change, apply_conditions, list_recorded_skews
 from simulator.planner.space import Ruled, Space
 from simulator.planner.traffic import traffic_of
+from tests.small_scenario import poisson
 
 HERE = Path()
 QUESTION = {
     "name": "small",
-    "workload": {
-        "requests": {
-            "arrivals": {"kind": "poisson", "rate_per_s": 4.0},
-            "lengths": {"kind": "fixed", "num_input": 300, "num_output": 50},
-            "num_requests": 200,
-        }
-    },
+    "workload": poisson(4.0, 300, 50, 200),
     "peak_s": 20.0,
     "targets": {"tpot_s": {"p90": 0.05}},
     "models": [{"model": "gpt-oss-20b"}, {"model": "llama-3.1-8b"}],

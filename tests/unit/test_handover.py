@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.base.data import find_file
 from simulator.base.frozen import validate
-from simulator.commands.run import run as run_scenario
 from simulator.config.capacity import Question
 from simulator.deployment.plan import make_plan
 from simulator.planner.answer import make_answer
@@ -220,18 +218,3 @@ def test_pools_survive_the_file(found, tmp_path):
     assert scenario.deployments[0] == deployment_of(found, pools, scenario.deployments[0].name)
     assert scenario.deployments[0].prefill.scheduling["token_budget"] == 4096
     assert [one.name for one in commands(found, pools)][-1] == "router in front of all servers"
-
-
-def test_a_path_of_a_model_holds_from_where_the_file_lies(tmp_path):
-    own = tmp_path / "models" / "own.toml"
-    own.parent.mkdir()
-    own.write_text(find_file("workloads/models", "qwen3-8b", "test").read_text())
-    models = [{"model": "models/own.toml"}]
-    found = found_of(tmp_path, models=models, space={**QUESTION["space"], "tp": [1]})
-    out = tmp_path / "out" / "deep"
-    out.mkdir(parents=True)
-    text = scenario_text(found, choose_handed_over(found), out)
-    assert 'model = "../../models/own.toml"' in text
-    scenario = loaded(text, out)
-    few = scenario.workload.model_copy(update={"num_requests": 20, "judge_from_s": 0.0})
-    assert run_scenario(scenario.model_copy(update={"workload": few}))

@@ -43,6 +43,9 @@ def test_a_node_that_two_pools_share_takes_both_and_nothing_else():
     ]
     alone = changes(SHARED, at_s=1.0, node=2, pool="prefill")
     assert alone == [Change(1.0, "prefill", (2,), False, (4, 5))]
+    under_one_switch = changes(SHARED, at_s=1.0, node=1, num_nodes=2)
+    hit = {change.pool: change.gpus for change in under_one_switch}
+    assert hit == {"decode": gpus(8, 12), "prefill": gpus(0, 6)}
     with pytest.raises(UserError, match="node = 3: there are 3, numbered from 0"):
         changes(SHARED, at_s=1.0, node=3)
 
@@ -111,11 +114,3 @@ def test_who_loses_requests_is_not_better_whatever_the_latencies(tmp_path):
     assert rows["num_lost"]["dies"] > 0
     assert rows["duration_s"]["dies"] >= float(results.requests["dies"]["arrival_s"].max())
     assert rows["ttft_p50_s"]["dies"] > 0
-
-
-def test_nodes_under_one_switch_are_lost_together():
-    """With the GPUs of all pools on them."""
-    machines = {"decode": Machines(3, 4, 8, "a"), "prefill": Machines(3, 2, 8, "a", 12)}
-    kill = build("failures", {"kind": "kill", "at_s": 1.0, "node": 1, "num_nodes": 2}, "test")
-    hit = {change.pool: change.gpus for change in kill.changes(machines, None)}
-    assert hit == {"decode": (8, 9, 10, 11), "prefill": (0, 1, 2, 3, 4, 5)}

@@ -1,13 +1,9 @@
 """Offloaded experts as files say them: what is refused, what would fit, and what a note tells."""
 
-import textwrap
-
 import numpy as np
 import pytest
 
-from simulator.base import trust
 from simulator.base.errors import UserError
-from simulator.commands.check import check as check_file
 from simulator.config.deployment import DeploymentSpec
 from simulator.cost.offload import ExpertSize, OffloadRates, offloaded_s
 from simulator.deployment.notes import describe_policies, notes_of
@@ -136,59 +132,3 @@ def test_experts_arrive_one_behind_another_and_are_computed_then(
     )
     found = offloaded_s(count_uses(**counts), gpu_s, beside_s, size, rates)
     assert found.tolist() == [pytest.approx(wanted)]
-
-
-SCENARIO = """
-[workload]
-num_requests = 5
-[workload.requests]
-arrivals = { kind = "poisson", rate_per_s = 50.0 }
-lengths = { kind = "fixed", num_input = 100, num_output = 4 }
-[[deployments]]
-name = "own"
-model = "stdlib-moe"
-cluster = "desktop-rtx-4090"
-offload = { slots = 4 }
-"""
-OWN = """
-import numpy as np
-from simulator.base.frozen import Frozen
-
-class Own(Frozen):
-    experts: int = 1
-    def rate_experts(self, uses):
-        return {returned}
-    def prepare(self, earlier_LTK, num_experts):
-        return self
-    def predict(self, used_LE):
-        return {returned}
-"""
-
-
-@pytest.mark.parametrize(
-    ("family", "returned", "told"),
-    [
-        ("caching", "uses.earlier_LE * 2", ""),
-        ("caching", "uses.last_LE[:1]", r"Own.rate_experts\(\) .* finite numbers of shape"),
-        ("caching", "uses.earlier_LE + np.inf", "finite numbers of shape"),
-        ("prefetching", "used_LE * 0.5", ""),
-        ("prefetching", "used_LE[0]", r"Own.predict\(\) .* finite numbers of shape"),
-        ("prefetching", "1 / 0", "failed .*ZeroDivisionError"),
-    ],
-)
-def test_a_policy_of_ones_own_is_held_to_its_contract(
-    tmp_path, monkeypatch, family, returned, told
-):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(trust._Allowed, "folder", tmp_path)
-    (tmp_path / "scenario.toml").write_text(SCENARIO)
-    package = f"own_{family}_{abs(hash(returned))}"
-    (tmp_path / package).mkdir()
-    text = textwrap.dedent(OWN.replace("{returned}", returned))
-    (tmp_path / package / "mine.py").write_text(text)
-    keys = [f'deployments.0.offload.{family}={{ kind = "{package}.mine" }}']
-    if not told:
-        assert check_file(str(tmp_path / "scenario.toml"), keys).kind == "scenario"
-        return
-    with pytest.raises(UserError, match=told):
-        check_file(str(tmp_path / "scenario.toml"), keys)

@@ -136,6 +136,19 @@ class Own(Frozen):
         ones = np.ones(num_requests, dtype=np.int64)
         return {returned}
 """
+CACHING = """
+class Own(Frozen):
+    def rate_experts(self, uses):
+        return {returned}
+"""
+PREFETCHING = """
+class Own(Frozen):
+    experts: int = 1
+    def prepare(self, earlier_LTK, num_experts):
+        return self
+    def predict(self, used_LE):
+        return {returned}
+"""
 FAMILIES = {
     "routing": (ROUTING, "Router.topk_ids()", "deployments.0.routing"),
     "placement": (PLACEMENT, "Own.place()", "deployments.0.placement"),
@@ -152,7 +165,15 @@ FAMILIES = {
     "speculation": (SPECULATION, "Own.drafts()", "deployments.0.speculation"),
     "arrivals": (ARRIVALS, "Own.arrival_s()", "workload.requests.arrivals"),
     "lengths": (LENGTHS, "Own.draw()", "workload.requests.lengths"),
+    "caching": (CACHING, "Own.rate_experts()", "deployments.0.offload.caching"),
+    "prefetching": (PREFETCHING, "Own.predict()", "deployments.0.offload.prefetching"),
 }
+OFFLOADED = [
+    "deployments.0.cluster=desktop-rtx-4090",
+    "deployments.0.parallel={}",
+    "deployments.0.offload.slots=4",
+]
+"""What a deployment needs to ask these policies."""
 RIGHT = {
     "routing": "np.tile(np.arange(self.moe.top_k, dtype=np.int16), (tokens, 1))",
     "placement": "Placed(expert_LP.astype(np.int32), rank_LP.astype(np.int32), num_ranks)",
@@ -169,6 +190,8 @@ RIGHT = {
     "speculation": "Drafts((0.9, 0.5), num_layers=1, launch_s=1e-4)",
     "arrivals": "np.arange(num_requests)",
     "lengths": "(ones * 20, ones)",
+    "caching": "uses.earlier_LE * 2",
+    "prefetching": "used_LE * 0.5",
 }
 WRONG = [
     ("routing", "[[0, 1]]", "int16 ids of shape", "list [[0, 1]]"),
@@ -222,6 +245,10 @@ WRONG = [
     ("arrivals", "np.zeros(2)", "numbers of shape (5,)", "float64 of shape (2,)"),
     ("lengths", "(ones, ones * 0)", "all at least 1", "tuple"),
     ("lengths", "ones", "two arrays of whole numbers", "int64 of shape (5,)"),
+    ("caching", "uses.last_LE[:1]", "finite numbers of shape", "int64 of shape"),
+    ("caching", "uses.earlier_LE + np.inf", "finite numbers of shape", "float64 of shape"),
+    ("prefetching", "used_LE[0]", "finite numbers of shape", "bool of shape"),
+    ("prefetching", "1 / 0", "failed (", "ZeroDivisionError: division by zero"),
     ("routing", "1 / 0", "failed (", "ZeroDivisionError: division by zero"),
     ("balancing", "undefined", "failed (", "NameError"),
 ]
@@ -244,7 +271,8 @@ def own(tmp_path, monkeypatch, request):
         table = f'{{ kind = "{package}.{family}" }}'
         if family == "failures":
             table = f"[{table}]"
-        return check_file(str(tmp_path / "scenario.toml"), [f"{key}={table}"])
+        more = OFFLOADED if ".offload." in key else []
+        return check_file(str(tmp_path / "scenario.toml"), [*more, f"{key}={table}"])
 
     return check
 

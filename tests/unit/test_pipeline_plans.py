@@ -23,19 +23,14 @@ from simulator.planner.traffic import lasting, traffic_of
 from simulator.workload.traces import RequestTrace
 from tests.parts import freeze
 from tests.single_steps import take_apart
+from tests.small_scenario import poisson
 
 
 def question(models=("llama-3.1-70b",), clusters=("h100-sxm",), **space):
     table = {
         "name": "pipelines",
         "seed": 1,
-        "workload": {
-            "requests": {
-                "arrivals": {"kind": "poisson", "rate_per_s": 6.0},
-                "lengths": {"kind": "fixed", "num_input": 500, "num_output": 60},
-                "num_requests": 80,
-            }
-        },
+        "workload": poisson(6.0, 500, 60, 80),
         "targets": {"ttft_s": {"p90": 2.0}, "tpot_s": {"p90": 0.1}},
         "models": [{"model": name} for name in models],
         "clusters": [{"cluster": name, "max_gpus": 32} for name in clusters],
@@ -222,6 +217,8 @@ def test_stages_are_a_flag_of_every_engine(engine, split, gpus):
     if engine == "vllm" and nodes > 1:
         assert [dict(itertools.pairwise(line))["--node-rank"] for line in words] == ["0", "1"]
         assert ["--headless" in line for line in words] == [False, True]
+        addresses = [dict(itertools.pairwise(line))["--master-addr"] for line in words]
+        assert addresses == ["node0", "node0"]
         assert not any(word.startswith("--data-parallel") for line in words for word in line)
     if engine == "trtllm" and nodes > 1:
         assert dict(itertools.pairwise(words[0]))["--ntasks"] == "16"

@@ -26,6 +26,7 @@ from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty.sensitivity import rivals
 from simulator.scenario.jobs import load_question, load_scenario
 from tests.laws import tiny_question
+from tests.small_scenario import poisson
 from tests.unit.test_plan_cli import QUESTION
 
 GUIDE = Path(__file__).parents[2] / "docs/planning.md"
@@ -100,13 +101,7 @@ def test_folders_that_cannot_be_written_are_refused_before_any_work(ask, tmp_pat
 TABLE = {
     "name": "two",
     "seed": 3,
-    "workload": {
-        "requests": {
-            "arrivals": {"kind": "poisson", "rate_per_s": 20.0},
-            "lengths": {"kind": "fixed", "num_input": 512, "num_output": 64},
-            "num_requests": 60,
-        }
-    },
+    "workload": poisson(20.0, 512, 64, 60),
     "targets": {"tpot_s": {"p90": 0.05}},
     "models": [{"model": "qwen3-8b"}],
     "clusters": [{"cluster": "h100-sxm", "max_gpus": 2}],
@@ -265,12 +260,7 @@ def test_a_reason_about_splits_never_hides_one_about_limits(telling):
 
 
 def test_a_model_whose_context_is_too_short_is_ruled_out():
-    requests = TABLE["workload"]["requests"] | {
-        "lengths": {"kind": "fixed", "num_input": 50_000, "num_output": 64}
-    }
-    answer = found(
-        workload={"requests": requests | {"num_requests": 4}}, targets={"ttft_s": {"p90": 600.0}}
-    )
+    answer = found(workload=poisson(20.0, 50_000, 64, 4), targets={"ttft_s": {"p90": 600.0}})
     assert (
         explain_models(answer)["qwen3-8b"].text
         == "100 % of the requests are longer than its context of 40,960 tokens"
@@ -281,15 +271,13 @@ def test_nothing_that_refuses_a_prompt_is_recommended():
     """Whole prompts of TensorRT-LLM that are longer than a step: in chunks where the search may
     choose, else in larger steps, or not at all.
     """
-    lengths = {"kind": "fixed", "num_input": 3000, "num_output": 16}
-    arrivals = {"kind": "poisson", "rate_per_s": 2.0}
     whole = {"deployment": {"scheduling": {"chunked_prompts": False}}}
 
     def ask(token_budgets, **more):
         return found(
             models=[{"model": "llama-3.1-8b", "engine": "trtllm", **more}],
             clusters=[{"cluster": "h100-sxm", "max_gpus": 2}],
-            workload={"requests": {"arrivals": arrivals, "num_requests": 40, "lengths": lengths}},
+            workload=poisson(2.0, 3000, 16, 40),
             targets={"ttft_s": {"p90": 5.0}},
             space=TABLE["space"] | {"tp": [1], "token_budgets": token_budgets},
         )
@@ -306,14 +294,10 @@ def test_only_what_has_room_for_the_longest_request_is_simulated():
     """One long request among short ones: replicas of one GPU could never serve it, those of two
     can.
     """
-    requests = {"arrivals": {"kind": "poisson", "rate_per_s": 2.0}, "num_requests": 4}
     asked = {
         "models": [{"model": "llama-3.1-8b"}],
         "clusters": [{"cluster": "rtx-4090", "max_gpus": 4}],
-        "workload": {
-            "requests": requests
-            | {"lengths": {"kind": "fixed", "num_input": 60_000, "num_output": 16}}
-        },
+        "workload": poisson(2.0, 60_000, 16, 4),
         "peak_s": 60.0,
         "targets": {"ttft_s": {"p90": 600.0}},
         "space": TABLE["space"] | {"tp": [1, 2, 4], "attention_dp": [1], "pp": [1]},

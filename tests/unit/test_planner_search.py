@@ -29,6 +29,7 @@ from simulator.planner.uncertainty.assessment import assess
 from simulator.results.plan_sentences import reasons
 from tests.findings_database import query, read_findings
 from tests.laws.tiny_question import ENGINE
+from tests.small_scenario import poisson
 
 pytestmark = pytest.mark.shipped_draws  # as processes that the tests start take
 
@@ -381,8 +382,6 @@ def test_what_is_likely_to_miss_a_target_says_so():
 
 def test_no_probability_is_of_hits_that_were_drawn():
     """Bands know nothing of how real tokens repeat their experts."""
-    fixed = {"kind": "fixed", "num_input": 60, "num_output": 10}
-    arrivals = {"kind": "poisson", "rate_per_s": 0.01}
     asked = question(
         models=[
             {
@@ -395,7 +394,7 @@ def test_no_probability_is_of_hits_that_were_drawn():
         clusters=[{"cluster": "desktop-rtx-4090", "max_gpus": 1}],
         space={"tp": [1], "attention_dp": [1], "token_budgets": [2048]},
         targets={"ttft_s": {"p90": 60.0}, "tpot_s": {"p90": 1.0}},
-        workload={"requests": {"arrivals": arrivals, "lengths": fixed, "num_requests": 20}},
+        workload=poisson(0.01, 60, 10, 20),
     )
     found = search(asked, Path(), Store(None), workers=1)
     answer = make_answer(found, assess(found, workers=1))

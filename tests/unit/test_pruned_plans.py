@@ -14,6 +14,7 @@ from simulator.planner.handover import commands, scenario_text
 from simulator.planner.search import search
 from simulator.planner.space import Ruled, Space
 from simulator.planner.store import Store
+from tests.small_scenario import poisson
 
 HERE = Path()
 TWO_FOUR = {"kind": "two_four"}
@@ -65,13 +66,7 @@ def test_a_pruned_deployment_runs_on_an_accelerator_and_says_what_its_speed_rest
 def question(**keys):
     table = {
         "name": "small",
-        "workload": {
-            "requests": {
-                "arrivals": {"kind": "poisson", "rate_per_s": 40.0},
-                "lengths": {"kind": "fixed", "num_input": 1024, "num_output": 64},
-                "num_requests": 200,
-            }
-        },
+        "workload": poisson(40.0, 1024, 64, 200),
         "targets": {"tpot_s": {"p90": 0.03}, "ttft_s": {"p90": 1.0}},
         "models": [{"model": "llama-3.1-8b", "weight_dtypes": ["bf16"], "prunings": [TWO_FOUR]}],
         "clusters": [{"cluster": "h100-sxm", "max_gpus": 8}],

@@ -14,6 +14,7 @@ from simulator.lab.results.scores import SCORE_COLUMNS
 from simulator.report.figures.latency import Ttft
 from simulator.results.results_folder import read_long, write_long
 from simulator.scenario.jobs import override_texts
+from tests.small_scenario import poisson
 
 SCENARIO = {
     "name": "tiny",
@@ -38,13 +39,7 @@ TOML = toml_text(SCENARIO, "a test")
 QUESTION = {
     "name": "tiny",
     "seed": 3,
-    "workload": {
-        "requests": {
-            "num_requests": 60,
-            "arrivals": {"kind": "poisson", "rate_per_s": 20.0},
-            "lengths": {"kind": "fixed", "num_input": 512, "num_output": 64},
-        }
-    },
+    "workload": poisson(20.0, 512, 64, 60),
     "targets": {"ttft_s": {"p90": 1.0}, "tpot_s": {"p90": 0.05}},
     "models": [{"model": "qwen3-8b"}],
     "clusters": [{"cluster": "h100-sxm", "max_gpus": 2, "price_per_gpu_hour": 2.5}],

@@ -81,12 +81,6 @@ def test_living_slots_keep_their_experts_but_for_copies_that_make_room(lost):
         assert set(after[before != after].tolist()) == missing
 
 
-def test_fewer_slots_than_experts_stop_the_replica():
-    load_LE = np.ones((1, 16))
-    policy, placed = build("recovery", {"kind": "elastic"}, "test"), place(16, 8, load_LE)
-    assert policy.shrink(Loss(np.arange(8) == 3, placed, load_LE)) is None
-
-
 def run(tmp_path, more, ranks=4):
     path = tmp_path / "scenario.toml"
     path.write_text(small_scenario("stdlib-moe", ranks, more=more))
@@ -125,24 +119,6 @@ def test_what_is_not_simulated_is_refused_with_what_is(tmp_path, more, said):
         run(tmp_path, more)
     assert said in str(refused.value)
     assert "[deployments" in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("num_gpus", "node_share", "mtbf_gpu_hours", "share"),
-    [(1, 0.0, 1.0, 0.5), (8, 0.0, 1.0, 0.5), (8, 1.0, 8.0, 0.5), (8, 1.0, 80.0, 10 / 11)],
-)
-def test_gpus_work_for_the_share_of_time_that_their_rate_leaves(
-    num_gpus, node_share, mtbf_gpu_hours, share
-):
-    """Hours of work over hours of work and repair."""
-    machines = {"both": Machines(1, num_gpus, 8, "a")}
-    keys = {"mtbf_gpu_hours": mtbf_gpu_hours, "repair_s": HOUR_S, "node_share": node_share}
-    last_s, num_out, out_s = 0.0, 0, 0.0
-    for change in draw(3, 200.0, machines, **keys):
-        out_s += num_out * (change.at_s - last_s)
-        last_s, num_out = change.at_s, num_out + len(change.gpus) * (-1 if change.starts else 1)
-        assert 0 <= num_out <= num_gpus
-    assert 1 - out_s / last_s / num_gpus == pytest.approx(share, abs=0.02)
 
 
 TWICE = """

@@ -281,16 +281,11 @@ def test_a_recording_that_makes_no_sense_is_refused(save, arrays, message):
 
 
 @pytest.mark.parametrize("name", ["no.npz", "no.npy", "no.json", "no.pt", "no.txt"])
-def test_a_file_that_is_missing_or_of_an_unknown_kind_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match=name):
-        prepare(trace=str(tmp_path / name))
-
-
-@pytest.mark.parametrize("name", ["bad.npz", "bad.npy", "bad.json", "bad.pt"])
-def test_a_file_that_is_something_else_is_refused(tmp_path, name):
-    (tmp_path / name).write_bytes(b"this is not it")
-    with pytest.raises(UserError, match=name):
-        prepare(trace=str(tmp_path / name))
+def test_a_file_that_is_missing_or_something_else_is_refused(tmp_path, name):
+    for _ in range(2):
+        with pytest.raises(UserError, match=name):
+            prepare(trace=str(tmp_path / name))
+        (tmp_path / name).write_bytes(b"this is not it")
 
 
 # Replay of counts

@@ -125,15 +125,6 @@ def test_a_sweep_of_nothing_but_refusals_is_one(scenario, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_something_else_is_left_alone(scenario, tmp_path):
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match=r"holds 'thesis.txt', which is no part"):
-        sweep(scenario, folder, [f"{RATE}=1,2"], workers=1)
-    assert (folder / "thesis.txt").read_text() == "years of work"
-
-
 @pytest.mark.slow
 def test_a_second_sweep_replaces_the_first_and_nothing_of_ones_own(scenario, tmp_path):
     folder = tmp_path / "sweep"

@@ -22,29 +22,15 @@ from simulator.planner.screen import (
 from simulator.planner.search import choose_hopeless
 from simulator.planner.space import TOO_FEW, TOO_SLOW, ReplicaShape, Ruled, Space
 from simulator.planner.traffic import traffic_of
+from tests.laws import tiny_question
+from tests.small_scenario import poisson
 
 HERE = Path()
 NOTHING = Served(*(np.zeros(0) for _ in Served._fields))
-QUESTION = {
-    "name": "small",
-    "workload": {
-        "requests": {
-            "arrivals": {"kind": "poisson", "rate_per_s": 96.0},
-            "lengths": {"kind": "fixed", "num_input": 400, "num_output": 40},
-            "num_requests": 90,
-        }
-    },
-    "targets": {"ttft_s": {"p90": 0.6}, "tpot_s": {"p90": 0.02}},
+QUESTION = tiny_question.QUESTION | {
+    "workload": poisson(96.0, 400, 40, 90),
     "models": [{"model": "gpt-oss-20b"}],
-    "clusters": [{"cluster": "h100-sxm", "max_gpus": 64}],
-    "space": {
-        "tp": [1],
-        "attention_dp": [4],
-        "ep": ["all"],
-        "token_budgets": [2048],
-        "redundant_experts": [0.0],
-        "overlap": ["none"],
-    },
+    "space": tiny_question.QUESTION["space"] | {"attention_dp": [4], "ep": ["all"]},
 }
 
 

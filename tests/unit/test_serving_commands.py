@@ -253,21 +253,6 @@ def test_pools_have_servers_of_each_kind_and_a_router(engine):
     assert len(set(ports)) == 3
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
-@pytest.mark.parametrize("split", [(8, 1, 1), (8, 2, 16)])
-def test_every_node_of_a_server_finds_the_first_one(engine, split):
-    parallel = {"tp": 8, "attention_dp": split[1], "pp": 1 if split[1] > 1 else 2}
-    given = launched(engine, split, gpus=16, parallel=parallel, replicas=1)
-    assert [one.name.partition(": ")[2] for one in given[:2]] == ["node 1 of 2", "node 2 of 2"]
-    for one in given[:2]:
-        if engine == "vllm":
-            found = flags(one.command)
-            address = "--master-addr" if split[1] == 1 else "--data-parallel-address"
-            assert found[address] == "node0"
-        else:
-            assert "node0" in one.command
-
-
 def test_a_share_of_memory_that_was_not_given_is_what_the_plan_uses_rounded_down():
     used = {"weights_bytes": 40e9, "step_bytes": 3.3e9, "kv_bytes": 30e9, "total_bytes": 80e9}
     assert find_memory_share(SimpleNamespace(kind="of_free", share=0.9, **used)) == 0.916

@@ -15,10 +15,11 @@ from simulator.config.failures import FailureRates
 from simulator.planner.answer import make_answer
 from simulator.planner.evaluations import deployment_of, spares_of
 from simulator.planner.explore import ClusterSize
-from simulator.planner.loss_probability import count_spare_replicas, share_of_time_serving
+from simulator.planner.loss_probability import share_of_time_serving
 from simulator.planner.losses import list_survivors
 from simulator.planner.search import search
 from simulator.planner.store import Store
+from tests.small_scenario import poisson
 from tests.unit.test_plan_questions import TABLE
 
 FAILURES = {"mtbf_gpu_hours_low": 1000.0, "repair_hours": 10.0}
@@ -107,12 +108,6 @@ def test_replicas_serve_while_all_that_they_need_works(shares, replicas, spares,
     assert found == pytest.approx((wanted, wanted))
 
 
-def test_two_spare_replicas_bring_one_to_three_nines():
-    """One of 19 is out 0.05 of the time, two of two 0.0028, three of three 0.00015."""
-    rates = FailureRates(mtbf_gpu_hours_low=18.0)
-    assert count_spare_replicas(1, 1, 2, 0.999, rates) == 2
-
-
 def test_the_worst_losses_are_those_that_no_other_is_worse_than():
     """Replicas of four GPUs side by side on nodes of eight."""
     alone = SimpleNamespace(shape=SimpleNamespace(num_ranks=4), prefill=None)
@@ -137,9 +132,7 @@ def test_what_has_no_room_for_spare_replicas_is_refused_with_what_would_do():
 
 def test_what_misses_targets_for_its_spare_replicas_says_how_many_these_are():
     asked = {"tpot_s": {"p90": 0.0115}, "ttft_s": {"p90": 0.05}}
-    lengths = {"kind": "fixed", "num_input": 512, "num_output": 64}
-    arrivals = {"kind": "poisson", "rate_per_s": 300.0}
-    workload = {"requests": {"arrivals": arrivals, "lengths": lengths, "num_requests": 300}}
+    workload = poisson(300.0, 512, 64, 300)
     failures = FAILURES | {"availability": 0.9999}
     found = find(most=4, targets=asked, workload=workload, failures=failures)
     assert not found.met

@@ -25,13 +25,6 @@ def test_inside_one_node_a_message_crosses_two_ports(tiny, topology):
     assert fabric.num_nodes == 1
 
 
-@pytest.mark.parametrize("topology", [Rails(), NVLinkDomain(), LeafSpine(), PCIe(), Switch()])
-def test_one_rank_needs_no_path(tiny, topology):
-    fabric = topology.wire(tiny.cluster(4, 4), 1)
-    assert (fabric.path_SRH == -1).all()
-    assert not fabric.sum_by_link(Messages.from_matrix(np.zeros((1, 1)))).any()
-
-
 def test_rails_leave_by_the_card_of_the_receivers_rail(tiny):
     fabric = Rails().wire(tiny.cluster(8, 4), 8)
     assert path(fabric, 1, 5) == ["gpu 1 scale_out out", "gpu 5 scale_out in"]

@@ -24,23 +24,6 @@ def test_each_policy_is_replayed_with_each_number_of_slots(moesim):
         assert few["ahead_rate"] == 0
 
 
-def test_what_was_fetched_ahead_is_not_missing():
-    alone, ahead = (
-        replay_recording(RECORDING, "stdlib-moe", [4], 1, [{"kind": "lru"}], {"kind": kind})[0]
-        for kind in ("none", "next_layer")
-    )
-    assert ahead.ahead_rate > 0.05
-    assert ahead.uploads > alone.uploads  # what was fetched and not needed travels too
-
-
-def test_more_sequences_at_once_share_less():
-    one, many = (
-        replay_recording(RECORDING, "stdlib-moe", [4], streams, [{"kind": "lru"}])[0]
-        for streams in (1, 16)
-    )
-    assert many.hit_rate < one.hit_rate
-
-
 @pytest.mark.parametrize(
     ("model", "streams", "told"),
     [

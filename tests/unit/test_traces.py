@@ -11,13 +11,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.planner.traffic import subset
-from simulator.workload.reading import ANY_LOG
 from simulator.workload.requests import describe, read_trace
 from simulator.workload.traces.table import write_table
-from simulator.workload.unpacking import head_of, read_unpacked
 from tests.shared import shared_file
 from tests.unit.trace_texts import AZURE, BENCH, MOONCAKE, lines, read, written
 
@@ -97,36 +94,6 @@ def test_a_benchmark_log_matches_the_workload_it_replayed():
     assert workload.num_requests == log.num_requests == 300
     np.testing.assert_array_equal(workload.num_input, log.num_input)
     np.testing.assert_allclose(workload.arrival_s, log.arrival_s, atol=0.05)
-
-
-@pytest.mark.measured
-@pytest.mark.parametrize("folder", ["requests", "measured"])
-def test_every_real_file_is_of_exactly_one_format(folder):
-    files = [
-        path
-        for path in shared_file(f"traces/{folder}").rglob("*")
-        if path.is_file()
-        and "LICENSE" not in path.name
-        and (folder == "requests" or path.name == "requests.jsonl")
-    ]
-    assert files
-    for path in files:
-        head = head_of(read_unpacked(path))
-        fitting = [
-            k
-            for k in plugins.available("traces")
-            if k != ANY_LOG and plugins.build("traces", {"kind": k}, "t").recognises(path, head)
-        ]
-        assert len(fitting) == 1, path
-
-
-@pytest.mark.measured
-def test_large_files_are_read_fast():
-    path = shared_file("traces/requests/azure2023/AzureLLMInferenceTrace_conv.csv")
-    read_trace(path)  # imports are not what is timed
-    start = time.perf_counter()
-    read_trace(path)
-    assert time.perf_counter() - start < 0.3
 
 
 # Hand-made rows

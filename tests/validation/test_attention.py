@@ -5,7 +5,6 @@ Tables: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. Limits are the targets (1
 the 90th percentile) where they are met, and what was reached where not, with the reason.
 """
 
-import math
 import tomllib
 
 import numpy as np
@@ -153,31 +152,15 @@ def test_the_committed_tables_are_what_the_command_fits(number, monkeypatch):
 
 @pytest.mark.parametrize("gpu", ["h100", "b200", "a100_sxm", "l40s", "mi300x"])
 @pytest.mark.parametrize("phase", ["context_attention", "generation_attention"])
-def test_more_work_never_takes_less_time(gpu, phase):
-    attention = Attention()
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [("num_heads", [8, 16, 24, 32, 64, 128]), ("head_dim", [64, 80, 96, 128, 192, 256])],
+)
+def test_more_or_wider_heads_never_take_less_time(gpu, phase, column, values):
+    """Sequences, tokens and windows are in laws/test_attention_laws."""
     one = {"gpu": gpu, "phase": phase, "isl": 512 if phase == "context_attention" else 1}
-    for column, values in {
-        "batch_size": [1, 2, 3, 8, 64, 257, 2048],
-        "step": [0, 1, 127, 128, 500, 5000, 100_000],
-        "num_heads": [8, 16, 24, 32, 64, 128],
-        "head_dim": [64, 80, 96, 128, 192, 256],
-    }.items():
-        assert (np.diff(seconds(attention, ATTENTION, **one, **{column: values})) >= 0).all(), (
-            column
-        )
-    windows = [64, 128, 512, 4096, 100_000]
-    timed = seconds(attention, ATTENTION, **(one | {"step": 9000}), window_size=windows)
-    assert (np.diff(timed) >= 0).all()
-    assert timed[-1] <= seconds(attention, ATTENTION, **(one | {"step": 9000}), window_size=0)[
-        0
-    ] * (1 + 1e-12)
-    if phase == "context_attention":
-        assert (
-            np.diff(
-                seconds(attention, ATTENTION, **(one | {"isl": [2, 3, 64, 100, 1000, 1001, 9000]}))
-            )
-            >= 0
-        ).all()
+    found = seconds(Attention(), ATTENTION, **one, **{column: values})
+    assert (np.diff(found) >= 0).all()
 
 
 def test_a_smaller_cache_format_is_read_in_less_time():
@@ -209,17 +192,12 @@ def test_a_block_takes_longer_than_its_kernel_and_than_its_matrices():
     ("family", "like", "columns", "said"),
     [
         (Attention(), ATTENTION, {}, "ok"),
-        (Attention(), ATTENTION, {"gpu": "h200_sxm", "kv_cache_dtype": "fp8"}, "extrapolated"),
-        (Attention(), ATTENTION, {"gpu": "l40s", "kv_cache_dtype": "fp8"}, "extrapolated"),
         (Attention(), ATTENTION, {"head_dim": 256, "kv_cache_dtype": "fp8"}, "extrapolated"),
         (Attention(), ATTENTION, {"kv_cache_dtype": "int8"}, "extrapolated"),
         (Attention(), ATTENTION, {"attn_dtype": "fp8"}, "extrapolated"),
         (Attention(), ATTENTION, {"kv_cache_dtype": "nvfp4"}, "unsupported"),
         (Attention(), ATTENTION, {"num_key_value_heads": 5}, "unsupported"),
-        (Attention(), ATTENTION, {"head_dim": math.nan}, "unsupported"),
-        (Attention(), ATTENTION, {"gpu": "nothing"}, "unsupported"),
         (Attention(), ATTENTION, {"phase": "training"}, "unsupported"),
-        (Mla(), MLA, {"gpu": "a100_sxm", "engine": "vllm"}, "extrapolated"),
         (Mla(), MLA, {"engine": "another"}, "extrapolated"),
         (Mla(), MLA, {"phase": "mla_context_module"}, "unsupported"),
         (Mla(), MLA, {"phase": "dsa_context_module"}, "unsupported"),
@@ -229,14 +207,6 @@ def test_unseen_sizes_are_extrapolated_and_unknown_words_refused(family, like, c
     answers = family.answer(rows(like, **columns))
     assert answers.status[0].split(":")[0] == said
     assert np.isfinite(answers.seconds[0, 0]) == (said != "unsupported")
-
-
-def test_what_is_extrapolated_has_a_wider_band():
-    answers = Attention().answer(
-        rows(ATTENTION, gpu=["h100", "h200_sxm", "h100"], head_dim=[128, 128, 256])
-    )
-    seen, *others = answers.high[:, 0] / answers.low[:, 0]
-    assert min(others) > seen
 
 
 def test_a_family_whose_blocks_were_not_timed_prices_the_kernel_inside_one():
