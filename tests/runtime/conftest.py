@@ -10,8 +10,8 @@ import pytest
 
 from tests.parts import change_plan
 
-collect_ignore_glob = [] if find_spec("torch") and find_spec("ray") else ["test_*.py"]
-"""All of these need what ``pip install 'moesim[real]'`` brings."""
+if not (find_spec("torch") and find_spec("ray")):
+    pytest.skip("needs pip install 'moesim[real]'", allow_module_level=True)
 
 
 @pytest.fixture
