@@ -96,15 +96,20 @@ class Exploration(NamedTuple):
             trials.find(self.candidate, self.change)
 
 
-class AtFirst(NamedTuple):
-    """Everything that is asked of the recommended deployment only."""
+class Assessment(NamedTuple):
+    """Parts of an answer, named as in it, that take further trials."""
 
-    tried: FixedSize
-    losses: list[LossRow]
-    spare_nodes: list[SpareRow]
-    spare: list[Priced]
-    """The evaluation of each row of ``spare_nodes``."""
-    idle: Idle
+    crossover: CrossoverMap | None = None
+    headroom: Headroom = Headroom(0.0)
+    sizes: Sizes | None = None
+    bands: Mapping[Candidate, FigureBands] = {}
+    """Bands of every deployment that meets the targets."""
+    sensitivity: list[SensitivityRow] = []
+    losses: list[LossRow] = []
+    idle: Idle | None = None
+    spare_nodes: list[SpareRow] = []
+    confidence: Confidence | None = None
+    moe_vs_dense: Comparison | None = None
 
 
 class _Explored(NamedTuple):
@@ -113,7 +118,10 @@ class _Explored(NamedTuple):
     explored: dict[Change, Priced]
     demand: GpuDemand | None
     """Simulated, as asked; of the candidates that are compared most closely."""
-    at_first: AtFirst | None = None
+    tried: FixedSize | None = None
+    """Trials of the recommended deployment at its size."""
+    found: Assessment = Assessment()
+    """Parts that are of the recommended deployment only, without bands."""
 
 
 class _Questions(NamedTuple):
@@ -133,7 +141,6 @@ class _Questions(NamedTuple):
             *((candidate, change) for candidate, some in self.changes.items() for change in some),
             *((candidate, None) for candidate in choices.candidates),
             *((candidate, change) for candidate in choices.resampled for change in RESAMPLED),
-            *((choices.first.candidate, change) for change in _SPARE),
             *rates,
         ]
         return [Exploration(*one) for one in dict.fromkeys(asked)]
@@ -142,7 +149,13 @@ class _Questions(NamedTuple):
         """Explore one candidate under every change, and its demand: together, as they share what
         was filled.
         """
-        explored = self._explore(candidate, self.changes.get(candidate, ()))
+        explored, asked = dict[Change, Priced](), self.trials.space.question
+        for change in self.changes.get(candidate, ()):
+            is_asked_spare = change.spare == asked.spare and asked.failures.availability is None
+            spare = None if is_asked_spare else change.spare
+            is_traffic = change._replace(spare=spare, rate=1.0) == AS_ASKED
+            found = price(self.trials.find(candidate, change))
+            explored[change] = found._replace(rate=change.rate if is_traffic else None)
         if candidate not in self.choices.candidates:
             return _Explored(explored, None)
         resamples = candidate in self.choices.resampled
@@ -158,40 +171,14 @@ class _Questions(NamedTuple):
         candidate, size, known = first.candidate, first.cluster_size, self.assess(first.candidate)
         if size is None or known.demand is None:
             raise ValueError("the first choice has no size")
-        at_first = AtFirst(
-            try_fixed_size(trials, candidate, size, known.demand),
-            band_losses(trials, candidate, size, known.demand),
-            spare_nodes(trials, candidate),
-            list(self._explore(candidate, _SPARE).values()),
-            idle_costs(trials, first, copying),
+        tried = try_fixed_size(trials, candidate, size, known.demand)
+        found = Assessment(
+            headroom=tried.headroom,
+            losses=band_losses(trials, candidate, size, known.demand),
+            idle=idle_costs(trials, first, copying),
+            spare_nodes=spare_nodes(trials, candidate),
         )
-        return known._replace(at_first=at_first)
-
-    def _explore(self, candidate: Candidate, changes: Iterable[Change]) -> dict[Change, Priced]:
-        explored, asked = {}, self.trials.space.question
-        for change in changes:
-            is_asked_spare = change.spare == asked.spare and asked.failures.availability is None
-            spare = None if is_asked_spare else change.spare
-            is_traffic = change._replace(spare=spare, rate=1.0) == AS_ASKED
-            found = price(self.trials.find(candidate, change))
-            explored[change] = found._replace(rate=change.rate if is_traffic else None)
-        return explored
-
-
-class Assessment(NamedTuple):
-    """Parts of an answer, named as in it, that take further trials."""
-
-    crossover: CrossoverMap | None
-    headroom: Headroom = Headroom(0.0)
-    sizes: Sizes | None = None
-    bands: Mapping[Candidate, FigureBands] = {}
-    """Bands of every deployment that meets the targets."""
-    sensitivity: list[SensitivityRow] = []
-    losses: list[LossRow] = []
-    idle: Idle | None = None
-    spare_nodes: list[SpareRow] = []
-    confidence: Confidence | None = None
-    moe_vs_dense: Comparison | None = None
+        return known._replace(tried=tried, found=found)
 
 
 def assess_alone(result: SearchResult) -> Assessment:
@@ -218,8 +205,9 @@ def assess(
     first, moe, dense = met[0], best_of_kind(result, "MoE"), best_of_kind(result, "dense")
     choices = Choices(first, find_second_choice(result), moe, dense)
     trials, changes = result.trials, list_changes(result)
+    changes[first.candidate] += _SPARE
     questions = _Questions(trials, choices, changes)
-    jobs: dict[Any, Callable[[], Any]] = {}
+    jobs: dict[Candidate | str, Callable[[], Any]] = {}
     rates: list[tuple[Candidate, Change]] = []
     if moe is not None and dense is not None:
         both = rivals(result, moe, changes), rivals(result, dense, changes)
@@ -242,37 +230,35 @@ def assess(
     demands |= {one: found.demand for one, found in assessed.items() if found.demand is not None}
     latest = {one: estimate.latest for one, estimate in estimates.items() if estimate is not None}
     costs = CostSamples(result, demands, latest)
-    at_first = assessed[first.candidate].at_first
-    if at_first is None:
-        raise ValueError("nothing is known of the first choice")
-    own = demands[first.candidate], at_first.tried, costs.errors
-    costs.settle(first.candidate, draw_headroom(*own, find_kept(*own)))
-    bander = RowBands(result, first.candidate, at_first.tried, costs, estimates)
-    bands = add_probabilities({one.candidate: bander.band_row(one) for one in met}, met, costs)
     explored = {one: assessed[one].explored for one in changes}
+    _, demand, tried, found = assessed[first.candidate]
+    if demand is None or tried is None:
+        raise ValueError("nothing is known of the first choice")
+    own = demand, tried, costs.errors
+    costs.settle(first.candidate, draw_headroom(*own, find_kept(*own)))
+    bander = RowBands(result, first.candidate, tried, costs, estimates)
+    bands = add_probabilities({one.candidate: bander.band_row(one) for one in met}, met, costs)
     stretch = describe_stretch(trials, first.candidate)
     rows = Sensitivity(result, explored, costs, stretch).list_rows()
-    return Assessment(
+    spare = [explored[first.candidate][change] for change in _SPARE]
+    return found._replace(
         crossover=done["crossover"],
-        headroom=at_first.tried.headroom,
         sizes=done["sizes"],
         bands=bands,
         sensitivity=rows,
-        losses=at_first.losses,
-        idle=at_first.idle,
-        spare_nodes=band_spare_nodes(at_first.spare_nodes, at_first.spare, costs),
-        confidence=summarise_confidence(result, choices, at_first.tried, costs),
+        spare_nodes=band_spare_nodes(found.spare_nodes, spare, costs),
+        confidence=summarise_confidence(result, choices, tried, costs),
         moe_vs_dense=compare_at_targets(result, done.get("rates"), rows, costs, bands),
     )
 
 
 def _run_all(
-    jobs: Mapping[Any, Callable[[], Any]],
+    jobs: Mapping[Candidate | str, Callable[[], Any]],
     trials: Trials,
     explorations: list[Exploration],
     tick: Progress,
     workers: Workers | int | None,
-) -> dict[Any, Any]:
+) -> dict[Candidate | str, Any]:
     """Results of all jobs, which find those of the explorations in the store."""
     name, count, before = "trying what the answer hangs on", len(jobs), len(explorations)
     tick(name, 0, before + count)
