@@ -165,7 +165,7 @@ def _with_blocks(plan, num_blocks):
 
 
 def _on(plan, cluster=None, accelerator=None, topology=None):
-    """The same plan on other hardware: wires and kernels priced anew."""
+    """The same plan on other hardware: links and kernels priced anew."""
     cluster, accelerator = (
         cluster or plan.placement.cluster,
         accelerator or plan.placement.accelerator,

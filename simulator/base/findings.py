@@ -94,6 +94,7 @@ def environment() -> Environment:
     made.filters.update(
         f=format,
         amount=formats.amount,
+        batched_tokens=formats.batched_tokens,
         chance=formats.chance_text,
         count=formats.count,
         gain=formats.gain_text,

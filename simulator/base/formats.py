@@ -44,6 +44,15 @@ def number(value: float, keep_zeros: bool = False) -> str:
     return text if keep_zeros else text.rstrip("0").rstrip(".")
 
 
+def batched_tokens(limit: int) -> str:
+    """Name the limit on the tokens of a step.
+
+    >>> batched_tokens(8192)
+    'max 8,192 batched tokens'
+    """
+    return f"max {limit:,} batched tokens"
+
+
 def _choose_scale(value: float, scales: tuple[tuple[float, str], ...]) -> tuple[float, str]:
     rounded = float(f"{abs(value):.2e}")  # so that 999.9 ms becomes 1 s
     return next(((size, name) for size, name in reversed(scales) if rounded >= size), scales[0])

@@ -37,7 +37,7 @@ _FAMILY = "cluster_configs"
 
 
 class LinkSpec(Frozen):
-    """Wire of one kind, seen from one GPU."""
+    """Link of one kind, seen from one GPU."""
 
     bytes_per_s: BytesPerSecond
     """Peak rate in one direction of one GPU's port, bytes per second."""
@@ -45,7 +45,7 @@ class LinkSpec(Frozen):
     """Seconds that the smallest message takes one way."""
 
     def with_speed(self, rate: float, latency: float) -> LinkSpec:
-        """The wire with so many times the rate, and so much shorter a latency."""
+        """The link with so many times the rate, and so much shorter a latency."""
         rates = {"bytes_per_s": self.bytes_per_s * rate, "latency_s": self.latency_s / latency}
         return self.model_copy(update=rates)
 
@@ -80,9 +80,9 @@ class ClusterSpec(Frozen):
     sizes: ListOf[Gpus] = ()
     """Numbers of GPUs that the cluster comes in; ``<file name>-<size>`` names each."""
     scale_up: LinkSpec
-    """Wires inside a fast domain, such as NVLink."""
+    """Links inside a fast domain, such as NVLink."""
     scale_out: LinkSpec | None = None
-    """Wires between fast domains, such as InfiniBand; absent = there is one domain only."""
+    """Links between fast domains, such as InfiniBand; absent = there is one domain only."""
     topology: Annotated[Policy, PolicyOf("topology")]
     """Wiring of the ranks: the links that a message crosses and shares."""
     host: HostSpec | None = None

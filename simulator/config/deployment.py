@@ -260,7 +260,7 @@ class DeploymentSpec(Frozen):
     """Chunks that tokens travel to experts and back in: experts compute those that have arrived
     while others are on the links, and read their weights once (COMET, arXiv:2502.19811)."""
     network_speed: Factor = 1.0
-    """Factor on the rate of every wire of the cluster, inside fast domains and between them, to see
+    """Factor on the rate of every link of the cluster, inside fast domains and between them, to see
     what faster ones would do; latencies stay."""
     speeds: Speeds = Speeds()
     """Speeds of other parts of the machine and of the engine, to see what faster ones would do."""

@@ -74,7 +74,7 @@ class FailureRates(FailureShares):
 
 class Degraded(Frozen):
     """Speed that is left of a GPU, of a node's GPUs or of all: throttled kernels, a card that has
-    lost lanes, a wire that others use too; or another kind of GPU, usually an older one.
+    lost lanes, a link that others use too; or another kind of GPU, usually an older one.
     """
 
     gpu: MachineNumber | None = None

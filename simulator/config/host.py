@@ -412,7 +412,7 @@ class MemoryTier(Frozen):
 
 
 class HostLink(Frozen):
-    """Wires between the memory of a machine and one accelerator's own."""
+    """Links between the memory of a machine and one accelerator's own."""
 
     bytes_per_s: BytesPerSecond
     """Peak rate towards the accelerator, bytes per second."""
@@ -446,7 +446,7 @@ class HostSpec(Frozen):
     storage: MemoryTier | None = None
     """Solid-state disk or flash; absent = experts are not read from it."""
     link: HostLink | None = None
-    """Wires from main memory to each accelerator; absent = memory is unified."""
+    """Links from main memory to each accelerator; absent = memory is unified."""
     processor: Processor | None = None
     """Cores that can compute experts; absent = they compute none."""
 

@@ -26,7 +26,7 @@ class Crossing:
     """Transfer from one stage to the next, each rank to its counterpart, all at once."""
 
     port_bytes_per_s: float
-    """Peak bytes per second of the busiest wire, for each byte that each rank sends."""
+    """Peak bytes per second of the busiest link, for each byte that each rank sends."""
     is_between_nodes: bool
 
 

@@ -243,7 +243,7 @@ def _list_prefill_assumptions(plan: DeploymentPlan) -> list[Assumption]:
     )
     wire = transfer.wire.replace("_", "-")
     value = (
-        f"{wire} wires at {pool.wire_fraction:.0%} of their "
+        f"{wire} links at {pool.wire_fraction:.0%} of their "
         f"peak, {transfer.bytes_per_s / 1e9:,.1f} GB/s a "
         f"GPU, {transfer.latency_s * 1e6:,.1f} us, {when}"
     )
@@ -315,7 +315,7 @@ def _fit_text(fit: Fit) -> str:
         return (
             f"{fit.latency_s * 1e6:.1f} us in a node, {fit.scale_out_latency_s * 1e6:.1f} us + "
             f"{fit.latency_per_doubling_s * 1e6:.1f} us a doubling across nodes; "
-            f"{fit.scale_up_fraction:.0%} / {fit.scale_out_fraction:.0%} of the wires' peaks"
+            f"{fit.scale_up_fraction:.0%} / {fit.scale_out_fraction:.0%} of the links' peaks"
         )
     if isinstance(fit, CollectiveFit):
         first = min(fit.protocols.values(), key=lambda way: way.latency_s)

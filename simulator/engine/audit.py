@@ -26,7 +26,7 @@ class Audits(NamedTuple):
     mixes: PriceAudit | None
     """Error of steps that are priced by their mix of requests."""
     changed: PriceAudit | None
-    """Error of steps with slower GPUs or wires, with ranks lost, or beside experts that move."""
+    """Error of steps with slower GPUs or links, with ranks lost, or beside experts that move."""
 
 
 class Audit:
@@ -41,7 +41,7 @@ class Audit:
         self._ratios: tuple[list[float], list[float]] = [], []
         """Priced over rank by rank of these steps that were audited."""
         self._prices: dict[int, Prices] = {}
-        """Prices of states, with the wires to themselves."""
+        """Prices of states, with the links to themselves."""
 
     def look_at(self, replica: int, duration_s: float, factor: float) -> None:
         """Compare a formed step's price with what its ranks take, if it is its turn.

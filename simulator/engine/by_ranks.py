@@ -395,8 +395,8 @@ class ByRanks:
             number: steps that the replica took before.
             batches: of each lane that has something to compute.
             prices: of the step; by default the pool's own at its beginning.
-            find_wires: finds wires that the step shares with other traffic; by default every batch
-                has wires of its own.
+            find_wires: finds links that the step shares with other traffic; by default every batch
+                has links of its own.
         """
         if prices is None:
             assert self.pool is not None
@@ -404,7 +404,7 @@ class ByRanks:
         placement = prices.placement
         drawn = placement.rng(self.stream, replica, number)
         offsets = drawn.integers(POOL_TOKENS, size=len(batches)).tolist()
-        # Lanes are at different stages at any time, so each has the wires to itself.
+        # Lanes are at different stages at any time, so each has the links to itself.
         shared = find_wires() if find_wires and placement.layout.pp == 1 else None
 
         def wires() -> Wires:

@@ -1,4 +1,4 @@
-"""Caches on their way from a prefill pool to a decode pool where wires are simulated: each is an
+"""Caches on their way from a prefill pool to a decode pool where links are simulated: each is an
 exchange between the GPUs that hold it, beside the steps of both replicas.
 """
 
@@ -20,7 +20,7 @@ from simulator.policies.messages import Messages
 
 
 class CarriedCaches:
-    """Caches under way on the shared wires; each data-parallel rank sends one after the other."""
+    """Caches under way on the shared links; each data-parallel rank sends one after the other."""
 
     def __init__(self, run: Run, wires: SharedWires) -> None:
         """Begin with none."""

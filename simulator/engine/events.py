@@ -23,7 +23,7 @@ ENDS, LEAVES, COMES, GOES_ON, SENDS, ARRIVES, IS_READ, COMES_LATER, FORMS, RETUR
 )
 """Kinds of events, in their order at one instant: a replica's step ends; a prompt that ended
 leaves; a request arrives at the first pool; a request arrives at the decode pool; its prompt's
-cache leaves for it, where wires are simulated; the cache arrives there; a request's first blocks
+cache leaves for it, where links are simulated; the cache arrives there; a request's first blocks
 have been read from tiers; a request arrives at the first pool again, or once the decode pool has
 room; a replica forms a step; a request arrives from a client that has just got an answer; a replica
 forms a step for such requests."""

@@ -31,7 +31,7 @@ from simulator.step.program import Busy, Finish, Operation, PricedBatch, Start, 
 #
 # Its times equal those of :mod:`simulator.engine.by_ranks`, which a test checks, without events:
 # each rank's computation is added to a vector of clocks, and exchanges in flight, which may share
-# the wires, are advanced only as far as a rank waits for one.
+# the links, are advanced only as far as a rank waits for one.
 
 
 _BUSY, _START, _FINISH = 0, 1, 2
@@ -125,7 +125,7 @@ def _run(
 def _bring_over(
     flight: int, now_s: float, begins_F: Any, over_F: Any, open_F: Any, left_FL: Any
 ) -> float:
-    """Advance exchanges that share the wires until ``flight`` has ended. Returns the time at which
+    """Advance exchanges that share the links until ``flight`` has ended. Returns the time at which
     it ends.
 
     Args:

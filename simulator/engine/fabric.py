@@ -1,4 +1,4 @@
-"""Wires of the ``rank`` fidelity: the bytes of an exchange are a fluid on each of its links, and
+"""Links of the ``rank`` fidelity: the bytes of an exchange are a fluid on each of its links, and
 every link is shared equally by the exchanges that have bytes left for it.
 
 An exchange ends when its last link is done, so alone it takes its latency plus its busiest link.
@@ -24,7 +24,7 @@ from simulator.cost.comm import Exchange
 from simulator.engine.state import Floats
 from simulator.policies.topology import Fabric
 
-# Wires of the ``message`` fidelity: every message is a process that crosses its links in parcels,
+# Links of the ``message`` fidelity: every message is a process that crosses its links in parcels,
 # queueing at each. Exchanges that meet at a link share it fairly.
 #
 # The reference that the ``rank`` fidelity is tested against. Slow on purpose: at 32 ranks with 64
@@ -96,7 +96,7 @@ class MessageWires:
 
         Args:
             fabric: paths of the messages.
-            beside: wires over the same links, whose messages these ones meet there.
+            beside: links over the same links, whose messages these ones meet there.
         """
         self.env = env
         self.fabric = fabric
@@ -255,7 +255,7 @@ class FluidWires:
 
 
 def make_wires(env: simpy.Environment, fidelity: str, fabric: Fabric) -> FluidWires | MessageWires:
-    """Make idle wires of a fidelity that simulates ranks."""
+    """Make idle links of a fidelity that simulates ranks."""
     return FluidWires(env) if fidelity == "rank" else MessageWires(env, fabric)
 
 

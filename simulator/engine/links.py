@@ -1,7 +1,7 @@
-"""Wires that all traffic of a deployment shares, where ranks are simulated: steps, experts that
+"""Links that all traffic of a deployment shares, where ranks are simulated: steps, experts that
 move beside them, and caches on their way from pool to pool.
 
-Replicas that share no link have wires of their own, which take fewer events. With a prefill pool
+Replicas that share no link have links of their own, which take fewer events. With a prefill pool
 caches join all replicas.
 """
 
@@ -28,16 +28,16 @@ from simulator.policies.topology import Fabric, Link
 from simulator.results.tables import WiresShared
 
 # Most that caches on their way between pools and the exchanges of steps slow each other, where they
-# are priced with the wires to themselves.
+# are priced with the links to themselves.
 #
-# Of a wire that both need, each has half. Beside steps that exchange for a share ``x`` of their
-# time a cache is on the wires for at most ``1 + x`` times its seconds ``t``, in which the exchanges
-# lose ``x t``: less, as far as ranks use other wires then, or wait for a latency. Caches that meet
+# Of a link that both need, each has half. Beside steps that exchange for a share ``x`` of their
+# time a cache is on the links for at most ``1 + x`` times its seconds ``t``, in which the exchanges
+# lose ``x t``: less, as far as ranks use other links then, or wait for a latency. Caches that meet
 # each other at a receiver are not counted: they are priced as one queue before all receivers.
 
 
 def bound_sharing(plan: DeploymentPlan, requests: Columns, steps: Columns) -> WiresShared | None:
-    """Bound how much longer a run's caches and steps would take on wires that they share; ``None``
+    """Bound how much longer a run's caches and steps would take on links that they share; ``None``
     without a prefill pool.
     """
     transfer, prefill = plan.transfer, plan.prefill
@@ -58,11 +58,11 @@ def bound_sharing(plan: DeploymentPlan, requests: Columns, steps: Columns) -> Wi
     return WiresShared(sum(share.values()), slower["decode"], slower["prefill"])
 
 
-# Links that all replicas of a deployment lie on: whose ports are whose, and which switches' wires
+# Links that all replicas of a deployment lie on: whose ports are whose, and which switches' links
 # several replicas share.
 #
 # A replica is priced as if it began with a node and a leaf switch. Where it lies decides which
-# wires between switches its messages cross, so ports are its own and paths between switches are
+# links between switches its messages cross, so ports are its own and paths between switches are
 # those of the whole cluster.
 
 
@@ -75,14 +75,14 @@ class Located:
     fabric: Fabric
     """Paths of its messages over the joined fabric's links."""
     port_L: Ints
-    """Place in the joined fabric of each of its own links; -1 for wires that several ranks
+    """Place in the joined fabric of each of its own links; -1 for links that several ranks
     share."""
     shared_S: Ints
-    """Places of the shared wires that its messages cross."""
+    """Places of the shared links that its messages cross."""
 
     def place(self, exchange: Exchange) -> Exchange:
         """Place an exchange of the replica's ranks on the joined fabric: its ports are busy as
-        priced, and shared wires as if it had the same share of their rate as of its ports'.
+        priced, and shared links as if it had the same share of their rate as of its ports'.
         """
         if not exchange.busy_s.size:
             return exchange
@@ -121,7 +121,7 @@ class JoinedFabric:
     """Paths of caches from a prefill pool's GPUs to the decode pool's."""
 
     def list_groups(self) -> list[set[tuple[str, int]]]:
-        """List the groups of replicas whose messages cross wires that others of the group cross;
+        """List the groups of replicas whose messages cross links that others of the group cross;
         one of all where caches join them.
         """
         if self.between is not None:
@@ -181,7 +181,7 @@ def join_fabric(plan: DeploymentPlan) -> JoinedFabric:
 
 
 def _bridge(whole: Fabric, senders: list[int], receivers: list[int], transfer: Transfer) -> Fabric:
-    """Find the paths between the GPUs of two pools: by their cards, unless the fast wires carry
+    """Find the paths between the GPUs of two pools: by their cards, unless the fast links carry
     caches; also inside a node, and between clusters.
     """
     links, wire = list(whole.links), transfer.wire
@@ -263,7 +263,7 @@ def _locate(own: Fabric, whole: Fabric, first_gpu: int, port_L: Ints) -> Located
     ranks = slice(first_gpu, first_gpu + own.num_ranks)
 
     def cross(own_SRH: Ints, whole_SRH: Ints) -> Ints:
-        """Find paths that leave and arrive by the replica's own ports, and cross the shared wires
+        """Find paths that leave and arrive by the replica's own ports, and cross the shared links
         of the whole fabric before the last of these.
         """
         shape = *own_SRH.shape[:2], own_SRH.shape[2] + whole_SRH.shape[2]
@@ -294,7 +294,7 @@ def _list_seconds(fabric: Fabric, exchange: Exchange) -> Floats:
 
 
 class LocatedWires:
-    """Wires of one replica, which lie among those of others."""
+    """Links of one replica, which lie among those of others."""
 
     def __init__(self, wires: Wires, located: Located) -> None:
         self._wires, self._located = wires, located
@@ -304,12 +304,12 @@ class LocatedWires:
         return self._wires.carry(self._located.place(exchange))
 
     def leave(self, wires: Wires) -> None:
-        """Carry later exchanges, of a step that was cut off, on wires that nobody else uses."""
+        """Carry later exchanges, of a step that was cut off, on links that nobody else uses."""
         self._wires = wires
 
 
 class SharedWires:
-    """Wires of the replicas of all pools."""
+    """Links of the replicas of all pools."""
 
     def __init__(self, env: simpy.Environment, state: LoopState, fidelity: Fidelity) -> None:
         """Begin with idle wires."""
@@ -317,9 +317,9 @@ class SharedWires:
         self.joined: JoinedFabric | None = None
         """Links of all replicas; ``None`` where these share none."""
         self.between: Wires | None = None
-        """Wires between all GPUs, where caches travel from pool to pool."""
+        """Links between all GPUs, where caches travel from pool to pool."""
         self._shared: dict[tuple[str, int], FluidWires | MessageWires] = {}
-        """Wires of each replica that shares some, by its pool and number."""
+        """Links of each replica that shares some, by its pool and number."""
         plan = state.plan
         if plan.transfer is not None or _may_share(plan):
             joined = join_fabric(plan)
@@ -335,11 +335,11 @@ class SharedWires:
         ]
 
     def find(self, place: int, replica: int) -> Wires:
-        """Find the wires of a replica of the pool at a place."""
+        """Find the links of a replica of the pool at a place."""
         return self._wires[place][replica]
 
     def leave(self, place: int, replica: int) -> None:
-        """Leave the wires of a replica to what is left of a step that was cut off; what begins
+        """Leave the links of a replica to what is left of a step that was cut off; what begins
         later has others. Of shared ones, it ends its exchange under way only.
         """
         before = self._wires[place][replica]
@@ -360,7 +360,7 @@ class SharedWires:
 
 
 def _may_share(plan: DeploymentPlan) -> bool:
-    """Whether replicas may share wires: there are several, on a fabric with wires of several
+    """Whether replicas may share links: there are several, on a fabric with links of several
     ranks.
     """
     return any(

@@ -81,7 +81,7 @@ from simulator.engine.table import count_profiles, price_step
 
 
 class HandOver(NamedTuple):
-    """Decode pool that requests go to once their prompts are computed, and the wires to it."""
+    """Decode pool that requests go to once their prompts are computed, and the links to it."""
 
     pool: Pool
     """The decode pool."""
@@ -90,7 +90,7 @@ class HandOver(NamedTuple):
     reserves_first: bool
     """Whether a prompt is computed only once the decode pool has room for its cache."""
     sent_bytes: tuple[float, ...]
-    """Bytes of a cache that each sending GPU puts on its wire: of a token, and of all caches
+    """Bytes of a cache that each sending GPU puts on its link: of a token, and of all caches
     alike."""
     received_bytes: tuple[float, ...]
     """Bytes of it that each receiving GPU stores."""
@@ -108,11 +108,11 @@ class HandOver(NamedTuple):
     receivers: int
     """Data-parallel ranks of all decode replicas."""
     free_s: Floats
-    """``[M, dp]`` times at which each sending rank's wire is free, seconds."""
+    """``[M, dp]`` times at which each sending rank's link is free, seconds."""
     received_s: Floats
-    """``[1]`` time at which the receiving wires are free, seconds."""
+    """``[1]`` time at which the receiving links are free, seconds."""
     is_carried: bool
-    """Whether wires are simulated, so that nobody knows yet when a cache that leaves arrives."""
+    """Whether links are simulated, so that nobody knows yet when a cache that leaves arrives."""
     ended: Ints
     """Scratch space for the prompts that end in one step."""
 
@@ -121,7 +121,7 @@ def start_handing(plan: DeploymentPlan, first: Pool, pool: Pool, is_carried: boo
     """Make the hand-over from the first pool of a plan to its decode pool, with free wires.
 
     Args:
-        is_carried: whether wires are simulated.
+        is_carried: whether links are simulated.
     """
     wires = plan.transfer
     assert wires is not None
@@ -149,7 +149,7 @@ def start_handing(plan: DeploymentPlan, first: Pool, pool: Pool, is_carried: boo
 def _measure_left(
     handing: HandOver, num_bytes: tuple[float, ...], num_tokens: int, computing_s: float
 ) -> float:
-    """Measure the seconds that a cache still takes on wires when its prompt is computed."""
+    """Measure the seconds that a cache still takes on links when its prompt is computed."""
     busy_s = (num_bytes[0] * num_tokens + num_bytes[1]) / handing.bytes_per_s
     return float(seconds_left(busy_s, computing_s, handing.layers, handing.stages))
 
@@ -330,7 +330,7 @@ LOOKS, RANKS = 9, 10
 the log is full; a step has been formed whose end is not known; a balancer in Python is asked; a
 slice of time has passed; a step has been formed whose table entry is not filled; the window on the
 trace has no request left; a draining replica has finished its last request; a cache leaves on
-wires that are simulated; a replica has taken as many steps as somebody waits for; requests that
+links that are simulated; a replica has taken as many steps as somebody waits for; requests that
 wait at a replica want other keys."""
 IDLE, FORMS_NEXT, IN_FLIGHT, FORMED, BEGUN = range(11, 16)
 """Next event of a replica where the loop goes on: none, a step to be formed, the end of a step, the

@@ -191,7 +191,7 @@ class LoopState:
 
         Args:
             ingress_delay_s: seconds from the client to the scheduler.
-            carries_caches: whether wires between pools are simulated.
+            carries_caches: whether links between pools are simulated.
         """
         self.plan, self.trace, self.ingress_delay_s = plan, trace, ingress_delay_s
         self.names = [name for name in POOLS if name in pools]
@@ -213,7 +213,7 @@ class LoopState:
 
     @property
     def handing(self) -> HandOver | None:
-        """Pool that they go to once their prompts are computed, and the wires to it."""
+        """Pool that they go to once their prompts are computed, and the links to it."""
         return self._handing and self._handing._replace(pool=self.pools[1].compiled)
 
     @property

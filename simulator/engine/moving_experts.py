@@ -192,7 +192,7 @@ class MovingExperts:
 # Experts that move while steps go on: both share the links of their replica.
 #
 # Where ranks are simulated they share them as any two exchanges do. At the ``step`` fidelity steps
-# are priced with what the weights leave of the wires, and each link carries weights but for the
+# are priced with what the weights leave of the links, and each link carries weights but for the
 # time that it would carry the steps' tokens alone: two fluids that need a link fully have half of
 # it each, for as long as the tokens take twice their time.
 
@@ -216,7 +216,7 @@ _PREFILL, _DISPATCH, _COMBINE = (
 def _contend(
     run: Run, place: int, placement: Placement, exchange: Exchange, begin_s: float
 ) -> ProcessGenerator:
-    """Let steps be priced with what the weights leave of the wires until these have arrived."""
+    """Let steps be priced with what the weights leave of the links until these have arrived."""
     pool, since_s = run.state.pools[place], begin_s + exchange.latency_s
     left_L = exchange.busy_s.copy()
     run.replica_states.contend(place, (exchange, _find_left(placement, exchange)))
@@ -231,7 +231,7 @@ def _contend(
 
 
 def _find_left(placement: Placement, exchange: Exchange) -> tuple[float, float]:
-    """Find the share of their rate that is left on wires inside domains and between, where their
+    """Find the share of their rate that is left on links inside domains and between, where their
     busiest is.
     """
     found = []

@@ -1,5 +1,5 @@
 """States of replicas that differ from the usual one, in which all ranks serve and are as fast as
-usual: their prices, and when slower GPUs and wires become so.
+usual: their prices, and when slower GPUs and links become so.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class Run(Protocol):
     """Steps so far."""
     replica_states: ReplicaStates
     wires: SharedWires | None
-    """Wires of all replicas, where ranks are simulated."""
+    """Links of all replicas, where ranks are simulated."""
     rebalances: list[ExpertsMoved]
     """Moves of experts so far, in order of time."""
 
@@ -219,7 +219,7 @@ class ReplicaStates:
         self._conditions: dict[_Replica, Condition | None] = {}
         self.beside: dict[int, tuple[Exchange, tuple[float, float]] | None] = {}
         """Other traffic of each of a pool's replicas, by the pool's place, and the shares of their
-        rate that it leaves on wires inside domains and between."""
+        rate that it leaves on links inside domains and between."""
         self._priced: dict[_Replica, PricedState | None] = {}
         self._known: dict[tuple[object, ...], PricedState] = {}
         """States that were priced once, by place of the pool, ranks that are left and condition."""
@@ -256,7 +256,7 @@ class ReplicaStates:
         return list_instants(one for cluster in clusters for one in cluster.degraded)
 
     def degrade_all(self, at_s: float) -> None:
-        """Make GPUs and wires of all replicas as fast as they are at a time."""
+        """Make GPUs and links of all replicas as fast as they are at a time."""
         for place, pool in enumerate(self._state.pools):
             degraded = pool.plan.placement.cluster.degraded
             machines = self._state.plan.machines[self._state.names[place]]
@@ -267,8 +267,8 @@ class ReplicaStates:
                     self._use(place, replica)
 
     def contend(self, place: int, beside: tuple[Exchange, tuple[float, float]] | None) -> None:
-        """Let other traffic on the wires of a pool's replicas leave shares of their rate, inside
-        domains and between; ``None`` gives them all of their wires again.
+        """Let other traffic on the links of a pool's replicas leave shares of their rate, inside
+        domains and between; ``None`` gives them all of their links again.
         """
         self.beside[place] = beside
         self._use_all(place)
@@ -371,11 +371,11 @@ def _list_states(table: StepTable, number: int) -> slice:
     return slice(number, number + int(table.group_class[number].max()) + 1)
 
 
-# GPUs and wires that become slower during a run, and as fast as usual again.
+# GPUs and links that become slower during a run, and as fast as usual again.
 
 
 def degrade(run: Run, times: Sequence[float]) -> ProcessGenerator:
-    """Make GPUs and wires as fast as they are from some times on, which are in order."""
+    """Make GPUs and links as fast as they are from some times on, which are in order."""
     for at_s in times:
         yield run.instants.wait_until(at_s, CHANGE)
         if at_s > run.until_s:

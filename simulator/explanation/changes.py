@@ -1,4 +1,4 @@
-"""Changes that may make a deployment faster on the same GPUs, or on the same GPUs with other wires:
+"""Changes that may make a deployment faster on the same GPUs, or on the same GPUs with other links:
 each as keys of its scenario.
 """
 
@@ -43,7 +43,7 @@ _TWICE = {
     "memory": "the GPUs' memory twice as fast",
     "arithmetic": "arithmetic twice as fast",
     "kernels": "what else kernels do twice as fast",
-    "network": "wires twice as fast",
+    "network": "links twice as fast",
     "latency": "network latency halved",
     "engine": "the engine's own work twice as fast",
     "below": "all below the GPUs' memory twice as fast",
@@ -268,7 +268,7 @@ def _leave_out(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
     if plan.spec.speculation["kind"] != "none":
         yield Change("no drafts", keys.replace(speculation={"kind": "none"}))
     if plan.spec.degraded:
-        yield Change("GPUs and wires as fast as usual", keys.replace(degraded=[]))
+        yield Change("GPUs and links as fast as usual", keys.replace(degraded=[]))
     if plan.spec.rebalancing["kind"] != "none":
         yield Change("experts that stay", keys.replace(rebalancing={"kind": "none"}))
     if plan.spec.scaling["kind"] != "none":

@@ -29,7 +29,7 @@ class StepGroup(NamedTuple):
     kind: str
     """Kind of step (:data:`simulator.results.token_time.KINDS`)."""
     condition: Condition | None
-    """Condition of the replica's GPUs and wires; ``None`` where all were as fast as usual."""
+    """Condition of the replica's GPUs and links; ``None`` where all were as fast as usual."""
 
 
 class SampledStep(NamedTuple):

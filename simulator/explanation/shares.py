@@ -56,7 +56,7 @@ def measure_shares(
     without_prompts: bool = False,
     was_slower: bool = False,
 ) -> Shares:
-    """Measure the shares of causes in sampled steps of one kind, with all GPUs and wires as fast as
+    """Measure the shares of causes in sampled steps of one kind, with all GPUs and links as fast as
     usual.
 
     Args:
@@ -85,18 +85,18 @@ def measure_shares(
 
 
 class Slower(NamedTuple):
-    """Shares of steps' seconds that GPUs and wires add since they are slower than usual."""
+    """Shares of steps' seconds that GPUs and links add since they are slower than usual."""
 
     gpus: float
-    """Share that GPUs add, with wires as fast as usual."""
+    """Share that GPUs add, with links as fast as usual."""
     wires: float
-    """Share that wires add to that."""
+    """Share that links add to that."""
 
 
 def measure_slower(
     plan: DeploymentPlan, condition: Condition, sampled: Sequence[SampledStep]
 ) -> Slower:
-    """Measure the shares of the sampled steps' seconds, prompts among them, that wires as fast as
+    """Measure the shares of the sampled steps' seconds, prompts among them, that links as fast as
     usual would save, and then GPUs.
 
     Prompts are as likely on any data-parallel rank as on any other, and may be on slower ones.

@@ -64,7 +64,7 @@ class Change(NamedTuple):
     prompts: float = 1.0
     """Factor on the length of prompts."""
     network: float = 1.0
-    """Factor on the bytes a second of every wire, inside fast domains and between them; latencies
+    """Factor on the bytes a second of every link, inside fast domains and between them; latencies
     stay."""
     skew: float = 1.0
     """Factor on the spread of the logarithm of the experts' popularity (or on the exponent of a

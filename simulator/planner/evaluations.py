@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from simulator.base.formats import batched_tokens
 from simulator.config.deployment import DeploymentSpec
 from simulator.planner.explore import ClusterSize, Evaluation, add_spares, deployment
 from simulator.planner.search import SearchResult
@@ -88,7 +89,7 @@ def text_of(result: SearchResult, evaluation: Evaluation) -> str:
     text, step = _describe(result, evaluation), evaluation.candidate.budget
     others = [one for one in result.evaluations if one.candidate.budget != step]
     is_alone = all(text != _describe(result, one) for one in others)
-    return text if is_alone else f"{text}, {step:,} tokens a step"
+    return text if is_alone else f"{text}, {batched_tokens(step)}"
 
 
 def _describe(result: SearchResult, evaluation: Evaluation) -> str:
@@ -107,17 +108,22 @@ def _describe(result: SearchResult, evaluation: Evaluation) -> str:
         split = space.split(candidate.shape)
         return f"{space.name_model(candidate.shape)}, {many} of {split} on {where}"
     return (
-        f"{space.name_model(candidate.shape)}, "
-        f"{_count_replicas(cluster_size.prefill_replicas, spares.prefill_replicas)} for prompts "
-        f"of {space.split(candidate.prefill)} and "
-        f"{_count_replicas(cluster_size.replicas, spares.replicas)} for decoding "
-        f"of {space.split(candidate.shape)} on {where}"
+        f"{space.name_model(candidate.shape)}, disaggregated "
+        f"{_count_pool(cluster_size.prefill_replicas, spares.prefill_replicas)}P"
+        f"({space.split(candidate.prefill)}) + "
+        f"{_count_pool(cluster_size.replicas, spares.replicas)}D"
+        f"({space.split(candidate.shape)}) on {where}"
     )
 
 
 def _count_replicas(count: int, spare: int) -> str:
     """A number of replicas with the spare ones: ``4 + 1``."""
     return f"{count} + {spare}" if spare else str(count)
+
+
+def _count_pool(count: int, spare: int) -> str:
+    """A number of replicas before a pool's letter: ``(4 + 1)``."""
+    return f"({count} + {spare})" if spare else str(count)
 
 
 def row_of(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simulator.base.formats import batched_tokens
 from simulator.planner.calibration_error import include_one, read_bands
 from simulator.planner.explore import Evaluation
 from simulator.planner.screen import Candidate, Speed
@@ -91,7 +92,7 @@ def _drop_beaten(points: list[Speed]) -> list[Speed]:
 
 
 def _describe_closed(result: SearchResult, speed: Speed, edges: tuple[float, float]) -> ParetoPoint:
-    space, where = result.space, f"{speed.budget:,} tokens a step"
+    space, where = result.space, batched_tokens(speed.budget)
     if speed.prefill is not None:
         where = f"prompts on {space.split(speed.prefill)}"
     text = f"{space.text(speed.shape)}, {speed.sequences:.3g} sequences a rank, {where}"
@@ -111,7 +112,7 @@ def _describe_simulated(
     if name is None:
         return None
     values = _read_value(row, name).divide(1.0), _read_value(row, "output_tokens_per_s_per_gpu")
-    text, candidate = f"{row.deployment}, {row.token_budget:,} tokens a step", evaluation.candidate
+    text, candidate = f"{row.deployment}, {batched_tokens(row.token_budget)}", evaluation.candidate
     facts = {"deployment": text, "kind": "simulated", "is_pooled": candidate.prefill is not None}
     return _make_point(result, candidate.shape, *values, facts)
 

@@ -37,7 +37,7 @@ PART_OF_A_NODE = "a replica over several nodes must fill them"
 STAGES = "a pipeline has more stages than the model has layers"
 STAGES_BESIDE_DP = "pipelines are tried without attention data parallelism only"
 STAGES_OVER_NODES = "pipelines over several nodes are tried with stages that fill them"
-STAGES_IN_A_NODE = "pipelines on fast wires are tried where tensor parallelism can go no further"
+STAGES_IN_A_NODE = "pipelines on fast links are tried where tensor parallelism can go no further"
 TOO_LARGE = "a replica would be larger than the limits allow"
 MEMORY = "weights, activations and a cache do not fit in memory"
 NO_CACHE = "the cache has no room for the longest request"
@@ -552,7 +552,7 @@ class Space:
         if shape.overlap != "none":
             split.append("overlap")
         if shape.prompts:
-            split.append(f"{shape.prompts} prompts")
+            split.append("chunked prefill" if shape.prompts == "chunked" else "whole prompts")
         if shape.memory_fraction:
             split.append(f"memory fraction {shape.memory_fraction:g}")
         return ", ".join(split)

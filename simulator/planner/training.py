@@ -71,7 +71,7 @@ def _drop_layers(routing: Policy | None) -> Policy | None:
 
 
 def time_layers(plan: TrainingPlan, model: ModelSpec) -> LayerTimes:
-    """Time all layers of a model by those of its shortened one, every exchange with wires of its
+    """Time all layers of a model by those of its shortened one, every exchange with links of its
     own.
 
     Args:

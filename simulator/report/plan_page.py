@@ -9,7 +9,7 @@ from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
-from simulator.base.formats import TIMES, amount, chance, number, percent, times
+from simulator.base.formats import TIMES, amount, batched_tokens, chance, number, percent, times
 from simulator.report import style
 from simulator.report.deployment_tables import (
     KINDS,
@@ -168,7 +168,7 @@ def _is_same(one: DeploymentRow, other: DeploymentRow) -> bool:
 
 def _view(answer: Answer, row: DeploymentRow, why: str = "") -> Candidate:
     swatch = style.swatch(colour_of(answer, row), is_striped(row))
-    budget = f", {row.token_budget:,} tokens a step" if row.token_budget else ""
+    budget = f", {batched_tokens(row.token_budget)}" if row.token_budget else ""
     return Candidate(row, swatch, kind_of(row) + budget, why)
 
 

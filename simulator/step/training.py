@@ -207,7 +207,7 @@ class TrainingPrices:
         """Prepare prices; each is computed on first use.
 
         Args:
-            ring: wires of the ranks that share a sequence; ``None`` without context parallelism.
+            ring: links of the ranks that share a sequence; ``None`` without context parallelism.
             backward_ratio: seconds of a matrix product's backward pass over its forward ones.
             redone: part of the forward pass that a backward pass begins with.
             gradient_bytes: bytes of a gradient that is added up.
@@ -474,7 +474,7 @@ class StageUpdate(NamedTuple):
     """Seconds of one stage besides its passes."""
 
     reduce_s: float
-    """Sums of gradients over data-parallel ranks, once in a step, on wires that carry nothing
+    """Sums of gradients over data-parallel ranks, once in a step, on links that carry nothing
     else."""
     gather_s: float
     """Updated weights to the ranks that do not hold their optimizer state, once in a step."""

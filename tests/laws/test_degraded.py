@@ -1,4 +1,4 @@
-"""Slower GPUs and wires: what they cost, at every fidelity, and when."""
+"""Slower GPUs and links: what they cost, at every fidelity, and when."""
 
 import numpy as np
 import pytest
@@ -85,7 +85,7 @@ def test_the_slower_the_later(tiny, key):
         for share in (1.0, 0.5, 0.1, 0.01)
     ]
     assert last == sorted(last)
-    if key == "scale_out":  # a replica in one node has no wires between domains
+    if key == "scale_out":  # a replica in one node has no links between domains
         assert last[-1] == last[0]
     else:
         assert last[-1] > last[0]

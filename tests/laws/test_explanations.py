@@ -211,7 +211,7 @@ def test_in_a_closed_loop_a_resource_twice_as_fast_saves_what_its_limit_says(tin
 
 
 def test_what_prompts_take_longer_is_divided_by_the_causes_of_all_else(tiny):
-    """Slow wires are found in the prompts that they carry, and so is arithmetic."""
+    """Slow links are found in the prompts that they carry, and so is arithmetic."""
     keys = {**SPREAD, "scheduling": {"kind": "chunked", "token_budget": 512, "max_sequences": 16}}
     trace = tiny.trace(60, concurrency=12)
     trace = dataclasses.replace(trace, num_input=np.full_like(trace.num_input, 900))

@@ -1,4 +1,4 @@
-"""Replicas and pools share the wires that both use: caches that travel between pools, and what
+"""Replicas and pools share the links that both use: caches that travel between pools, and what
 crosses a leaf switch.
 """
 
@@ -49,7 +49,7 @@ def test_messages_and_fluids_agree_on_caches_beside_steps(tiny, network_speed):
 
 @pytest.mark.parametrize("network_speed", [0.01, 0.003, 0.001])
 def test_caches_and_steps_slow_each_other_within_what_is_printed(tiny, network_speed):
-    """Prices with wires of their own are too low where both share them, and by no more than the
+    """Prices with links of their own are too low where both share them, and by no more than the
     run says.
     """
     trace = tiny.trace(80, 300.0, longest_input=600, longest_output=60)

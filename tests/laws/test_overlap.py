@@ -54,7 +54,7 @@ def step_s(plan, batch, fidelity="rank"):
 
 
 def free_wires(plan):
-    """The same plan on wires that take no time."""
+    """The same plan on links that take no time."""
 
     class Free:
         def exchanges(self, *args):

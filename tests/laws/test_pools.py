@@ -1,4 +1,4 @@
-"""Prefill and decode in pools of their own: wires cost what they carry."""
+"""Prefill and decode in pools of their own: links cost what they carry."""
 
 import dataclasses
 import itertools

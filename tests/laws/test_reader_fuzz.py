@@ -31,7 +31,7 @@ from tests.unit.trace_texts import BENCH
 
 LARGEST = 3000
 FOLDERS = ("workloads/models", "workloads/laws", "cluster_configs/accelerators")
-"""Checking others draws as many requests, or wires as many GPUs, as they say, which a changed digit
+"""Checking others draws as many requests, or links as many GPUs, as they say, which a changed digit
 makes a million."""
 TABLE = b'gpu,gemm_dtype,m,n,k,latency_ms,note\nh100,bfloat16,4096,4096,04096,0.20,"as it stood, 1e-3"\nh100,fp8,1,4096,,0.0150,\n'
 DESCRIPTIONS = {

@@ -30,7 +30,7 @@ def batch_of(new, context=0):
 
 
 def step_s(plan, batch):
-    """In closed form: ranks meet at exchanges, and each exchange has the wires to itself."""
+    """In closed form: ranks meet at exchanges, and each exchange has the links to itself."""
     ready_R = np.zeros(plan.placement.layout.num_ranks)
     for operation in step_operations(Prices(plan.placement, 2048), batch, 0):
         if isinstance(operation, Busy):

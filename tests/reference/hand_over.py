@@ -15,7 +15,7 @@ from tests.reference.wires import Wires
 
 
 class HandOver:
-    """Two pools and the wires between them. A request is one of each pool."""
+    """Two pools and the links between them. A request is one of each pool."""
 
     def __init__(self, plan: DeploymentPlan, pools: Sequence[Pool], events: Events) -> None:
         assert plan.transfer is not None

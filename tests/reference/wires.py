@@ -1,4 +1,4 @@
-"""The wires between a prefill pool and a decode pool: a data-parallel rank sends one cache after
+"""The links between a prefill pool and a decode pool: a data-parallel rank sends one cache after
 another, and all receiving ranks together take in what comes (decision 18).
 """
 

@@ -4,6 +4,7 @@ covered or dead.
 
 import pytest
 
+from simulator.base.formats import batched_tokens
 from simulator.report.gallery import plots
 from simulator.report.plan_page import FIGURES, render
 from simulator.results.answer import Answer
@@ -75,7 +76,7 @@ def test_on_a_phone_nothing_is_cut_or_covered_and_bands_show(open_page, tmp_path
     }
     best, tokens = made["recommended"], 8192
     for point in made["pareto"]:
-        point["deployment"] += f", {tokens:,} tokens a step"
+        point["deployment"] += f", {batched_tokens(tokens)}"
     file = tmp_path / "report.html"
     file.write_text(render(PlanResults(RUN, Answer.model_validate(made))), encoding="utf-8")
     page = open_page(file, PHONE).page
@@ -90,7 +91,7 @@ def test_on_a_phone_nothing_is_cut_or_covered_and_bands_show(open_page, tmp_path
     )
     assert page.evaluate("document.querySelectorAll('.xerror, .yerror').length") > 10
     said, over = page.evaluate(HOVERED)
-    words = f"{best['deployment']}, {tokens:,} tokens a step".replace(" ", "")
+    words = f"{best['deployment']}, {batched_tokens(tokens)}".replace(" ", "")
     assert words in said.replace(" ", "")
     for part in ("2GPUs,5.98USDperhour", "TTFTp90125ms", "simulated"):
         assert part in said.replace(" ", "")

@@ -120,7 +120,7 @@ def test_changes_say_what_they_need_of_an_engine():
     needs = {one.text: one.needs for one in list_changes(plan, 0, Queue(0.0, "none"))}
     assert needs["exchanges in 4 chunks"] == "exchange_chunks"
     assert needs["two-batch overlap"] == "two_batch"
-    assert needs["wires twice as fast"] is None
+    assert needs["links twice as fast"] is None
 
 
 def test_what_is_refused_says_why():

@@ -1,4 +1,4 @@
-"""Wires as fluids, on links small enough to check by hand."""
+"""Links as fluids, on links small enough to check by hand."""
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ several = st.integers(1, 6).flatmap(
 
 
 def ends_s(flows, now_s=0.0):
-    """When each ends, if all start at once at ``now_s``; fails where the wires never come to
+    """When each ends, if all start at once at ``now_s``; fails where the links never come to
     rest.
     """
     env = simpy.Environment(now_s)
@@ -111,7 +111,7 @@ def ends_s(flows, now_s=0.0):
         if env.peek() == float("inf"):
             return found
         env.step()
-    raise AssertionError("the wires never come to rest")
+    raise AssertionError("the links never come to rest")
 
 
 @cases(60)
@@ -127,7 +127,7 @@ def test_together_they_end_no_sooner_than_the_links_can_carry_them_and_no_later_
 @pytest.mark.parametrize("now_s", [0.0, 1e3, 1e5, 3e7])
 def test_exchanges_end_however_late_in_a_run(now_s):
     """A year into a run the clock resolves 4 ns only; what is left of an exchange then must not
-    keep the wires busy forever.
+    keep the links busy forever.
     """
     lengths = [1.2345e-5 * number for number in range(1, 9)]
     found = ends_s([np.array([length]) for length in lengths], now_s)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simulator.base.formats import batched_tokens
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question
 from simulator.deployment.plan import make_plan
@@ -172,8 +173,8 @@ def test_names_differ_and_nothing_is_there_twice(found):
     many = [first, larger, *found.evaluations[1:]]
     names = [text_of(found._replace(evaluations=many), one) for one in many]
     assert len(set(names)) == len(names)
-    assert f"{2 * candidate.budget:,} tokens a step" in names[1]
-    assert "tokens a step" not in text_of(found, first)
+    assert batched_tokens(2 * candidate.budget) in names[1]
+    assert "batched tokens" not in text_of(found, first)
     assert len({evaluation.candidate for evaluation in choose_handed_over(found)}) == len(
         choose_handed_over(found)
     )

@@ -114,10 +114,10 @@ AHEAD = {"ahead": (0, 1), "uploaded": (1, 1), "fetched": (0, 2)}
         ({}, 8.0, 0.0, 2.0, [8.0, 7.0]),
         ({}, 0.0, 0.0, 12.0, [1.5, 4.0]),
         ({}, 8.0, 0.0, 0.5, [8.0, 25.0]),
-        # 6.5 s of idle wires are enough for the two fetched ahead: one copy behind which 2 s follow
+        # 6.5 s of idle links are enough for the two fetched ahead: one copy behind which 2 s follow
         # is hidden by two held.
         (AHEAD, 8.0, 0.0, 0.0, [8.0, 6.0]),
-        # Wires idle for 0.2 s of the first layer and 0.3 beside it, in which a fifth of 2.5 s of
+        # Links idle for 0.2 s of the first layer and 0.3 beside it, in which a fifth of 2.5 s of
         # fetching is done: 1.8 experts are late, 0.5 + 1.8 s, and 0.36 of work behind them.
         (AHEAD, 0.8, 0.3, 0.0, [1.7, 2.66]),
     ],

@@ -206,7 +206,7 @@ def exchanged(way, tokens, others, num_slots=4):
     }[way]
     start_s += 256 * byte_s + num_slots * slot_s
     wire_s = tokens * others * 256 / (share * 100e9)
-    if others == 3:  # of two nodes, by the slower wires: one doubling
+    if others == 3:  # of two nodes, by the slower links: one doubling
         start_s = {"dispatch": 3e-5 + 1e-5, "combine": 4e-5 + 2e-5}[way]
         wire_s = tokens * others * 256 / (share * 10e9)
     return start_s + tokens * token_s + tokens * others * copy_s + wire_s
@@ -224,7 +224,7 @@ def spread(others, *placed, num_slots=4):
 
 
 BESIDE = {"dispatch": (1e-5, 3e-8), "combine": (2e-5, 7e-8)}
-"""Latency, and copying of a vector, of kernels that leave the GPU while wires carry slowly."""
+"""Latency, and copying of a vector, of kernels that leave the GPU while links carry slowly."""
 
 
 def beside(way, tokens):
@@ -399,7 +399,7 @@ def test_a_pipeline_with_one_batch_idles_at_all_stages_but_one(lab):
 
 def test_a_cache_travels_between_pools_by_the_slower_wires(lab):
     """Two GPUs of prefill and one of decode lie in two nodes. The receiver's 16 tokens of 512 bytes
-    keep its wire busy longest.
+    keep its link busy longest.
     """
     plan = lab(prefill={"parallel": {"tp": 2}, "replicas": 1, "handshake_s": 0.5})
     (request,) = run_plan(plan, prompts_of(plan)).requests.itertuples()

@@ -1,4 +1,4 @@
-"""What moving a prompt's cache between pools costs, on wires small enough to reckon by hand."""
+"""What moving a prompt's cache between pools costs, on links small enough to reckon by hand."""
 
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ def test_two_clusters_exchange_at_the_pace_of_the_slower_ones_wires(wires):
 
 
 def test_a_stage_sends_beside_its_own_share_of_the_computing():
-    """Each of four stages has 2 s of 8 s of computing, in which its wires carry 2 of 10 s."""
+    """Each of four stages has 2 s of 8 s of computing, in which its links carry 2 of 10 s."""
     assert replace(TRANSFER, stages=4).left_s(10.0, 8.0) == pytest.approx(8.0)
     assert TRANSFER.left_s(10.0, 8.0) == pytest.approx(2.0)
 

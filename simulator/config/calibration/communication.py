@@ -81,7 +81,7 @@ class CollectiveFit(Fit):
     latency_per_doubling_s: Seconds = 0.0
     """Seconds added for each doubling of the number of domains."""
     scale_out_fraction: Factor | None = None
-    """Achieved share of the wire's peak between domains; absent = the library works inside one
+    """Achieved share of the link's peak between domains; absent = the library works inside one
     domain only."""
     eager_s: Seconds = 0.0
     """Shortest time in seconds when launched from Python and not by a captured graph."""
@@ -208,9 +208,9 @@ class ExchangeFit(Fit):
     """Shortest time in seconds as engines launch it without captured graphs; serving from captured
     graphs does not pay it."""
     scale_up_fraction: Factor
-    """Achieved share of the wire's peak inside a domain."""
+    """Achieved share of the link's peak inside a domain."""
     scale_out_fraction: Factor
-    """Achieved share of the wire's peak between domains."""
+    """Achieved share of the link's peak between domains."""
 
     def start_s(self, load: Load) -> Floats:
         """Latency of the transfer: what it takes with nothing to carry."""

@@ -148,7 +148,7 @@ class TrainingPlan:
     sends: Mapping[tuple[int, int], Sends]
     """Transfers from one stage to another that has the chunk before or behind; empty on hosts."""
     ring: CommModel | None
-    """Wires of the ranks that share a sequence; ``None`` without context parallelism."""
+    """Links of the ranks that share a sequence; ``None`` without context parallelism."""
 
     @property
     def name(self) -> str:
@@ -355,7 +355,7 @@ def _make_sends(
 
 
 def _wire_group(cluster: ClusterSpec, size: int, place: str) -> Fabric:
-    """Wire the group of so many neighbouring ranks that is spread over nodes most: a stage waits
+    """Link the group of so many neighbouring ranks that is spread over nodes most: a stage waits
     for the slowest of its groups.
     """
     node, count = cluster.gpus_per_node, max(cluster.num_gpus // size, 1)

@@ -311,7 +311,14 @@ def tell_deciding(cases: Sequence[Case]) -> str | None:
         return None
     told = [f"{turn.value}: {turn.num_for} of {turn.num_cases}" for turn in turns]
     what = name_condition(turns[0].condition)
-    return f"What turns it most is the {what}. Conditions that speak for it: {', '.join(told)}."
+    basis = _FITTED if what == "engine" else ""
+    return f"The most influential factor is the {what}. Conditions that speak for it: {', '.join(told)}.{basis}"
+
+
+_FITTED = (
+    " Engines differ by the time of their own beside a step, which is fitted to published servers "
+    "and no property of the models: another release may turn it."
+)
 
 
 class Advice(NamedTuple):

@@ -1,4 +1,4 @@
-"""Traffic that uniformly random expert choices put on each rank and wire, through the dispatch
+"""Traffic that uniformly random expert choices put on each rank and link, through the dispatch
 policies and topologies of the simulator.
 """
 
@@ -32,10 +32,10 @@ class Routed(NamedTuple):
     crossing: float
     """Vectors among them that leave the fast domain."""
     scale_up_s: float
-    """Seconds that the busiest kind of wire inside domains takes for one byte of each vector, at
+    """Seconds that the busiest kind of link inside domains takes for one byte of each vector, at
     its peak."""
     scale_out_s: float
-    """Seconds of the busiest kind of wire between domains."""
+    """Seconds of the busiest kind of link between domains."""
     num_nodes: int
 
 

@@ -1,4 +1,4 @@
-"""Sensitivity of the choice: the same question with more traffic, longer prompts, slower wires,
+"""Sensitivity of the choice: the same question with more traffic, longer prompts, slower links,
 more skew or other prices; and mixtures of experts against dense models: how much dearer the other
 kind is, and where that turns round.
 """

@@ -22,7 +22,7 @@ class LeafSpine(Frozen):
     spines: Spines | None = None
     """Number of spine switches, each with one of equal links to every leaf: what one GPU sends to
     another goes by the spine that a hash of the two says (equal-cost multipath, RFC 2992), so that
-    flows collide on a wire while others idle; absent = evenly over all uplinks."""
+    flows collide on a link while others idle; absent = evenly over all uplinks."""
     hash_seed: Seed = 0
     """Seed of the hash: other collisions, as likely."""
 
@@ -51,7 +51,7 @@ class LeafSpine(Frozen):
         return wiring.freeze(find_path)
 
     def _find_uplink(self, leaf: int, source: int, destination: int) -> int:
-        """Find the wire of a leaf to the spine that a flow takes."""
+        """Find the link of a leaf to the spine that a flow takes."""
         if self.spines is None:
             return leaf
         return leaf * self.spines + _hash(self.hash_seed, source, destination) % self.spines

@@ -8,7 +8,7 @@ from simulator.policies.topology import Fabric, Wiring
 
 
 class Switch(Frozen):
-    """A message crosses the sender's port and the receiver's. Ports are the slower wire where there
+    """A message crosses the sender's port and the receiver's. Ports are the slower link where there
     are several nodes.
     """
 

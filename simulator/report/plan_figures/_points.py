@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from simulator.base.formats import amount, number, seconds
+from simulator.base.formats import amount, batched_tokens, number, seconds
 from simulator.report import style
 from simulator.report.marks import log_axis
 from simulator.report.plan_looks import SYMBOLS, by_label, colour_of, line_of, whiskers
@@ -126,7 +126,7 @@ def draw_recommended(answer: Answer, points: Sequence[ParetoPoint]) -> ParetoPoi
 
 def _text(row: DeploymentRow) -> str:
     """A candidate as points are called."""
-    return f"{row.deployment}, {row.token_budget:,} tokens a step"
+    return f"{row.deployment}, {batched_tokens(row.token_budget)}"
 
 
 def _shade(

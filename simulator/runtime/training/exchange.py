@@ -20,7 +20,7 @@ from simulator.runtime.transport import Transport
 
 @dataclass(frozen=True)
 class Wires:
-    """Rank's wires in the exchanges of one MoE layer."""
+    """Rank's links in the exchanges of one MoE layer."""
 
     transport: Transport
     timeline: Timeline

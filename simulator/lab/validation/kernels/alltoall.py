@@ -2,7 +2,7 @@
 and NVLink one-sided ones; fits the table ``exchange``.
 
 Random choices (the benchmarks' own) are sent through the dispatch policies and topologies of the
-simulator; what they put on the busiest rank and wire is priced with the formula of
+simulator; what they put on the busiest rank and link is priced with the formula of
 :mod:`simulator.config.calibration.communication`, as the simulator does.
 """
 
@@ -41,7 +41,7 @@ from simulator.lab.validation.kernels._fitting import Search, Tables, Values, Wa
 from simulator.lab.validation.sizes import MOST_CHOICES, MOST_EXPERTS, MOST_RANKS, numbers, refusals
 from simulator.lab.validation.traffic import cluster_of, draw_choices
 
-# Tables of exchanges as loads of the busiest rank and wire, which the simulator prices, by GPU,
+# Tables of exchanges as loads of the busiest rank and link, which the simulator prices, by GPU,
 # kernels and operation. Four kinds of table are read, told apart by their columns.
 
 _SCALE_BYTES = 4 / 128
@@ -106,9 +106,9 @@ class Moves(NamedTuple):
 
     load: Load
     scale_up_s: Floats
-    """``[n]`` seconds of the busiest wire inside domains, at its peak."""
+    """``[n]`` seconds of the busiest link inside domains, at its peak."""
     scale_out_s: Floats
-    """``[n]`` seconds of the busiest wire between domains, at its peak."""
+    """``[n]`` seconds of the busiest link between domains, at its peak."""
     num_sms: Floats
     """``[n]`` multiprocessors that the kernels hold; 0 where the row does not say."""
     num_ranks: Floats
