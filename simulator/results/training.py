@@ -255,7 +255,13 @@ def find_training(results: TrainingResults) -> Iterator[Finding]:
     yield _find_best_to_loss(rows, losses[0]) if losses else _find_fastest(rows)
     if losses:
         tokens = {name: float(row["tokens"]) for name, row in rows.items()}
-        hours = {name: float(row["gpu_hours"]) / tokens[name] for name, row in rows.items()}
+        # By the first steps, so that those of a model that never gets there by one law count too.
+        hours = {
+            name: 1 / (3600 * row["tokens_per_s_per_gpu"] * results.facts(name)["uptime"])
+            if math.isinf(tokens[name])
+            else float(row["gpu_hours"]) / tokens[name]
+            for name, row in rows.items()
+        }
         yield from find_losses(
             results, "GPU-hours", tokens, lambda own: {one: hours[one] * own[one] for one in hours}
         )

@@ -11,6 +11,7 @@ model that keeps the target |
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,17 +112,24 @@ class TrainingAnswer(ResultsFolder):
         """Read the splits, and those that are recommended."""
         table, text = folder / cls.files["candidates"], folder / RECOMMENDED
         candidates = check_columns(read_table(table), COLUMNS, table.name)
+        run = {"deployments": dict.fromkeys(candidates["model"])} | run  # older folders lack them
         return cls(run, candidates, read_text(text) if text.is_file() else None)
 
     def list_best(self) -> pd.DataFrame:
-        """List the cheapest split of each model that keeps the target, else its fastest one."""
+        """List the cheapest split of each model that keeps the target, the cheapest first, then
+        the fastest one of each other model, the fastest first.
+        """
         rows = [
             kept.iloc[[0]]
             if len(kept := own[own["keeps_target"]])
             else own.sort_values("days").iloc[[0]]
             for _, own in self.candidates.groupby("model", sort=False)
         ]
-        return pd.concat(rows).sort_values(["keeps_target", "cost"], ascending=[False, True])
+        best = pd.concat(rows)
+        order = best["cost"].where(best["keeps_target"], best["days"])
+        return best.loc[order.sort_values(kind="stable").index].sort_values(
+            "keeps_target", ascending=False, kind="stable"
+        )
 
 
 def list_sizes(candidates: pd.DataFrame) -> pd.DataFrame:
@@ -146,13 +154,18 @@ def find_training_answer(answer: TrainingAnswer, days: float) -> Iterator[Findin
     for other in others:
         yield Finding("training_plan.other", row=other, **facts)
 
+    # Where nothing keeps the target, or the best is free, another model is better by its days.
+    what = "cost" if first["keeps_target"] and first["cost"] else "days"
+    most_days = days if first["keeps_target"] else math.inf
+    most_cost = 0.0 if first["keeps_target"] and what == "days" else math.inf
+
     def price(tokens: Mapping[str, float]) -> dict[str, float]:
-        """Cost of the cheapest split of each model that keeps the target."""
+        """Cost or days of the best split of each model."""
         ratios = candidates["model"].map(tokens) / candidates["tokens"]
-        kept = candidates["days"] * ratios <= days
-        costs = (candidates["cost"] * ratios)[kept].groupby(candidates["model"]).min()
-        return {str(name): float(cost) for name, cost in costs.items()}
+        kept = (candidates["days"] * ratios <= most_days) & (candidates["cost"] <= most_cost)
+        needs = (candidates[what] * ratios)[kept].groupby(candidates["model"]).min()
+        return {str(name): float(one) for name, one in needs.items()}
 
     if "loss" in answer.facts(first["model"]):
         tokens = dict(zip(best["model"], best["tokens"], strict=True))
-        yield from find_losses(answer, "cost", tokens, price)
+        yield from find_losses(answer, what, tokens, price)

@@ -3,6 +3,7 @@ what it must.
 """
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from simulator.deployment.training.plan import expand_layout, make_training_plan
 from simulator.engine.training import run_training_step
 from simulator.policies.contracts import find_schedule_fault
 from simulator.policies.pipelining import Pass, place_in_turn
-from simulator.results.training import PARTS
+from simulator.results.training import PARTS, find_training
 from simulator.scenario.jobs import SCENARIOS, load_job
 from simulator.step.training import price_micro_batch, price_update
 from simulator.work.flops import matmul_flops_per_token, trained_flops
@@ -375,6 +376,25 @@ def test_a_law_that_says_nothing_of_losses_or_of_mixtures_is_refused_with_one_th
             train_to_loss(law=law)
     with pytest.raises(UserError, match="neither a deployment nor a model; did you mean 'MoE'"):
         train_to_loss(as_good_as="MoEE")
+
+
+def test_a_model_that_never_gets_there_by_one_law_may_be_the_best_by_another():
+    results = train_to_loss()
+    never = results.summary["deployment"] == "MoE"
+    columns = ["tokens", "days", "gpu_hours", "cost"]
+    summary = results.summary.assign(
+        **{name: results.summary[name].mask(never, np.inf) for name in columns}
+    )
+    least = {"MoE": {"a": None, "b": 1e3}, "dense": {"a": 1e9, "b": 1e9}}
+    facts = {
+        name: results.facts(name) | {"tokens_by_law": least.get(name, {"a": 1e12, "b": 1e12})}
+        for name in results.deployments
+    }
+    shown = replace(results, summary=summary, run=results.run | {"deployments": facts})
+    told = [str(one) for one in find_training(shown)]
+    assert any("By another scaling law (b) it is MoE" in sentence for sentence in told)
+    none = replace(shown, summary=summary.assign(**dict.fromkeys(columns, np.inf)))
+    assert str(next(find_training(none))).startswith("None ever reaches a loss")
 
 
 def test_a_dense_counterpart_trains_as_the_model_that_it_is():

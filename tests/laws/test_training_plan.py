@@ -3,6 +3,7 @@ space is cheaper, and more time never costs more.
 """
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from simulator.planner.training import (
     list_splits,
 )
 from simulator.report.training_pages import render_training_plan as render
-from simulator.results.training_answer import TrainingAnswer
+from simulator.results.training_answer import TrainingAnswer, find_training_answer
 from simulator.scenario.jobs import QUESTIONS, load_job
 
 QUESTION = {
@@ -132,6 +133,16 @@ def test_a_deadline_that_nothing_keeps_is_answered_with_the_fastest():
     assert not answer.candidates["keeps_target"].any()
 
 
+def test_where_nothing_keeps_the_target_the_fastest_model_comes_first(answer):
+    rows = answer.candidates.assign(keeps_target=False)
+    fastest = rows.loc[rows["days"].idxmin(), "model"]
+    rows["cost"] = rows["cost"].where(rows["model"] != fastest, 1e9)
+    missed = replace(answer, candidates=rows.sort_values("cost"))
+    assert missed.list_best().iloc[0]["model"] == fastest
+    headline = str(next(find_training_answer(missed, 0.01)))
+    assert f"{fastest} takes at least" in headline
+
+
 def test_models_of_equal_loss_train_on_their_own_tokens():
     training = QUESTION["training"] | {"quality": {"as_good_as": "olmoe-1b-7b"}}
     rows = ask(training=training).list_best().set_index("model")
@@ -140,14 +151,24 @@ def test_models_of_equal_loss_train_on_their_own_tokens():
 
 
 @pytest.mark.parametrize(
-    ("total_tokens", "days", "differ"),
-    [(1e10, 30, False), (1e11, 30, True), (1e11, 1.5, True), (1e12, 30, False)],
+    ("total_tokens", "days", "differ", "price"),
+    [
+        (1e10, 30, False, None),
+        (1e11, 30, True, None),
+        (1e11, 1.5, True, None),
+        (1e12, 30, False, None),
+        (1e11, 30, True, 0.0),
+        (1e11, 0.01, True, None),
+    ],
 )
-def test_a_law_by_which_another_model_is_cheapest_is_told(total_tokens, days, differ):
+def test_a_law_by_which_another_model_is_cheapest_is_told(total_tokens, days, differ, price):
+    """Or fastest, where nothing costs anything or nothing keeps the target."""
+    clusters = [QUESTION["clusters"][0] | {"price_per_gpu_hour": price}]
+
     def ask_by(law):
         quality = {"as_good_as": "olmoe-1b-7b", "law": law}
         training = QUESTION["training"] | {"total_tokens": total_tokens, "quality": quality}
-        found = ask(training=training, targets={"days": days})
+        found = ask(training=training, targets={"days": days}, clusters=clusters)
         return found, found.list_best().iloc[0]
 
     (asked, best), (_, other) = ask_by("joint-moe"), ask_by("fine-grained-moe")
@@ -200,6 +221,12 @@ def test_the_folder_is_read_as_it_was_written(answer, tmp_path):
     assert again.candidates.to_dict("records") == answer.candidates.to_dict("records")
     assert again.run["verdict"] == answer.run["verdict"]
     again.write(folder, render)
+
+
+def test_a_folder_without_facts_of_its_models_has_a_page(answer, tmp_path):
+    run = {key: it for key, it in answer.run.items() if key not in ("deployments", "notes")}
+    replace(answer, run=run).write(tmp_path / "plan", lambda _: "")
+    assert "<html" in render(TrainingAnswer.read(tmp_path / "plan"))
 
 
 def test_a_model_that_never_has_the_loss_is_told_and_the_rest_is_answered():
