@@ -173,7 +173,7 @@ class Explorer:
 
     def _find(self) -> Evaluation:
         sides, candidate = self.candidate.sides, self.candidate
-        sizes = [size for size in self.space.sizes(*sides) if self.space.list_fills(size, *sides)]
+        sizes = self.space.list_filled_sizes(*sides)
         if not sizes:
             if candidate.prefill is not None:
                 return self._refuse("the two pools do not fit within the limits")

@@ -57,6 +57,9 @@ class Priced(NamedTuple):
     """GPUs that it needs if steps take longer, under other conditions than asked."""
     rate: float | None = 1.0
     """Times the traffic that is served; ``None`` under other conditions than of traffic."""
+    sizes: tuple[int, ...] = ()
+    """Sizes of the cluster on which a replica is left, where other machines may be lost than as
+    asked; empty = as asked."""
 
     @property
     def finite_cost(self) -> float | None:
@@ -169,7 +172,11 @@ class CostSamples:
         self._carried[candidate] = carried
 
     def draw_gpus(
-        self, evaluation: Evaluation, demand: GpuDemand | None = None, rate: float | None = 1.0
+        self,
+        evaluation: Evaluation,
+        demand: GpuDemand | None = None,
+        rate: float | None = 1.0,
+        sizes: tuple[int, ...] = (),
     ) -> Floats | None:
         """``[n]`` GPUs that a deployment needs, infinite where nothing meets the targets; ``None``
         where that is not known.
@@ -178,13 +185,14 @@ class CostSamples:
             demand: under other conditions than those that were asked for, if it was simulated; else
                 it counts where there is none as asked.
             rate: times the traffic; ``None`` under other conditions than of traffic.
+            sizes: see :class:`Priced`.
         """
         candidate, known = evaluation.candidate, self.demands.get(evaluation.candidate)
         if demand is not None and (known is None or not demand.by_resample):
             known = demand._replace(noise=known.noise if known is not None else demand.noise)
         if evaluation.size is None or known is None:
             return None
-        sizes = self._space.machines_at(candidate.shape).sizes
+        sizes = sizes or self._space.list_filled_sizes(*candidate.sides)
         ratio = self.errors.draw_gpus(known) / (known.base or 1.0)
         gpus = round_up(evaluation.needed * ratio, sizes)
         carried, size = self._carried.get(candidate), self._sizes.get(candidate)
@@ -211,8 +219,10 @@ class CostSamples:
 
     def draw_priced(self, one: Priced | None) -> Floats | None:
         """``[n]`` costs of an evaluation at a cost, known as :meth:`draw_gpus` is."""
-        gpus = None if one is None else self.draw_gpus(one.evaluation, one.demand, one.rate)
-        if one is None or gpus is None:
+        if one is None:
+            return None
+        gpus = self.draw_gpus(one.evaluation, one.demand, one.rate, one.sizes)
+        if gpus is None:
             return None
         own, shape = one.evaluation.cost_per_hour, one.evaluation.candidate.shape
         gpu_hour = 1.0 if self._is_free else self._space.machines_at(shape).gpu_hour

@@ -361,6 +361,13 @@ class Space:
         host_gpus = self.host_gpus(shape, prefill)
         return tuple(size for size in sizes if most is None or -(-size // host_gpus) <= most)
 
+    def list_filled_sizes(
+        self, shape: ReplicaShape, prefill: ReplicaShape | None = None
+    ) -> tuple[int, ...]:
+        """Sizes of the cluster that at least one replica is left on, and one of each pool."""
+        sizes = self.sizes(shape, prefill)
+        return tuple(size for size in sizes if self.list_fills(size, shape, prefill))
+
     def _list_shapes(
         self, number: int, one: CandidateModel, place: int, ruled: Ruled
     ) -> Iterator[ReplicaShape]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 
 from simulator.base.findings import Finding
+from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.results.answer import (
     Answer,
     Confidence,
@@ -14,7 +15,7 @@ from simulator.results.answer import (
     SpareRow,
     TrafficFacts,
 )
-from simulator.results.answer.certainty import Flip, RatePoint
+from simulator.results.answer.certainty import Comparison, Flip, RatePoint
 from simulator.results.answer.deployments import BACKLOG
 from simulator.results.plan_text import hourly, is_floor, target_text, value_text
 
@@ -129,6 +130,7 @@ def _explain_choice(answer: Answer, best: RecommendedRow) -> Iterator[Finding]:
     yield from _find_headroom(answer, best)
     yield from _find_other_sizes(answer)
     if answer.moe_vs_dense is not None and answer.moe_vs_dense.text:
+        yield from _find_formats(answer.moe_vs_dense)
         yield Finding("plan.moe_vs_dense", text=answer.moe_vs_dense.text)
     else:
         yield from find_other_model(answer, best)
@@ -169,6 +171,16 @@ def _share_of_limit(name: str, value: float, limit: float) -> float:
     if name == "attainment":
         return (1 - value) / max(1 - limit, 1e-9)
     return limit / value if is_floor(name) else value / limit
+
+
+def _find_formats(compared: Comparison) -> Iterator[Finding]:
+    """Find number formats of other widths in the models that are compared."""
+    rows = [row for row in (compared.moe, compared.dense) if row is not None]
+    texts = [row.deployment.removeprefix(row.model).strip() for row in rows]
+    formats = [text.partition(" ")[0].rstrip(",") for text in texts]
+    if len({round(2 * BYTES_PER_ELEMENT.get(one, 0.0)) for one in formats}) > 1:
+        names = [f"{row.model} in {one}" for row, one in zip(rows, formats, strict=True)]
+        yield Finding("plan.formats", names=names)
 
 
 def _find_unscored(answer: Answer) -> Iterator[Finding]:

@@ -55,7 +55,9 @@ def test_every_deployment_has_bands():
     for name in ("cost_ratio", "cost_per_hour"):
         assert all(f"{name}_low" in row for row in answer_table()["sensitivity"])
     assert all("goodput_per_s_low" in row and "note" in row for row in answer_table()["losses"])
-    assert all("gpus_low" in row for row in answer_table()["spare_nodes"])
+    for row in answer_table()["spare_nodes"]:
+        least = max(row["gpus_lost"], row["nodes_lost"]) + 1
+        assert row["gpus_low"] is None or row["gpus_low"] >= least
     assert (
         answer_table()["recommended"]["headroom_low"]
         <= answer_table()["recommended"]["headroom"]

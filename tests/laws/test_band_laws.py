@@ -101,6 +101,16 @@ def test_a_harder_sample_and_slower_steps_are_not_rounded_up_twice():
     assert (costs.draw_gpus(twice, rate=2.0)[1::2] <= 8).all()
 
 
+def test_no_sample_needs_less_than_a_replica():
+    """However fast steps are, half a replica serves nobody."""
+    wide = candidate(0, tp=2)
+    asked = Evaluation(wide, ClusterSize(2, 1), None, 2.0)
+    one = GpuDemand(error((0.2, 0.5)), [0.5, 1.0, 2.0], [1.0, 2.0, 4.0])
+    costs = CostSamples(found()._replace(evaluations=[asked]), {wide: one})
+    assert costs.draw_gpus(asked).min() == 2
+    assert costs.draw_gpus(asked, sizes=(4, 8)).min() == 4
+
+
 def test_a_sample_that_no_size_is_enough_for_fails():
     own, samples = demand(), ErrorSamples(5)
     noise = _compare_samples(own.base, [own.base, 0, 0])

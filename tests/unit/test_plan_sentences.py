@@ -178,3 +178,16 @@ def test_a_quality_that_nobody_gave_is_not_taken_for_an_equal_one(scores, unscor
         name: row(name, name == "a", 2, 5.98, quality=score) for name, score in scores.items()
     })  # fmt: skip
     assert find(made, "unscored") == unscored
+
+
+@pytest.mark.parametrize(
+    ("formats", "names"),
+    [(("mxfp4", "bf16"), [["moe in mxfp4", "dense in bf16"]]), (("fp8_block", "fp8"), [])],
+)
+def test_weights_of_other_widths_are_told_with_their_comparison(formats, names):
+    moe, dense = (
+        row(name, name == "moe", 2, 5.98) | {"deployment": f"{name} {one}, 1 replica on 2 GPUs"}
+        for name, one in zip(("moe", "dense"), formats, strict=True)
+    )
+    made = answer(moe_vs_dense={"moe": moe, "dense": dense, "text": "One costs less."})
+    assert [one["names"] for one in find(made, "formats")] == names

@@ -155,7 +155,11 @@ class _Questions(NamedTuple):
             spare = None if is_asked_spare else change.spare
             is_traffic = change._replace(spare=spare, rate=1.0) == AS_ASKED
             found = price(self.trials.find(candidate, change))
-            explored[change] = found._replace(rate=change.rate if is_traffic else None)
+            sizes: tuple[int, ...] = ()
+            if spare is not None:
+                space = self.trials.open_explorer(candidate, change).space
+                sizes = space.list_filled_sizes(*candidate.sides)
+            explored[change] = found._replace(rate=change.rate if is_traffic else None, sizes=sizes)
         if candidate not in self.choices.candidates:
             return _Explored(explored, None)
         resamples = candidate in self.choices.resampled

@@ -635,7 +635,7 @@ def band_spare_nodes(
     banded: list[SpareRow] = []
     base: Floats | None = None
     for row, one in zip(rows, found, strict=True):
-        gpus = costs.draw_gpus(one.evaluation, rate=one.rate)
+        gpus = costs.draw_gpus(one.evaluation, rate=one.rate, sizes=one.sizes)
         drawn = costs.draw_priced(one)
         base = base if banded else drawn
         extra = None
