@@ -250,7 +250,7 @@ def render_training_plan(answer: TrainingAnswer) -> str:
         shown=answer,
         answers={
             "Machines": Cell(machines, f"{best['model']}: {best['split']}"),
-            "As good as": _describe_quality(training, best),
+            "As good as": _describe_quality(training, best, answer.facts(best["model"])),
             "Largest doubt": find_doubt(gauges),
         },
         gauges=gauges,
@@ -276,12 +276,16 @@ def _line_up(answer: TrainingAnswer) -> Lines:
     }
 
 
-def _describe_quality(training: Mapping[str, Any], best: pd.Series) -> Cell | None:
+def _describe_quality(
+    training: Mapping[str, Any], best: pd.Series, facts: Mapping[str, Any]
+) -> Cell | None:
     """Tell what all are trained to be as good as; ``None`` where all are trained on as much."""
     if "quality" not in training:
         return None
     reference, total = training["quality"]["as_good_as"], parameters(training["total_tokens"])
     needs = f"{parameters(best['tokens'])} tokens of {best['model']}, by a scaling law"
+    if facts.get("outside"):
+        needs += " beyond what it was fitted on"
     return Cell(f"{reference} after {total} tokens", needs)
 
 

@@ -31,7 +31,7 @@ class TokensToLoss(NamedTuple):
     def describe(self) -> dict[str, Any]:
         """Describe it for ``run.json``; a law by which the model never gets there has ``None``."""
         by_law = {law: one if math.isfinite(one) else None for law, one in self.by_law.items()}
-        return {"loss": self.loss, "tokens_by_law": by_law}
+        return {"loss": self.loss, "tokens_by_law": by_law, "outside": list(self.outside)}
 
 
 def find_tokens_to_loss(

@@ -312,7 +312,10 @@ def tell_deciding(cases: Sequence[Case]) -> str | None:
     told = [f"{turn.value}: {turn.num_for} of {turn.num_cases}" for turn in turns]
     what = name_condition(turns[0].condition)
     basis = _FITTED if what == "engine" else ""
-    return f"The most influential factor is the {what}. Conditions that speak for it: {', '.join(told)}.{basis}"
+    counts = ", ".join(told)
+    return (
+        f"The most influential factor is the {what}. Conditions that speak for it: {counts}.{basis}"
+    )
 
 
 _FITTED = (
