@@ -181,7 +181,7 @@ def test_a_law_by_which_another_model_is_cheapest_is_told(total_tokens, days, di
         if finding["kind"] == "training.other_law"
     ]
     assert len(told) == differ
-    assert all(f"it is {other['model']}" in sentence for sentence in told)
+    assert all(f"{other['model']} is ahead" in sentence for sentence in told)
 
 
 @pytest.mark.parametrize(
