@@ -151,6 +151,9 @@ def find_training_answer(answer: TrainingAnswer, days: float) -> Iterator[Findin
     most = int(candidates["num_gpus"].max())
     facts = {"first": first, "days": days, "currency": answer.run["currency"]}
     yield Finding("training_plan.cheapest", row=first, most=most, **facts)
+    for row in (first, *others):
+        if row["keeps_target"] and row["days_high"] > days:
+            yield Finding("training_plan.may_be_late", row=row, **facts)
     for other in others:
         yield Finding("training_plan.other", row=other, **facts)
 

@@ -119,6 +119,17 @@ def test_no_other_split_of_as_many_gpus_is_cheaper(
     assert min(one.days for one in found) <= 1.01 * min(days)
 
 
+def test_a_split_whose_band_crosses_the_deadline_is_told(answer):
+    best = answer.list_best().iloc[0]
+    for days, is_told in ((best["days_high"] * 1.01, False), (best["days_high"] * 0.99, True)):
+        found = ask(targets={"days": float(days)})
+        assert found.list_best().iloc[0]["days"] == best["days"]
+        kinds = [one["kind"] for one in found.verdict["findings"]]
+        late = found.list_best().query("keeps_target and days_high > @days")
+        assert kinds.count("training_plan.may_be_late") == len(late)
+        assert is_told <= len(late)
+
+
 def test_more_time_never_costs_more():
     costs = [
         float(ask(targets={"days": days}, **SMALL).list_best()["cost"].min())
