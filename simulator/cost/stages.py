@@ -18,7 +18,7 @@ VECTORS = 2
 ``IntermediateTensors``, SGLang's ``PPProxyTensors``)."""
 _OPERATION = "all_gather"
 """Collective that was measured in place of a send: an all-gather of two GPUs puts the same bytes on
-each wire."""
+each link."""
 
 
 @dataclass(frozen=True)

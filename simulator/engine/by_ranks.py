@@ -359,7 +359,7 @@ def _list_sequences(
 
 class ByRanks:
     """Execution of a pool's steps with a process for each rank, over fluid or
-    message-level wires.
+    message-level links.
     """
 
     def __init__(

@@ -312,7 +312,7 @@ class SharedWires:
     """Links of the replicas of all pools."""
 
     def __init__(self, env: simpy.Environment, state: LoopState, fidelity: Fidelity) -> None:
-        """Begin with idle wires."""
+        """Begin with idle links."""
         self._env, self._fidelity, self._state = env, fidelity, state
         self.joined: JoinedFabric | None = None
         """Links of all replicas; ``None`` where these share none."""

@@ -118,7 +118,7 @@ class HandOver(NamedTuple):
 
 
 def start_handing(plan: DeploymentPlan, first: Pool, pool: Pool, is_carried: bool) -> HandOver:
-    """Make the hand-over from the first pool of a plan to its decode pool, with free wires.
+    """Make the hand-over from the first pool of a plan to its decode pool, with free links.
 
     Args:
         is_carried: whether links are simulated.

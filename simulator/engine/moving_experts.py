@@ -205,7 +205,7 @@ _NEAR = 0.01
 """Share of the weights that counts as none left."""
 _DRAWS = 16
 """Exchanges, of layers and tokens as far apart as can be, that tell how long a step's tokens are on
-which wire."""
+which link."""
 _GOLDEN = 2531
 """Tokens between the first ones of two draws: 0.618 of the pool they are taken from."""
 _PREFILL, _DISPATCH, _COMBINE = (

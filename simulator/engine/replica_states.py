@@ -274,7 +274,7 @@ class ReplicaStates:
         self._use_all(place)
 
     def price_alone(self, place: int, replica: int) -> Prices:
-        """Price a replica's steps as its ranks and their condition are, with all of its wires."""
+        """Price a replica's steps as its ranks and their condition are, with all of its links."""
         left, condition = self._left.get((place, replica)), self._conditions.get((place, replica))
         pool = self._state.pools[place]
         if left is None and condition is None:

@@ -36,7 +36,7 @@ RESOURCES = {
     "below": "the memory below the GPU's",
 }
 """Resources that may be faster, with their words: those of
-:class:`~simulator.config.accelerator.Speeds`, and the wires."""
+:class:`~simulator.config.accelerator.Speeds`, and the links."""
 LIMITS = {
     **RESOURCES,
     "measured": "steps as they were measured",

@@ -159,7 +159,7 @@ def told_by_known_parameters(family, source):
 
 
 COEFFICIENTS_BACK = {
-    # Rows of kernels whose floor hides the links say little of the wires.
+    # Rows of kernels whose floor hides the links say little of the links.
     "alltoall": 0.95,
     # Copies and ranks in large messages of an engine's own kernels, which a faster protocol hides.
     "collective": 0.85,

@@ -81,7 +81,7 @@ def agree(tiny, fidelities, **keys):
 
 
 def test_a_run_tells_the_error_of_steps_beside_a_move(tiny):
-    """Some of them are simulated rank by rank, with the weights on the same wires."""
+    """Some of them are simulated rank by rank, with the weights on the same links."""
     record = make_record(run(tiny, "step", asynchronous=True))
     assert record.changed_audit.num_steps > 3
     assert abs(record.changed_audit.mean) < 0.1

@@ -17,7 +17,7 @@ class Wires:
         """Nothing has been sent.
 
         Args:
-            senders: data-parallel ranks of a prefill replica; a pipeline's lanes share a wire.
+            senders: data-parallel ranks of a prefill replica; a pipeline's lanes share a link.
             num_receivers: data-parallel ranks of all decode replicas.
         """
         self.transfer, self.num_receivers = transfer, num_receivers

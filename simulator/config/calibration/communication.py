@@ -142,7 +142,7 @@ class Load(NamedTuple):
     tokens: ArrayLike
     """Tokens of the rank that it sends away, or that it gets back."""
     copies: ArrayLike
-    """Vectors that its multiprocessors send, over any wire."""
+    """Vectors that its multiprocessors send, over any link."""
     crossing: ArrayLike
     """Vectors among ``copies`` that leave the fast domain."""
     vector_bytes: ArrayLike

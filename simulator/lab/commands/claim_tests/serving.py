@@ -52,7 +52,7 @@ class Serving(Frozen):
     output_tokens: Tokens
     """Tokens of an answer."""
     networks: Annotated[tuple[Factor, ...], Field(strict=False, min_length=1)]
-    """Factors on the rate of all wires."""
+    """Factors on the rate of all links."""
     skews: Annotated[
         tuple[Annotated[float, value_range(0, 10)], ...], Field(strict=False, min_length=1)
     ]

@@ -117,7 +117,7 @@ class Moves(NamedTuple):
     where all is well."""
 
     def carry_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
-        """Seconds of copying and wires."""
+        """Seconds of copying and links."""
         wires = np.maximum(
             self.scale_up_s / fit.scale_up_fraction, self.scale_out_s / fit.scale_out_fraction
         )

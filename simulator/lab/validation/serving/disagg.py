@@ -130,7 +130,7 @@ class Pools(NamedTuple):
     """Workers that compute prompts; ``None`` where the table does not say."""
     transfer_s: float
     own_s: float
-    """Seconds before a first token beside queues, steps and wires."""
+    """Seconds before a first token beside queues, steps and links."""
     hand_over_steps: float
     """Steps of the decode pool before it shows a first token, on the mean: half of one until it
     looks for room, half until the cache is noticed, and one more where the last token of the prompt
