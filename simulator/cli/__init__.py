@@ -28,6 +28,7 @@ from simulator.cli import (
     console,
     describe,
     execute,
+    explore,
     plan,
     run,
     sparsity,
@@ -176,6 +177,7 @@ for _kind in available("lab.cli"):
     load_kind("lab.cli", _kind).register(app)
 app.command()(run.run)
 app.command()(plan.plan)
+app.command()(explore.explore)
 app.command()(execute.execute)
 app.command()(run.report)
 app.command()(run.diff)
@@ -191,6 +193,7 @@ app.add_typer(describe.cache, name="cache")
 _ORDER = (
     "run",
     "plan",
+    "explore",
     "execute",
     "claims",
     "calibrate",

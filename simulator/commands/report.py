@@ -64,9 +64,14 @@ def write_results(results: ResultsFolder, folder: str | Path) -> Path:
             then.
     """
     target = Path(folder)
-    _, render = _load_kind(results.writer)
     results.write(target, render)
     return target / "report.html"
+
+
+def render(results: ResultsFolder) -> str:
+    """The page of results of any kind, as one HTML document."""
+    _, page = _load_kind(results.writer)
+    return page(results)
 
 
 def load_results(folder: str | Path) -> Results:
@@ -85,18 +90,18 @@ def _build_page(folders: list[Path]) -> tuple[str, Verdict]:
     """Page and verdict of the kind that the folders hold."""
     writers = [find_writer(folder) for folder in folders]
     command = next((one for one in writers if one != "moesim run"), "moesim run")
-    kind, render = _load_kind(command)
+    kind, page = _load_kind(command)
     if command == "moesim run":
         from simulator.results.folder import merge
         from simulator.results.verdict import with_verdict
 
         run = with_verdict(merge([(folder, load_results(folder)) for folder in folders]))
-        return render(run), run.verdict
+        return page(run), run.verdict
     first = folders[writers.index(command)]
     if len(folders) > 1:
         raise UserError(f"{first}: is a folder of {_tell_mixed(command, folders, writers)}")
     found = kind.read(first)
-    return render(found), found.verdict
+    return page(found), found.verdict
 
 
 def _tell_mixed(command: str, folders: list[Path], writers: list[str]) -> str:

@@ -160,15 +160,18 @@ def describe_entry(family: str, name: str) -> Kind | Path:
     return files[name]
 
 
-def describe_keys() -> dict[str, dict[str, Kind]]:
+def describe_keys(*files: str) -> dict[str, dict[str, Kind]]:
     """List all kinds by family: ``files`` first, then the families of policies that files name.
+
+    Args:
+        files: kinds of files; all, if empty.
 
     >>> zipf = describe_keys()["routing"]["zipf"]
     >>> [(key.path, key.type, key.bounds) for key in zipf.keys]
     [('kind', '"zipf"', ''), ('exponent', 'number', '0 to 20')]
     """
     found: dict[str, dict[str, Kind]] = {"files": {}}
-    for name in FILES | WRITTEN:
+    for name in files or (FILES | WRITTEN):
         schema = describe_whole(name)
         reader = _Reader(schema.get("$defs", {}), found)
         found["files"][name] = reader.read_kind(name, schema, schema.get("description", ""))

@@ -112,6 +112,16 @@ def render_page(template: str | Template, name: str, cards: FigureCards, **shown
     )
 
 
+def render_part(template: str, **shown: object) -> str:
+    """Render a template that is no page of results.
+
+    Args:
+        template: file in the folder of templates.
+        shown: its variables.
+    """
+    return environment().get_template(template).render(**shown)
+
+
 class Block(NamedTuple):
     """Part of a section: one of its fields."""
 

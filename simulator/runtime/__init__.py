@@ -14,6 +14,7 @@ _INSTALL = {
         "pip install 'moesim[real]' (CPU only: first pip install torch --index-url https://download.pytorch.org/whl/cpu)",
     ),
     "ray": ("Ray", "pip install 'moesim[real]'"),
+    "starlette": ("a local web server", "pip install 'moesim[explore]'"),
     "safetensors": ("safetensors", "pip install 'moesim[real]'"),
     "transformers": ("transformers", "pip install 'moesim[real,hf]'"),
 }

@@ -69,7 +69,7 @@ def load_job(
         raise UserError(
             f"a {first.NOUN} is a path, a shipped name or a table, not {type(source).__name__}"
         )
-    texts = _override_all(table, overrides)
+    texts = override_all(table, overrides)
     if seed is not None:
         table["seed"] = seed
     changed = " with --set " + " --set ".join(texts) if texts else ""
@@ -183,8 +183,12 @@ def _override_text(path: str, value: Any) -> str:
         raise UserError(f"--set {path}: {error}") from None
 
 
-def _override_all(table: dict[str, Any], overrides: Overrides) -> list[str]:
-    """Put all values in their places, and return them as texts."""
+def override_all(table: dict[str, Any], overrides: Overrides) -> list[str]:
+    """Put all values in their places in a file's table, and return them as texts.
+
+    Raises:
+        UserError: if an override names no place.
+    """
     texts = override_texts(overrides)
     for text in texts:
         path, equals, value = text.partition("=")
