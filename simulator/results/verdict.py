@@ -106,7 +106,7 @@ def find_verdict(results: Results) -> Judgement:
         chance = None
     pair = _Pair(results, rows, short, best, second, named, chance)
     headline, *others = pair.compare(ranked[2:])
-    why = explain(results.token_time, best, second, short)
+    why = explain(results.frame("token_time"), best, second, short)
     bands = find_bands(results, short, best if chance is not None else None)
     reasons = [*doubts, *others, *why, *bands, *insides]
     return Judgement(headline, reasons, winner, chance, [best, second, *ranked[2:]])
@@ -473,7 +473,7 @@ def explain(
     either has none.
 
     Args:
-        token_time: :data:`simulator.results.token_time.COLUMNS`.
+        token_time: :data:`simulator.results.derived.token_time.COLUMNS`.
         best, second: the deployments, the better one first.
         short: name of each deployment in sentences.
     """
