@@ -14,8 +14,7 @@ from simulator.lab.commands.validate import validate
 from simulator.lab.results.scores import Scoreboard
 from simulator.results.answer import Answer
 from simulator.results.executed import Executed
-from simulator.results.folder import Results
-from simulator.results.metrics import describe_columns
+from simulator.results.folder import Results, describe_columns
 from simulator.results.sweep import Sweep
 from simulator.results.training import TrainingResults
 from simulator.results.training_answer import TrainingAnswer

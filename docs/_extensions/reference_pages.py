@@ -45,20 +45,16 @@ def describe_metrics() -> str:
     )
 
 
-TABLES = ("requests", "steps", "token_time", "ranks", "experts", "traffic", "spans", "moves")
-"""Tables of a results folder beside ``summary.csv``."""
-
-
 def describe_tables() -> str:
     """Every column of a run's tables."""
-    from simulator import describe_columns
+    from simulator.results.folder import COLUMNS, describe_columns
 
     parts = [
-        "# Tables of a run\n\nThe Parquet files of a results folder (`token_time` is a CSV), and "
+        "# Tables of a run\n\nThe tables of a results folder, Parquet files or CSVs, and "
         'the frames of `Results.frame("requests")` and the others; `summary.csv` is in '
         "[metrics](metrics.md). Times are seconds of virtual time since the first arrival.\n"
     ]
-    for name in TABLES:
+    for name in list(COLUMNS)[1:]:
         rows = ((f"`{column}`", text) for column, text in describe_columns(name).items())
         parts.append(f"\n## `{name}`\n\n{tabulate(('column', 'what it is'), rows)}")
     return "".join(parts)

@@ -180,7 +180,7 @@ def _run_serving(
     """Replay a scenario, write its folder, and print the comparison."""
     from simulator.commands.report import write_results
     from simulator.commands.run import check_fidelity, run
-    from simulator.results.folder import LISTED_TABLES, Results
+    from simulator.results.folder import Results
 
     level = check_fidelity(fidelity)
     Results.check_writable(folder)
@@ -199,11 +199,11 @@ def _run_serving(
         write_results(results, folder)
     notes = [*results.run["workload"]["notes"], *results.run["notes"]]
 
-    tables = {name: getattr(results, name) for name in ("summary", *LISTED_TABLES)}
+    tables = {"summary": results.summary, **results.listed}
     numbers = {
         "verdict": results.verdict,
         "notes": notes,
-        **{name: console.rows_of(table) for name, table in tables.items() if len(table)},
+        **{name: console.rows_of(table) for name, table in tables.items()},
         "bands": results.run["bands"],
         **({"explanation": results.run["explanation"]} if explain else {}),
     }

@@ -15,7 +15,7 @@ from simulator.deployment.conditions import Condition, find_condition, list_inst
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.probe import spread_batch
 from simulator.policies.failures import Machines
-from simulator.results.token_time import kinds_of
+from simulator.results.derived.token_time import kinds_of
 from simulator.step.program import Batch
 
 LEVELS = (0.1, 0.5, 0.9)
@@ -27,7 +27,7 @@ class StepGroup(NamedTuple):
     """Steps that are sampled together."""
 
     kind: str
-    """Kind of step (:data:`simulator.results.token_time.KINDS`)."""
+    """Kind of step (:data:`simulator.results.derived.token_time.KINDS`)."""
     condition: Condition | None
     """Condition of the replica's GPUs and links; ``None`` where all were as fast as usual."""
 

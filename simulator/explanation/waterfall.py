@@ -17,10 +17,10 @@ from simulator.explanation.causes import Floats
 from simulator.explanation.limits import Faster, find_limits, place_faster
 from simulator.explanation.sample import SampledStep, StepGroup, group_steps, sample_steps
 from simulator.explanation.shares import Shares, measure_shares, measure_slower
+from simulator.results.derived.token_time import weigh_steps
 from simulator.results.explained import LIMITS, PIECES, Queue, Waterfall
 from simulator.results.folder import Results
 from simulator.results.phases import STEP_PHASES
-from simulator.results.token_time import weigh_steps
 
 Spent = dict[str, float]
 """Seconds of a token by phase, in one group of steps."""
@@ -44,7 +44,8 @@ def make_waterfalls(plan: DeploymentPlan, results: Results, folder: Path) -> tup
     """
     placed = place_faster(plan, folder)
     requests, steps = results.requests[plan.name], results.steps[plan.name]
-    own = results.token_time[results.token_time["deployment"] == plan.name]
+    table = results.frame("token_time")
+    own = table[table["deployment"] == plan.name]
     moves = results.moves[results.moves["deployment"] == plan.name]
     waterfalls = []
     for number, pool in enumerate(plan.pools):

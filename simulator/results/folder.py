@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,17 +12,9 @@ from typing import Any, Self, TypeVar
 import pandas as pd
 
 from simulator.base.columns import Columns, read_whole
-from simulator.base.errors import UserError
-from simulator.base.formats import UNDEFINED
-from simulator.config.workload import SLO
-from simulator.results.availability import OF_CHANGES
-from simulator.results.metrics import (
-    METRICS,
-    describe_columns,
-    metric,
-    select_judged,
-    summarise_classes,
-)
+from simulator.base.errors import UserError, check_known
+from simulator.base.plugins import available, load_kind
+from simulator.results.metrics import METRICS, select_judged
 from simulator.results.results_folder import (
     Content,
     ResultsFolder,
@@ -31,14 +23,47 @@ from simulator.results.results_folder import (
     read_table,
 )
 from simulator.results.shown_steps import chrome_trace, step_text
-from simulator.results.tables import TIER_COLUMNS, DeploymentRecord
-from simulator.results.token_time import make_token_time
+from simulator.results.tables import LONG_TABLES, SHORT_TABLES, DeploymentRecord
 
-LONG_TABLES = ("requests", "steps")
-SHORT_TABLES = ("moves", "ranks", "experts", "traffic", "spans")
 TABLES = (*LONG_TABLES, *SHORT_TABLES)
-LISTED_TABLES = ("classes", "kv_tiers")
-"""Tables of a few rows that a run has where there is something to tell."""
+_DERIVED: dict[str, Any] = {
+    name: load_kind("results.derived", name) for name in available("results.derived")
+}
+COLUMNS = {
+    "summary": {
+        "deployment": "name of the deployment",
+        **{
+            name: f"{metric.definition} [{metric.unit}]" if metric.unit else metric.definition
+            for name, metric in METRICS.items()
+        },
+    },
+    **LONG_TABLES,
+    **SHORT_TABLES,
+    **{name: module.COLUMNS for name, module in _DERIVED.items()},
+}
+"""Columns of every table of a run, with their descriptions, by name."""
+
+
+def describe_columns(table: str) -> dict[str, str]:
+    """Meaning and unit of each column of a table of :meth:`Results.frame`.
+
+    Times are seconds of virtual time since the first arrival.
+
+    Raises:
+        UserError: if there is no such table.
+
+    >>> describe_columns("requests")["first_token_s"]
+    'first output token [s]'
+    >>> describe_columns("summary")["tpot_p50_s"]
+    'time per output token, median over judged requests [s]'
+    """
+    check_known(table, COLUMNS, "unknown table")
+    return {name: _add_unit(name, text) for name, text in COLUMNS[table].items()}
+
+
+def _add_unit(name: str, text: str) -> str:
+    """The text with the unit that the end of the column's name stands for."""
+    return f"{text} [s]" if name.endswith("_s") and not text.endswith("]") else text
 
 
 @dataclass(frozen=True)
@@ -73,18 +98,18 @@ class Results(ResultsFolder):
 
     def list_tables(self) -> list[TextTable]:
         """Tables of a few rows, as far as they have any."""
-        found = {
-            name: getattr(self, name).dropna(axis="columns", how="all") for name in LISTED_TABLES
-        }
-        return [_LISTS[name](table) for name, table in found.items() if len(table)]
+        return [
+            _DERIVED[name].show(table.dropna(axis="columns", how="all"))
+            for name, table in self.listed.items()
+        ]
 
     def list_others(self) -> dict[str, Content]:
-        """``token_time.csv``, tables of a few rows, and the timeline."""
-        listed = {name: getattr(self, name) for name in LISTED_TABLES}
+        """Tables that follow from others, and the timeline."""
+        always = [name for name, module in _DERIVED.items() if not hasattr(module, "show")]
+        derived = {name: self.frame(name) for name in always} | self.listed
         timeline = chrome_trace(self.spans, partial(step_text, self))
         return {
-            "token_time.csv": self.token_time,
-            **{f"{name}.csv": table for name, table in listed.items() if len(table)},
+            **{f"{name}.csv": table for name, table in derived.items()},
             "timeline.json": json.dumps(timeline),
         }
 
@@ -100,44 +125,31 @@ class Results(ResultsFolder):
         return cls(run, summary, requests, steps, *short)
 
     @cached_property
-    def token_time(self) -> pd.DataFrame:
-        """Table of the time of an output token: :data:`simulator.results.token_time.COLUMNS`."""
-        return make_token_time(self.requests, self.steps, self.moves)
+    def listed(self) -> dict[str, pd.DataFrame]:
+        """Tables of a few rows by name, without those that have none."""
+        shown = [name for name, module in _DERIVED.items() if hasattr(module, "show")]
+        return {name: table for name in shown if len(table := self.frame(name))}
 
     @cached_property
-    def classes(self) -> pd.DataFrame:
-        """Table of requests by priority: :data:`simulator.results.metrics.CLASS_COLUMNS`, without
-        rows where all have the same.
-        """
-        slo = SLO(**(self.run.get("slo") or {}))
-        return summarise_classes(self.requests, slo, self._num_lead_in)
-
-    @cached_property
-    def kv_tiers(self) -> pd.DataFrame:
-        """Table of the tiers of the KV cache: :data:`simulator.results.tables.TIER_COLUMNS`,
-        without rows where all deployments have the GPU only.
-        """
-        facts = ((name, self.run["deployments"].get(name, {})) for name in self.deployments)
-        uses = [(name, own.get("kv_tiers") or ()) for name, own in facts]
-        rows = [{"deployment": name, **tier} for name, own in uses for tier in own]
-        has_several = any(len(own) > 1 for _, own in uses)
-        return pd.DataFrame(rows if has_several else [], columns=list(TIER_COLUMNS))
+    def _made(self) -> dict[str, pd.DataFrame]:
+        """Tables of :mod:`simulator.results.derived` that were asked for, by name."""
+        return {}
 
     def frame(self, table: str) -> pd.DataFrame:
         """One table of all deployments, whose first column is ``deployment``.
 
         Args:
-            table: ``summary`` (a row for each deployment), ``classes`` (a row for each deployment
-                and priority, where requests differ in that), ``kv_tiers`` (a row for each
-                deployment and tier of its cache), ``requests`` (a row for each request),
-                ``steps`` (a row for each step of an engine, or run of equal ones), ``token_time``,
-                ``ranks``, ``experts``, ``traffic``, ``spans`` or ``moves``.
-                :func:`describe_columns` tells the meaning and unit of their columns.
+            table: one of :data:`COLUMNS`, such as ``summary`` (a row for each deployment) or
+                ``requests``; :func:`describe_columns` tells the meaning and unit of its columns.
 
         Raises:
             UserError: if there is no such table.
         """
         columns = list(describe_columns(table))
+        if table in _DERIVED:
+            if table not in self._made:
+                self._made[table] = _DERIVED[table].make(self)
+            return self._made[table]
         if table not in LONG_TABLES:
             frame: pd.DataFrame = getattr(self, table)
             return frame
@@ -147,10 +159,11 @@ class Results(ResultsFolder):
 
     def select_judged(self, deployment: str) -> Columns:
         """Requests of a deployment without those of the lead-in, which are not judged."""
-        return select_judged(self.requests[deployment], self._num_lead_in)
+        return select_judged(self.requests[deployment], self.num_lead_in)
 
     @property
-    def _num_lead_in(self) -> int:
+    def num_lead_in(self) -> int:
+        """Requests at the beginning that are not judged."""
         return int((self.run.get("workload") or {}).get("num_lead_in", 0))
 
     @property
@@ -272,36 +285,3 @@ def _labels(folders: list[Path]) -> list[str]:
         if len(set(labels)) == len(labels):
             return labels
     return [str(folder) for folder in folders]
-
-
-def _list_classes(table: pd.DataFrame) -> TextTable:
-    names = [name for name in table if name in METRICS]
-    names = [name for name in names if name not in OF_CHANGES or table[name].any()]
-    rows = [["Deployment", "Priority", *(METRICS[name].label for name in names)]]
-    for _, row in table.iterrows():
-        cells = [metric(name, float(row[name]), "") for name in names]
-        priority = row["priority"]
-        shown = priority if isinstance(priority, str) else f"{priority:.15g}"
-        shown = UNDEFINED if pd.isna(priority) else shown
-        rows.append([str(row["deployment"]), shown, *cells])
-    lead = "Judged requests of each priority; where the order is by priority, the least is first."
-    return TextTable("By priority", rows, lead)
-
-
-def _list_kv_tiers(table: pd.DataFrame) -> TextTable:
-    rows = [["Deployment", "Tier", "Tokens of a rank", "Prompt tokens found", "Share"]]
-    for _, row in table.iterrows():
-        counts = [f"{row[name]:,}" for name in ("capacity_tokens", "hit_tokens")]
-        share = metric("prefix_hit_ratio", float(row["hit_share"]), "")
-        rows.append([str(row["deployment"]), str(row["tier"]), *counts, share])
-    lead = (
-        "Prompt tokens that requests found in each tier of the KV cache: on the GPU, and behind "
-        "those in the first tier below that has them. Each data-parallel rank has its own."
-    )
-    return TextTable("Tiers of the KV cache", rows, lead)
-
-
-_LISTS: dict[str, Callable[[pd.DataFrame], TextTable]] = {
-    "classes": _list_classes,
-    "kv_tiers": _list_kv_tiers,
-}

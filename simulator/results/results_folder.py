@@ -22,8 +22,10 @@ from simulator.base.columns import Columns, ParquetParts, StoredColumns, list_fr
 from simulator.base.errors import UserError
 from simulator.base.findings import Finding, Said, rank
 from simulator.base.partial import hold_partial, new_path, refuse_dangling, replace_whole
+from simulator.base.plugins import available
 from simulator.base.reading import load_file, open_file, read_bytes
 from simulator.base.spreadsheet import restore_texts, write_csv
+from simulator.results.tables import LONG_TABLES, SHORT_TABLES
 
 SCHEMA = 12
 """Schema of the folders that this version writes, and the only one that it reads: it counts up
@@ -53,9 +55,8 @@ _HOW_TO_OPEN = {
 FILES = frozenset(
     {
         *("run.json", "report.html", "comparison.html", "timeline.json"),
-        *("summary.csv", "token_time.csv", "faults.csv", "classes.csv", "kv_tiers.csv"),
-        *("requests.parquet", "steps.parquet", "moves.parquet", "ranks.parquet"),
-        *("experts.parquet", "traffic.parquet", "spans.parquet"),
+        *(f"{name}.csv" for name in ("summary", "faults", *available("results.derived"))),
+        *(f"{name}.parquet" for name in (*LONG_TABLES, *SHORT_TABLES)),
         *("scores.csv", "targets.csv", "reasons.csv", "rows.parquet", "left_out.parquet"),
     }
 )

@@ -337,3 +337,44 @@ def find_room_wait(row: pd.Series, name: str) -> Iterator[Finding]:
     wait_s, first_s = float(row["room_wait_mean_s"]), float(row["ttft_mean_s"])
     if wait_s > _ROOM_WAIT * first_s:
         yield Finding("run.waits_for_room", name=name, wait_s=wait_s, share=wait_s / first_s)
+
+
+_FULL = 0.9
+"""Share of the KV cache above which there is little room left."""
+_IN_TIME = 0.99
+"""Share of requests in time above which targets count as met."""
+
+
+def find_insides(
+    results: Results, rows: Mapping[str, pd.Series], short: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Find what there is to say of each deployment by itself: what it refused, lost and moved,
+    dropped choices, queues and repeated work.
+
+    Args:
+        rows: the deployments' rows of ``summary.csv``.
+        short: their names in sentences.
+    """
+    each = [(name, row, short[name]) for name, row in rows.items()]
+    told = results.run["deployments"]
+    for _, row, own in each:
+        yield from find_refusals(row, own)
+    for name, row, own in each:
+        yield from find_changes(results, name, row, own)
+        yield from find_scaling(results, name, row, own)
+    for name, _, own in each:
+        yield from find_rebalances(told[name], own)
+    for name, row, own in each:
+        yield from find_drops(row, told[name], own)
+    queues = [one for name, row, own in each for one in find_queue(results, name, row, own)]
+    yield from queues if queues or len(rows) == 1 else [_find_headroom(rows, short)]
+    for _, row, own in each:
+        yield from find_room_wait(row, own)
+        yield from find_recomputation(row, own)
+
+
+def _find_headroom(rows: Mapping[str, pd.Series], short: Mapping[str, str]) -> Finding:
+    """Find the headroom where no requests wait: whether targets leave room for more traffic."""
+    peaks = {short[name]: float(row["kv_used_max"]) for name, row in rows.items()}
+    keeps = all(float(row["slo_attainment"]) >= _IN_TIME for row in rows.values())
+    return Finding("verdict.no_queue", peaks=peaks, has_room=keeps and max(peaks.values()) < _FULL)

@@ -78,17 +78,6 @@ REQUEST_COLUMNS = {
     ),
 }
 """Columns of the table of requests, with their descriptions."""
-TIER_COLUMNS = {
-    "deployment": "name of the deployment",
-    "tier": "'gpu', or the kind of a tier below it, numbered where there are several of a kind",
-    "capacity_tokens": "tokens that it holds of a data-parallel rank's cache",
-    "hit_tokens": (
-        "prompt tokens that requests of all ranks found in it before they were first scheduled; "
-        "of reads that a failure cut off, among several tiers, in proportion"
-    ),
-    "hit_share": "share of these in all prompt tokens",
-}
-"""Columns of ``kv_tiers.csv``, with their descriptions."""
 STEP_COLUMNS = {
     "deployment": "name of the deployment",
     "replica": (
@@ -169,6 +158,16 @@ SPAN_COLUMNS = {
     "duration_s": "length",
 }
 """Columns of the table of spans, with their descriptions."""
+LONG_TABLES = {"requests": REQUEST_COLUMNS, "steps": STEP_COLUMNS}
+"""Columns of the tables that may be long, by name."""
+SHORT_TABLES = {
+    "moves": MOVE_COLUMNS,
+    "ranks": RANK_COLUMNS,
+    "experts": EXPERT_COLUMNS,
+    "traffic": TRAFFIC_COLUMNS,
+    "spans": SPAN_COLUMNS,
+}
+"""Columns of the other tables that a run records, by name."""
 
 
 GAP_BINS_PER_DECADE = 500
@@ -320,7 +319,7 @@ class OverflowByLayer(NamedTuple):
 
 
 class TierUse(NamedTuple):
-    """Use of a tier of the KV cache (:data:`TIER_COLUMNS`)."""
+    """Use of a tier of the KV cache (:data:`simulator.results.derived.kv_tiers.COLUMNS`)."""
 
     tier: str
     capacity_tokens: int

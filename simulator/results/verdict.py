@@ -25,23 +25,11 @@ from simulator.results.run_bands_text import (
     find_chance,
     find_undetermined,
 )
-from simulator.results.run_sentences import (
-    find_changes,
-    find_drops,
-    find_queue,
-    find_rebalances,
-    find_recomputation,
-    find_refusals,
-    find_room_wait,
-    find_scaling,
-    tell_gpus,
-)
+from simulator.results.run_sentences import find_insides, tell_gpus
 from simulator.results.tables import TURNED_AWAY
 
 _ATTAINMENT_STEP = 0.005
 """Difference between shares of requests in time below which they count as equal."""
-_FULL = 0.9
-"""Share of the KV cache above which there is little room left."""
 _LOAD = ("load_imbalance", "uniform_imbalance", "dropped_share")
 _EVEN = 1.005
 """Ratio of the busiest rank's load to the mean rank's below which it counts as even."""
@@ -51,8 +39,6 @@ own draws scatter by as much."""
 _LATENCIES = ("tpot_p50_s", "ttft_p50_s")
 _TOLD = ("ttft_p50_s", "tpot_p50_s", "output_tokens_per_s", "slo_attainment")
 """Figures that headlines name."""
-_IN_TIME = 0.99
-"""Share of requests in time above which targets count as met."""
 
 
 class Judgement(NamedTuple):
@@ -81,7 +67,8 @@ def find_verdict(results: Results) -> Judgement:
     """Judge a run: which deployment serves the traffic better, by how much, and why."""
     rows = {str(row["deployment"]): row for _, row in results.summary.iterrows()}
     short = short_names(results)
-    insides = list(_list_insides(results, rows, short))
+    steps = (_describe_steps(results, name, row, short[name]) for name, row in rows.items())
+    insides = [*find_insides(results, rows, short), *steps, *_find_notes(results, short)]
     if len(rows) == 1:
         headline, *others = _describe_single(results, rows, short)
         reasons = [*others, *find_bands(results, short, None), *insides]
@@ -106,37 +93,10 @@ def find_verdict(results: Results) -> Judgement:
         chance = None
     pair = _Pair(results, rows, short, best, second, named, chance)
     headline, *others = pair.compare(ranked[2:])
-    why = explain(results.token_time, best, second, short)
+    why = explain(results.frame("token_time"), best, second, short)
     bands = find_bands(results, short, best if chance is not None else None)
     reasons = [*doubts, *others, *why, *bands, *insides]
     return Judgement(headline, reasons, winner, chance, [best, second, *ranked[2:]])
-
-
-def _list_insides(
-    results: Results, rows: dict[str, pd.Series], short: dict[str, str]
-) -> Iterator[Finding]:
-    """List findings on each deployment by itself: what it refused, lost and moved, dropped choices,
-    queues, repeated work, and the composition of its steps.
-    """
-    each = [(name, row, short[name]) for name, row in rows.items()]
-    told = results.run["deployments"]
-    for _, row, own in each:
-        yield from find_refusals(row, own)
-    for name, row, own in each:
-        yield from find_changes(results, name, row, own)
-        yield from find_scaling(results, name, row, own)
-    for name, _, own in each:
-        yield from find_rebalances(told[name], own)
-    for name, row, own in each:
-        yield from find_drops(row, told[name], own)
-    queues = [one for name, row, own in each for one in find_queue(results, name, row, own)]
-    yield from queues if queues or len(rows) == 1 else [_find_headroom(rows, short)]
-    for _, row, own in each:
-        yield from find_room_wait(row, own)
-        yield from find_recomputation(row, own)
-    for name, row, own in each:
-        yield _describe_steps(results, name, row, own)
-    yield from _find_notes(results, short)
 
 
 def _describe_single(
@@ -155,13 +115,6 @@ def _describe_single(
     if not np.isnan(attained):
         yield Finding("verdict.single_served", **facts)
     yield from find_undetermined(results, short, [name], _TOLD)
-
-
-def _find_headroom(rows: dict[str, pd.Series], short: dict[str, str]) -> Finding:
-    """Find the headroom where no requests wait: whether targets leave room for more traffic."""
-    peaks = {short[name]: float(row["kv_used_max"]) for name, row in rows.items()}
-    keeps = all(float(row["slo_attainment"]) >= _IN_TIME for row in rows.values())
-    return Finding("verdict.no_queue", peaks=peaks, has_room=keeps and max(peaks.values()) < _FULL)
 
 
 def _draws_hits(*pair: Mapping[str, object]) -> bool:
@@ -473,7 +426,7 @@ def explain(
     either has none.
 
     Args:
-        token_time: :data:`simulator.results.token_time.COLUMNS`.
+        token_time: :data:`simulator.results.derived.token_time.COLUMNS`.
         best, second: the deployments, the better one first.
         short: name of each deployment in sentences.
     """

@@ -173,7 +173,7 @@ def test_prompts_that_go_first_are_a_piece_of_their_own(tiny):
     trace = tiny.trace(60, 4000.0)
     (found,) = explain(tiny, plan, trace)
     results = gather({}, pd.DataFrame(), [tiny.run(plan, trace)])
-    own = results.token_time.set_index("kind")["token_s"]
+    own = results.frame("token_time").set_index("kind")["token_s"]
     assert found.prompts_s == pytest.approx(own["prefill"], rel=1e-9)
 
 

@@ -37,7 +37,7 @@ def test_a_run_in_parts_says_the_same(tmp_path, monkeypatch, more, ranks):
     assert isinstance(parts.requests["own"], StoredColumns)
     assert isinstance(parts.steps["own"], StoredColumns)
     pd.testing.assert_frame_equal(whole.summary, parts.summary, rtol=1e-12)
-    pd.testing.assert_frame_equal(whole.token_time, parts.token_time, rtol=1e-9)
+    pd.testing.assert_frame_equal(whole.frame("token_time"), parts.frame("token_time"), rtol=1e-9)
     assert whole.run["verdict"] == parts.run["verdict"]
     bands = [pd.DataFrame(one.run["bands"]["deployments"]["own"]) for one in (whole, parts)]
     pd.testing.assert_frame_equal(*bands, rtol=1e-9)

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from simulator.base import plugins
+from simulator.results.derived.token_time import make_token_time
 from simulator.results.phases import STEP_PHASES
-from simulator.results.token_time import make_token_time
 
 SMALL = {"token_budget": 64, "max_sequences": 8}
 PARTS = [f"{phase}_s" for phase in STEP_PHASES]

@@ -66,7 +66,7 @@ def test_every_file_is_right_and_names_the_source_of_what_it_says(name):
 )
 def test_vllm_by_memory_and_usage(accelerator, usage, tokens, sequences):
     """The table of ``get_batch_defaults`` in vLLM 0.28's ``arg_utils.py``."""
-    found = resolve("vllm", accelerator, usage=usage)
+    found = resolve("vllm@0.28.0", accelerator, usage=usage)
     assert (found["token_budget"], found["max_sequences"]) == (tokens, sequences)
 
 
@@ -74,7 +74,7 @@ def test_a_release_is_that_of_the_newest_file_that_is_not_newer():
     assert resolve("vllm@0.18.2", "b200-sxm")["reserve_full_isl"] is False
     assert resolve("vllm@0.22.0", "b200-sxm")["reserve_full_isl"] is True
     assert resolve("vllm@0.22.0", "b200-sxm")["token_budget"] == 8192
-    assert resolve("vllm@0.30.1", "b200-sxm") == resolve("vllm", "b200-sxm")
+    assert resolve("vllm@0.30.1", "b200-sxm") == resolve("vllm@0.29.0", "b200-sxm")
     assert find_engine("vllm@0.6.3").release == "0.10.0", "the oldest that is known"
 
 
@@ -174,7 +174,7 @@ def test_sglang_splits_a_step_over_data_parallel_ranks_and_trusts_short_outputs_
 
 
 def test_what_a_deployment_names_holds_and_the_rest_is_the_engines():
-    found = resolve("vllm", "h100-sxm", max_sequences=64)
+    found = resolve("vllm@0.28.0", "h100-sxm", max_sequences=64)
     assert (found["max_sequences"], found["token_budget"]) == (64, 8192)
     other = {"kind": "prefill_first", "max_sequences": 64}
     assert resolve("vllm", "h100-sxm", **other) == other

@@ -12,6 +12,7 @@ from simulator.commands.sweep import _check_values
 from simulator.lab.commands import validate as validation
 from simulator.lab.results.scores import SCORE_COLUMNS
 from simulator.report.figures.latency import Ttft
+from simulator.results.folder import COLUMNS
 from simulator.results.results_folder import read_long, write_long
 from simulator.scenario.jobs import override_texts
 from tests.small_scenario import poisson
@@ -104,20 +105,7 @@ def test_a_scenario_is_changed_and_keeps_its_place(tmp_path):
     assert unchanged.model_dump() == first.model_dump()
 
 
-@pytest.mark.parametrize(
-    "table",
-    [
-        "summary",
-        "requests",
-        "steps",
-        "token_time",
-        "ranks",
-        "experts",
-        "traffic",
-        "spans",
-        "moves",
-    ],
-)
+@pytest.mark.parametrize("table", COLUMNS)
 def test_every_table_is_a_frame_of_described_columns(results, table):
     frame = results.frame(table)
     assert isinstance(frame, pd.DataFrame)

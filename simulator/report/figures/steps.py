@@ -21,9 +21,9 @@ from simulator.report.marks import (
     integer_axes,
     shared_heading,
 )
+from simulator.results.derived.token_time import KINDS
 from simulator.results.folder import Results
 from simulator.results.phases import STEP_PHASES
-from simulator.results.token_time import KINDS
 
 _KIND_COLOURS = dict(zip(KINDS, ("#332288", "#882255", "#DDCC77", "#BBBBBB"), strict=True))
 
@@ -44,7 +44,7 @@ class TokenTime(Figure[Results]):
     order = 69
 
     def draw(self, results: Results) -> dict[str, go.Figure]:
-        table = results.token_time
+        table = results.frame("token_time")
         names = [name for name in results.deployments if name in set(table["deployment"])]
         if not names:
             return {}

@@ -5,6 +5,7 @@ so that the parts add up to the time per output token.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 
 from simulator.base.columns import Columns, Picked
 from simulator.results.phases import STEP_PHASES
+
+if TYPE_CHECKING:
+    from simulator.results.folder import Results
 
 KINDS = ("decode", "mixed", "prefill", "cut")
 """Kinds of steps: with output tokens only, with prompts besides, with prompts only, for which
@@ -40,6 +44,11 @@ def kinds_of(steps: Columns) -> NDArray[np.str_]:
     has_prompts, has_decodes = steps["prefill_tokens"] > 0, steps["decode_tokens"] > 0
     others = np.where(has_prompts, "prefill", "cut")
     return np.where(has_decodes, np.where(has_prompts, "mixed", "decode"), others)
+
+
+def make(results: Results) -> pd.DataFrame:
+    """Decompose the token time of a run."""
+    return make_token_time(results.requests, results.steps, results.moves)
 
 
 def make_token_time(
