@@ -49,7 +49,7 @@ def list_notes(
         for pool in plan.pools:
             yield from start_notes(pool, longest, ", prefill" if pool is plan.prefill else "")
     for plan in plans:
-        yield from refusal_notes(plan, trace.num_input)
+        yield from refusal_notes(plan, trace)
     yield from limit_notes(plans, trace)
     for plan in plans:
         yield from describe_choices(plan.placement, trace)

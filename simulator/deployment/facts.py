@@ -30,6 +30,7 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         "model": model.name,
         "model_title": model.title or model.name,
         "is_rumour": model.is_rumour,
+        "max_context_tokens": model.max_context_tokens,
         "is_moe": model.moe is not None,
         "pairing": describe_pairing(plan.spec),
         "cluster": placement.cluster.name,

@@ -90,9 +90,11 @@ def limit_notes(plans: Iterable[DeploymentPlan], trace: RequestTrace) -> Iterato
         yield Finding("note.assumed_max_tokens", plans=reads)
 
 
-def refusal_notes(plan: DeploymentPlan, num_input: Ints) -> Iterator[Finding]:
-    """Find prompts that the engine refuses, and what would take them."""
-    rules = (plan.prefill or plan).serving.rules
+def refusal_notes(plan: DeploymentPlan, trace: RequestTrace) -> Iterator[Finding]:
+    """Find prompts that the engine refuses, and what would take them; and requests beyond the
+    model's context.
+    """
+    rules, num_input = (plan.prefill or plan).serving.rules, trace.num_input
     refused = num_input > rules.longest_prompt
     if refused.any():
         yield Finding(
@@ -102,6 +104,16 @@ def refusal_notes(plan: DeploymentPlan, num_input: Ints) -> Iterator[Finding]:
             requests=len(num_input),
             token_budget=rules.token_budget,
             longest=num_input.max(),
+        )
+    context, tokens = plan.placement.model.max_context_tokens, num_input + trace.num_output
+    if context is not None and (beyond := tokens > context).any():
+        yield Finding(
+            "note.too_long",
+            plan=plan.name,
+            beyond=beyond.sum(),
+            requests=len(tokens),
+            context=context,
+            longest=tokens.max(),
         )
 
 

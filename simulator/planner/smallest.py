@@ -4,6 +4,7 @@ GPUs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from simulator.base.data import available_files
@@ -11,6 +12,11 @@ from simulator.base.errors import UserError
 from simulator.planner.space import Space
 from simulator.scenario.jobs import load_question
 from simulator.scenario.question import ask
+
+_LEAST_S = 300.0
+"""Seconds of arrivals of a comparison: a queue that grows is long by then."""
+_MOST_REQUESTS = 50_000
+"""Requests of a comparison, at most: some ten seconds of simulation."""
 
 
 def compare(
@@ -43,6 +49,8 @@ def compare(
         cluster, num_gpus = kind, num_gpus or int(number)
     slo = {key: _read_limit(text) for key, text in limits.items()}
     asked = ask(models, cluster, rate, num_input, num_output, limits)
+    steady = min(math.ceil(_LEAST_S * rate), _MOST_REQUESTS)
+    asked["workload"]["num_requests"] = max(asked["workload"]["num_requests"], steady)
     free = [{"cluster": cluster, "price_per_gpu_hour": 0.0}]  # a comparison needs no price
     question = load_question({**asked, "clusters": free})
     space = Space(question, question.folder)

@@ -216,14 +216,29 @@ _OFTEN = 0.1
 _LATE = 1.02
 """Ratio of a run's duration to that of its arrivals (and a mean request) above which it has fallen
 behind."""
+_GROWS = 1.5
+"""Ratio of the mean wait of the last quarter of requests to that of the second above which the
+queue grows: 7/3 where it grows evenly, 1 where it does not."""
 
 
-def find_refusals(row: pd.Series, name: str) -> Iterator[Finding]:
-    """Count the requests that an engine refuses, if any."""
+def find_refusals(results: Results, name: str, row: pd.Series, short: str) -> Iterator[Finding]:
+    """Count the requests that an engine refuses, and those beyond the model's context, which it
+    would refuse or cut short and which are simulated as if it served them.
+
+    Args:
+        row: the deployment's row of ``summary.csv``.
+        short: name of the deployment in sentences.
+    """
     refused = float(row["num_refused"])
     if refused > 0:  # nor undefined
         total = refused + float(row["num_requests"]) + float(row["num_lost"])
-        yield Finding("run.refuses", name=name, refused=refused, requests=total)
+        yield Finding("run.refuses", name=short, refused=refused, requests=total)
+    context = results.facts(name).get("max_context_tokens")
+    if context is not None:
+        requests = results.requests[name]
+        beyond = float((requests["num_input"] + requests["num_output"] > context).mean())
+        if beyond:
+            yield Finding("run.too_long", name=short, share=beyond, context=context)
 
 
 def find_queue(results: Results, name: str, row: pd.Series, short: str) -> Iterator[Finding]:
@@ -240,6 +255,8 @@ def find_queue(results: Results, name: str, row: pd.Series, short: str) -> Itera
         return
     arrivals_s, duration_s = float(requests["arrival_s"].max()), float(row["duration_s"])
     is_late = duration_s > _LATE * arrivals_s + float(row["e2e_p50_s"]) and arrivals_s > 0
+    # The latency of a short run may be that of its queue, which then hides that it grows.
+    is_late = is_late or _is_growing(requests, arrivals_s)
     has_pools = (steps["pool"] != "both").any()  # each has limits of its own
     facts = results.run["deployments"][name]
     yield Finding(
@@ -252,6 +269,19 @@ def find_queue(results: Results, name: str, row: pd.Series, short: str) -> Itera
         max_sequences=None if has_pools else facts["max_sequences"],
         token_budget=None if has_pools else facts["token_budget"],
     )
+
+
+def _is_growing(requests: Columns, arrivals_s: float) -> bool:
+    """Whether later requests wait longer, and for a while that is not short beside the time in
+    which they arrive.
+    """
+    arrival_s = requests["arrival_s"].to_numpy(float)
+    wait_s = requests["scheduled_s"].to_numpy(float) - arrival_s
+    _, second, _, last = np.array_split(wait_s[np.argsort(arrival_s, kind="stable")], 4)
+    if not (np.isfinite(second).any() and np.isfinite(last).any()):
+        return False
+    last_s = float(np.nanmean(last))
+    return last_s > max(_GROWS * float(np.nanmean(second)), (_LATE - 1) * arrivals_s)
 
 
 def _find_limits(steps: Columns) -> dict[str, float]:
@@ -357,8 +387,8 @@ def find_insides(
     """
     each = [(name, row, short[name]) for name, row in rows.items()]
     told = results.run["deployments"]
-    for _, row, own in each:
-        yield from find_refusals(row, own)
+    for name, row, own in each:
+        yield from find_refusals(results, name, row, own)
     for name, row, own in each:
         yield from find_changes(results, name, row, own)
         yield from find_scaling(results, name, row, own)

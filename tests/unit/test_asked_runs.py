@@ -7,6 +7,7 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.commands.folders import diff, recall_job
+from simulator.commands.run import run
 from simulator.planner.smallest import compare
 from simulator.results.answer import Answer
 from simulator.results.answer.folder import PlanResults
@@ -52,6 +53,36 @@ def test_a_run_by_options_is_the_file_that_it_writes_and_runs_again_from_its_fol
 
 def laid_out(models="mixtral-8x7b,qwen3-8b", cluster="h100-sxm", num_gpus=None, ttft="1.5"):
     return compare(models, cluster, 3.0, 2000, 300, {"ttft_s": ttft}, num_gpus)
+
+
+def warnings_of(num_input, rate, num_requests):
+    asked = compare("olmoe-1b-7b", "h100-sxm", rate, num_input, 20, {"ttft_s": "5"})
+    results = run({**asked, "workload": {**asked["workload"], "num_requests": num_requests}})
+    found = results.verdict["findings"]
+    return {one["kind"] for one in found if one["severity"] == "warning"}, results.run["notes"]
+
+
+@pytest.mark.slow
+def test_a_queue_that_grows_is_overload_in_a_short_run_as_in_a_long_one():
+    """However short: its latency is that of the queue, which must not hide that it grows."""
+    for num_requests in (1500, 6000):
+        assert "run.overloaded" in warnings_of(1000, 400.0, num_requests)[0]
+        assert "run.overloaded" not in warnings_of(1000, 40.0, num_requests)[0]
+
+
+def test_enough_requests_are_asked_that_a_queue_may_grow():
+    for rate, num_requests in ((1.0, 2000), (100.0, 30_000), (1e5, 50_000)):
+        asked = compare("olmoe-1b-7b", "h100-sxm", rate, 100, 20, {"ttft_s": "5"})
+        assert asked["workload"]["num_requests"] == num_requests
+
+
+def test_requests_beyond_the_context_are_told_in_the_verdict_and_the_notes():
+    kinds, notes = warnings_of(5000, 0.5, 20)  # its context is of 4,096 tokens
+    assert "run.too_long" in kinds
+    assert any(note.startswith("20 of 20 requests are longer") for note in notes)
+    kinds, notes = warnings_of(4076, 0.5, 20)
+    assert "run.too_long" not in kinds
+    assert not any("longer than the context" in note for note in notes)
 
 
 @pytest.mark.parametrize(

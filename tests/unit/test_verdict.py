@@ -93,6 +93,7 @@ def deployment(
             "replica": 0,
             "outcome": "finished",
             "arrival_s": [0.0, 100.0],
+            "scheduled_s": [0.0, 100.0],
             "first_token_s": [0.0, 100.0 + late_s],
             "room_wait_s": 0.0,
             "transfer_s": 0.0,
