@@ -367,6 +367,9 @@ def _find_notes(results: Results, short: dict[str, str]) -> Iterator[Finding]:
     gpus = {short[str(row["deployment"])]: tell_gpus(row) for _, row in results.summary.iterrows()}
     if len(set(gpus.values())) > 1:
         yield Finding("verdict.other_hardware", gpus=gpus)
+    lesser = [name for name, one in facts.items() if one.get("pruning") or one.get("reduction")]
+    if lesser and len(facts) > 1:
+        yield Finding("verdict.lesser_models", names=[short[name] for name in lesser])
     for name in results.deployments:
         steps = results.steps[name]
         most = int(steps["running"].max()) // facts[name]["num_batches"]

@@ -370,3 +370,12 @@ def test_work_that_is_done_again_is_named_with_its_share():
 def test_more_sequences_than_were_measured_are_called_extrapolated(running, found):
     judged = judge(deployment("A", running=running))
     assert [one["sequences"] for one in facts_of(judged, "verdict.extrapolated")] == found
+
+
+def test_a_comparison_with_a_pruned_model_says_that_quality_is_not_compared():
+    lesser, whole = deployment("A"), deployment("B", ttft_s=0.3)
+    assert not facts_of(judge(lesser, whole), "verdict.lesser_models")
+    for key in ("pruning", "reduction"):
+        lesser[-1][key] = "two_four"
+        assert facts_of(judge(lesser, whole), "verdict.lesser_models") == [{"names": ["A"]}]
+        lesser[-1].pop(key)
