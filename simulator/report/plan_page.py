@@ -100,6 +100,16 @@ class Candidate(NamedTuple):
     why: str
     """The target that it misses; empty where it meets all."""
 
+    @property
+    def machines(self) -> str:
+        """Kind of the cluster, without its size."""
+        return self.row.cluster.removesuffix(f"-{self.row.gpus}")
+
+    @property
+    def gpu_price(self) -> float:
+        """Price of a GPU an hour, without electricity that is paid apart."""
+        return (self.row.cost_per_hour - self.row.cost_power_per_hour) / (self.row.gpus or 1)
+
 
 class CandidatesTable(NamedTuple):
     """The candidates by the heading that they stand under."""
@@ -108,6 +118,11 @@ class CandidatesTable(NamedTuple):
     groups: dict[str, list[Candidate]]
     is_banded: bool
     has_estimates: bool
+
+    @property
+    def prices(self) -> dict[str, float]:
+        """Price of a GPU an hour by kind of machines."""
+        return {one.machines: one.gpu_price for rows in self.groups.values() for one in rows}
 
 
 def list_candidates(answer: Answer) -> CandidatesTable | None:
@@ -268,6 +283,7 @@ def render(plan: PlanResults) -> str:
         share_above=_share_above,
         limits=[plan_text.limit_text(name, limit) for name, limit in answer.targets.items()],
         candidates=list_candidates(answer),
+        is_floor=is_floor,
         # A plan that was asked for less has less to show: no line says what is missing.
         drawn=cards.draw(FIGURES, answer),
         has_bands=has_bands,

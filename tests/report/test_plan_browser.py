@@ -6,9 +6,10 @@ import pytest
 
 from simulator.base.formats import batched_tokens
 from simulator.report.gallery import plots
-from simulator.report.plan_page import FIGURES, render
+from simulator.report.plan_page import FIGURES, list_candidates, render
 from simulator.results.answer import Answer
 from simulator.results.answer.folder import PlanResults
+from simulator.results.plan_text import is_floor
 from tests.report.plan_answers import RUN, TRAFFIC, answer, banded
 from tests.report.windows import DESK, PHONE
 
@@ -33,6 +34,44 @@ def test_it_opens_offline_and_its_lists_and_buttons_work(open_page, tmp_path, vi
     ) == ["EP 8"]
     page.dispatch_event(".copy >> nth=0", "click")
     assert page.evaluate("getSelection().toString()").strip() == "moesim run recommended.toml"
+    assert opened.problems == []
+
+
+def test_candidates_are_ranked_anew_under_other_prices_and_limits(open_page, tmp_path):
+    """As the rows themselves say: cheapest first of those whose every figure keeps its limit."""
+    given, target = answer(), "tpot_s.p90"
+    rows = given["recommended"], *given["candidates"]
+    for row, value in zip(rows, (0.04, 0.04, 0.02, 0.03), strict=True):
+        row[target] = value
+    rows[-1]["cluster"] = "b200-sxm-8"
+    made = Answer.model_validate(given)
+    file = tmp_path / "report.html"
+    file.write_text(render(PlanResults(RUN, made)), encoding="utf-8")
+    opened = open_page(file, DESK)
+    page = opened.page
+    rows = page.locator("tr[data-gpus]")
+    before = rows.all_inner_texts()
+    shown = [one for group in list_candidates(made).groups.values() for one in group]
+    prices, limits = {"h100-sxm": 2.0, "b200-sxm": 0.1}, made.targets | {target: 0.035}
+    for machines, price in prices.items():
+        page.fill(f'[data-price="{machines}"]', str(price))
+    page.fill(f'[data-limit="{target}"]', "0.035")
+
+    def worst(row):
+        ratios = {name: row.measured_value(name) / limits[name] for name in limits}
+        return max(1 / one if is_floor(name) else one for name, one in ratios.items())
+
+    def cost(one):
+        return one.row.gpus * prices[one.machines] + one.row.cost_power_per_hour
+
+    meets = sorted((one for one in shown if worst(one.row) <= 1), key=cost)
+    assert 0 < len(meets) < len(shown)
+    names = [text.splitlines()[0] for text in rows.all_inner_texts()]
+    assert names[: len(meets)] == [one.row.deployment for one in meets]
+    assert meets[0].row.deployment in page.inner_text(".conditions output")
+    page.click(".conditions button")
+    page.wait_for_function("!document.querySelector('.conditions output').value")
+    assert rows.all_inner_texts() == before
     assert opened.problems == []
 
 

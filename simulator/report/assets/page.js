@@ -234,6 +234,63 @@
     setTimeout(() => (said.data = "Copy"), 1500);
   };
 
+  // A plan's candidates under other prices and limits, from what was simulated of each: the cheapest that meets them first.
+  const rankAnew = (form) => {
+    const inputs = [...form.querySelectorAll("input")];
+    const body = form.parentElement.querySelector("tbody");
+    const isPlanned = inputs.every((one) => one.value === one.defaultValue || !one.checkValidity() || one.value === "");
+    body.replaceChildren(...(form.planned ??= [...body.children].map((row) => row.cloneNode(true))).map((row) => row.cloneNode(true)));
+    form.querySelector("button").hidden = isPlanned;
+    form.querySelector("output").value = "";
+    for (const one of inputs.filter((one) => one.dataset.limit)) {
+      const place = body.querySelector(`[data-figure="${one.dataset.limit}"]`)?.cellIndex;
+      const hint = body.parentElement.tHead.rows[0].cells[place]?.querySelector(".hint");
+      if (!hint) continue;
+      hint.dataset.planned ??= hint.textContent;
+      hint.textContent = one.value === one.defaultValue ? hint.dataset.planned : `limit ${one.value}`;
+    }
+    if (isPlanned) return;
+    const number = (one) => Number(one.value === "" || !one.checkValidity() ? one.defaultValue : one.value);
+    const prices = new Map(inputs.filter((one) => one.dataset.price).map((one) => [one.dataset.price, number(one)]));
+    const limits = inputs.filter((one) => one.dataset.limit);
+    const short = (value) => Number(value.toPrecision(3)).toLocaleString("en", { maximumFractionDigits: 6 });
+    const rows = [...body.querySelectorAll("tr[data-gpus]")].map((row) => {
+      const { machines, gpus, power, cost: planned, least } = row.dataset;
+      const cost = gpus * prices.get(machines) + Number(power);
+      const worst = Math.max(Number(least), ...limits.map((one) => {
+        const value = Number(row.querySelector(`[data-figure="${one.dataset.limit}"]`)?.dataset.value || NaN);
+        return one.hasAttribute("data-floor") ? number(one) / value : value / number(one);
+      }));
+      for (const cell of row.querySelectorAll("[data-value]")) {
+        const { figure, value } = cell.dataset;
+        if (figure === "cost_per_hour" || figure.startsWith("cost_per_million")) cell.textContent = short(planned > 0 ? (value * cost) / planned : cost);
+        if (figure === "worst_ratio") cell.textContent = Number.isNaN(worst) ? "not simulated" : `${short(100 * worst)} %`;
+        if (figure === "is_best_probability") cell.textContent = "–";
+      }
+      if (worst <= 1) row.querySelector(".why")?.remove();
+      return { row, cost, worst };
+    });
+    const meets = rows.filter(({ worst }) => worst <= 1).sort((one, other) => one.cost - other.cost);
+    const head = (text) => {
+      const made = body.querySelector(".group").cloneNode(true);
+      made.querySelector("span").textContent = text;
+      return made;
+    };
+    const misses = rows.filter(({ worst }) => !(worst <= 1));
+    body.replaceChildren(
+      ...(meets.length ? [head("Meet these limits, the cheapest first"), ...meets.map(({ row }) => row)] : []),
+      ...(misses.length ? [head("Miss a limit, or were not simulated for it"), ...misses.map(({ row }) => row)] : []),
+    );
+    form.querySelector("output").value =
+      (meets.length ? `Cheapest of these: ${meets[0].row.querySelector(".name").textContent}, ${short(meets[0].cost)} ${form.dataset.currency} an hour.` : "None of these meets the limits.") +
+      " Others were not simulated for them: plan again to search all.";
+  };
+  for (const form of document.querySelectorAll(".conditions")) {
+    form.addEventListener("input", () => rankAnew(form));
+    form.addEventListener("reset", () => setTimeout(() => rankAnew(form)));
+    form.addEventListener("submit", (event) => event.preventDefault());
+  }
+
   document.addEventListener("click", (event) => {
     const copied = event.target.closest(".copy");
     if (copied) copy(copied);
