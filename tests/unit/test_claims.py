@@ -222,6 +222,18 @@ def test_another_seed_gives_the_same_verdict(tmp_path, text):
     assert all(one.ratio is None or one.low <= one.ratio <= one.high for one in first.cases)
 
 
+@pytest.mark.slow
+def test_bands_of_the_best_model_hold_what_each_other_law_finds_best(tmp_path):
+    laws = ["fine-grained-moe", "routed-rl-r", "geometric-mean"]
+    several = ON_A_DEVICE.replace("tokens = 1e12", f"tokens = 1e12\nother_laws = {laws}")
+    banded = try_one(tmp_path, several.replace("'", '"')).answers[0].cases
+    assert any(one.outcome == "open" for one in banded if one.ratio)
+    for law in ("joint-moe", *laws):
+        alone = try_one(tmp_path, ON_A_DEVICE.replace("joint-moe", law)).answers[0].cases
+        for one, other in zip(banded, alone, strict=True):
+            assert one.ratio is None or one.low < other.ratio < one.high
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -38,12 +38,17 @@ class _Runs(NamedTuple):
 
     name: str
     is_mixture: bool
-    quality: float
-    """Parameters of the dense model that is as good."""
+    qualities: tuple[float, ...]
+    """Parameters of the dense model that is as good, by each law."""
     tokens_per_s: tuple[float, ...]
     """Output tokens per second of one user, over seeds."""
     offload: str
     """Place of its experts in words; empty where everything fits."""
+
+    @property
+    def quality(self) -> float:
+        """Parameters of the dense model that is as good, by the first law."""
+        return self.qualities[0]
 
     @property
     def text(self) -> str:
@@ -74,6 +79,8 @@ class Device(Frozen):
     """Number format of weights."""
     law: str
     """Scaling law that says how good a mixture of experts is."""
+    other_laws: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Scaling laws that may say otherwise, over which bands reach."""
     tokens: TrainingTokens
     """Tokens of training of all models."""
     prompt_tokens: Tokens = 300
@@ -98,11 +105,12 @@ class Device(Frozen):
 
     def _try_models(self, device: str, seeds: Sequence[int]) -> Iterator[_Runs]:
         """Every model that the device runs, offloaded where it has no room otherwise."""
-        law = load_law(self.law, "claim [trial]")
+        laws = [load_law(name, "claim [trial]") for name in (self.law, *self.other_laws)]
         for entry in self._list_entries():
             spec = DeploymentSpec.model_validate({"name": "one", "cluster": device, **entry})
             model = choose_model(spec, "claim [trial]")
-            quality = law.find_equal_dense(measure_size(model), self.tokens)
+            size = measure_size(model)
+            quality = tuple(law.find_equal_dense(size, self.tokens) for law in laws)
             name = _name(spec, model)
             if (speed := self._measure(device, entry, seeds[:1])) is not None:
                 yield _Runs(name, model.moe is not None, quality, speed, "")
@@ -126,7 +134,7 @@ class Device(Frozen):
         entry: Policy,
         name: str,
         moe: MoE,
-        quality: float,
+        quality: tuple[float, ...],
         seeds: Sequence[int],
     ) -> Iterator[_Runs]:
         """The model with as many of its experts in the GPU's memory as fit, and the others in the
@@ -177,24 +185,23 @@ class Device(Frozen):
         }
         fast = [one for one in found if min(one.tokens_per_s) >= speed]
         maybe = [one for one in found if max(one.tokens_per_s) >= speed]
-        moe, dense = (
-            max(
-                (one for one in fast if one.is_mixture == is_mixture),
-                key=lambda one: one.quality,
-                default=None,
-            )
-            for is_mixture in (True, False)
-        )
+        moe, dense = (_find_best(fast, is_mixture) for is_mixture in (True, False))
         if moe is None or dense is None:
             runs: Runs = "moe" if moe else "rival" if dense else "neither"
             only = moe or dense
             return Case(**shared, runs=runs, note=f"only {only.text}" if only else "")
-        best = max((one.quality for one in maybe if one.is_mixture), default=moe.quality)
+        ratios = [
+            best_moe.qualities[law] / best_dense.qualities[law]
+            for law in range(len(moe.qualities))
+            for some in (fast, maybe)
+            if (best_moe := _find_best(some, True, law))
+            if (best_dense := _find_best(fast, False, law))
+        ]
         return Case(
             **shared,
             ratio=moe.quality / dense.quality,
-            low=moe.quality / dense.quality * (1 - _ALIKE),
-            high=best / dense.quality * (1 + _ALIKE),
+            low=min(ratios) * (1 - _ALIKE),
+            high=max(ratios) * (1 + _ALIKE),
             moe=f"{moe.text}, as good as {count_text(moe.quality)} dense",
             other=dense.text,
         )
@@ -206,10 +213,17 @@ class Device(Frozen):
             {
                 "speeds": ", ".join(f"at {speed} {own:whether}" for speed, own in by_speed.items()),
                 **self.model_dump(include={"weight_dtype", "prompt_tokens", "law"}),
+                "laws": ", ".join(self.other_laws) or "no others",
                 "tokens": count_text(self.tokens),
             },
             {"devices": Cases.by(cases, "device"), "speeds": by_speed},
         )
+
+
+def _find_best(found: Sequence[_Runs], is_mixture: bool, law: int = 0) -> _Runs | None:
+    """The best mixture, or dense model, by a law; ``None`` where there is none."""
+    own = (one for one in found if one.is_mixture == is_mixture)
+    return max(own, key=lambda one: one.qualities[law], default=None)
 
 
 def _name(spec: DeploymentSpec, model: ModelSpec) -> str:
