@@ -13,9 +13,8 @@ from simulator.cli.console import StoppedError
 from simulator.commands import record_training
 from simulator.config.claim import load_claim
 from simulator.lab.cli import claims as cli
-from simulator.lab.commands import claims, measured_claims
-from simulator.lab.commands.claims import try_claims
-from simulator.lab.commands.measured_claims import ClaimMeasurements, read_measured
+from simulator.lab.commands import claims
+from simulator.lab.commands.claims import ClaimMeasurements, read_measured, try_claims
 from simulator.lab.report.claims_page import render
 from simulator.lab.results.claims import ClaimsResults
 from tests.runtime.model_files import write_models
@@ -132,7 +131,7 @@ def test_what_is_kept_belongs_to_a_machine_and_to_what_was_asked(folder, monkeyp
     assert read_measured(asked) is None
     assert read_measured(claim.model_copy(update={"real": None})) is None
     with monkeypatch.context() as patch:
-        patch.setattr("simulator.lab.commands.measured_claims.name_machine", lambda: "another")
+        patch.setattr("simulator.lab.commands.claims.name_machine", lambda: "another")
         assert read_measured(claim) is None
     (file,) = (folder / "cache" / "moesim" / "measured").glob("claim-pruned-*.json")
     assert json.loads(file.read_text()) == kept.model_dump(mode="json")
@@ -164,7 +163,7 @@ def test_what_is_wrong_is_told_before_anything_is_measured(folder, table, told):
     ],
 )
 def test_ctrl_c_says_what_is_kept(folder, monkeypatch, stopped_in, told, num_kept):
-    show = measured_claims.show_part
+    show = claims.show_part
 
     def stop_while_measuring(progress, what, *words):
         if what.startswith(f"{stopped_in},"):
@@ -174,7 +173,7 @@ def test_ctrl_c_says_what_is_kept(folder, monkeypatch, stopped_in, told, num_kep
     def stop_while_trying(*arguments, **keys):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measured_claims, "show_part", stop_while_measuring)
+    monkeypatch.setattr(claims, "show_part", stop_while_measuring)
     if stopped_in == "trying":
         monkeypatch.setattr(claims, "try_claims", stop_while_trying)
     with pytest.raises(StoppedError, match=told):  # the command would end this process

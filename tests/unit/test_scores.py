@@ -12,12 +12,12 @@ import pytest
 from simulator.base.errors import UserError
 from simulator.config.calibration import load_calibration
 from simulator.lab.report.scoreboard import render
-from simulator.lab.results.judgement import judge_targets
 from simulator.lab.results.scores import (
     SCORE_COLUMNS,
     TARGETS,
     Scoreboard,
     bands_hold,
+    judge_targets,
     order_of,
     reasons,
     score,

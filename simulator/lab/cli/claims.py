@@ -42,8 +42,7 @@ def claims(
     and storage, on your device) under many conditions, and say which holds where.
     """
     from simulator.commands.report import write_results
-    from simulator.lab.commands.claims import try_claims
-    from simulator.lab.commands.measured_claims import ClaimMeasurements
+    from simulator.lab.commands.claims import ClaimMeasurements, try_claims
     from simulator.lab.results.claims import ClaimsResults
     from simulator.results.results_folder import make_verdict
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
-from rich.text import Text
 from typer.core import TyperCommand
 
 from simulator.base.errors import UserError
 from simulator.base.partial import whole_file
 from simulator.cli import console
 from simulator.cli.console import Screen
+
+if TYPE_CHECKING:
+    from simulator.lab.results.scores import Scoreboard
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -231,18 +233,13 @@ def _answer_one(
 # Scoreboard of ``moesim validate`` in a terminal, and as JSON.
 
 
-_GROUPS_SHOWN = 12
-"""Groups of a suite that are printed, the worst first."""
-_REASONS_SHOWN = 15
-"""Reasons of a suite that are printed, the most frequent first."""
 _WIDTH = 120
 """Columns of a table where no terminal says how wide it is."""
 
 
-def as_numbers(board: Any) -> dict[str, Any]:
+def as_numbers(board: Scoreboard) -> dict[str, Any]:
     """Convert the scoreboard for another program: not a number is null."""
-    from simulator.lab.results.judgement import judge_targets
-    from simulator.lab.results.scores import reasons, score_groups
+    from simulator.lab.results.scores import judge_targets, reasons, score_groups
 
     tables = {
         "scores": score_groups(board.rows),
@@ -261,150 +258,17 @@ def as_numbers(board: Any) -> dict[str, Any]:
     }
 
 
-def print_board(board: Any) -> None:
-    """Print the scores of each suite, its targets, the meaning of the words, and the rows that
-    cannot be answered or compared, with reasons.
-    """
-    from simulator.lab.results.judgement import IN_SAMPLE, judge_targets, tally
-    from simulator.lab.results.scores import list_suites, reasons, remarks
-
+def print_board(board: Scoreboard) -> None:
+    """Print the findings and the tables, whose texts fold where a terminal is narrow."""
+    console.print_verdict(board.verdict)
     out = console.out if console.out.is_terminal else Screen(width=_WIDTH)
-    if board.rows.empty and not remarks(board):
-        out.say("Nothing was measured in these rows, so there is no error to show.")
-    if len(board.rows):
-        for title, total, groups in list_suites(board):
-            out.print(_scores_table(title, total, groups))
-        out.print(_LEGEND)
-        out.print()
-        targets = judge_targets(board)
-        if len(targets):
-            out.print(_targets_table(targets))
-            if counted := tally(targets):
-                out.print(counted, style="bold")
-        if board.in_sample():
-            out.print(IN_SAMPLE, style="bold")
-            out.print()
-    for sentence in remarks(board):
-        out.say(sentence, "yellow")
-    if len(found := reasons(board.rows, "unsupported") if len(board.rows) else board.rows):
-        out.print(_reasons_table(found))
-
-
-_LEGEND = (
-    "median, mean, p90: of the absolute error |predicted / measured - 1|. bias: "
-    "median of predicted / measured - 1, above 0 where predictions are too large. no answer: "
-    "share of rows that are unsupported. extrapol.: answered from outside what was measured, "
-    "with a wider band. in band: share of measurements between a prediction's low and high, "
-    "which are meant to hold 80 %. target: median/p90. within target here: "
-    "of the errors on these rows, in sample or not."
-)
-
-
-def _scores_table(title: str, total: dict[Any, Any], groups: Any) -> Table:
-    drawn = Table(title=title, **_LOOK)
-    drawn.add_column("worst first", overflow="fold", min_width=11)
-    errors = ("rows", "median", "mean", "p90", "bias")
-    for heading in (*errors, "no\nanswer", "extra-\npol.", "in\nband"):
-        drawn.add_column(heading, justify="right", no_wrap=True)
-    drawn.add_column("target", justify="right", no_wrap=True)
-    drawn.add_column("within\ntarget\nhere", no_wrap=True)
-    for row in groups.head(_GROUPS_SHOWN).to_dict("records"):
-        limits = (100 * row["target_median"], 100 * row["target_p90"])
-        target = "" if math.isnan(limits[0]) else "{:.0f}/{:.0f}".format(*limits)
-        name, met = str(row["group"]) or "all", _verdict(row["within_target"])
-        drawn.add_row(name, *_cells(row), target, met)
-    if len(groups) > _GROUPS_SHOWN:
-        drawn.add_row(Text(f"... and {len(groups) - _GROUPS_SHOWN} better groups", style="dim"))
-    if len(groups) > 1:
-        drawn.add_section()
-        drawn.add_row("all", *_cells(total), style="bold")
-    return drawn
-
-
-_LOOK: dict[str, Any] = {
-    "box": box.SIMPLE_HEAD,
-    "title_justify": "left",
-    "title_style": "bold",
-    "padding": (0, 1, 0, 0),
-    "pad_edge": False,
-}
-
-
-def _cells(row: dict[Any, Any]) -> list[str]:
-    limits = [
-        [limit] if math.isfinite(limit) else []
-        for limit in (row.get("target_median", math.nan), row.get("target_p90", math.nan))
-    ]
-    rest = (percent(row[key]) for key in ("unsupported", "extrapolated", "covered"))
-    errors = (
-        percent(row["median"], *limits[0], digits=1),
-        percent(row["mean"]),
-        percent(row["p90"], *limits[1]),
-        percent(row["bias"], sign="+"),
-    )
-    return [f"{row['rows']:,}", *errors, *rest]
-
-
-def percent(value: float, *limits: float, digits: int = 0, sign: str = "") -> str:
-    """Write a share or an error, with as many digits as show on which side of a limit it lies.
-
-    >>> percent(0.0812, digits=1), percent(12.3, digits=1), percent(0.253, 0.25)
-    ('8.1%', '1230%', '25.3%')
-    >>> percent(-0.02, sign="+"), percent(float("nan"))
-    ('-2%', '-')
-    """
-    from simulator.lab.results.judgement import digits_beside
-
-    if math.isnan(value):
-        return "-"
-    return (
-        f"{value:{sign}.{digits_beside(value, *limits, digits=0 if abs(value) >= 1 else digits)}%}"
-    )
-
-
-def _verdict(met: bool | None) -> Text:
-    return (
-        Text("-", style="dim")
-        if met is None
-        else Text("yes", style="green")
-        if met
-        else Text("no", style="red")
-    )
-
-
-def _targets_table(found: Any) -> Table:
-    drawn = Table(title="targets", **_LOOK)
-    drawn.add_column("what", overflow="fold")
-    drawn.add_column("asked\n(median / p90)", overflow="fold")
-    every, some = bool(found["in_sample"].all()), bool(found["in_sample"].any())
-    drawn.add_column(
-        "in sample" if every else "on these rows\n(* in sample)" if some else "on these rows",
-        overflow="fold",
-    )
-    drawn.add_column("models\nleft out", overflow="fold")
-    drawn.add_column("rows", justify="right")
-    drawn.add_column("met")
-    for row in found.to_dict("records"):
-        asked, seen, left_out = (_short(row[key]) for key in ("asked", "found", "left_out"))
-        seen += " *" if row["in_sample"] and not every else ""
-        left_out = f"{left_out}\n({row['left_out_rows']:,} rows)" if left_out else "-"
-        drawn.add_row(row["what"], asked, seen, left_out, f"{row['rows']:,}", _verdict(row["met"]))
-    return drawn
-
-
-def _short(errors: str) -> str:
-    return errors.replace("median ", "").replace(", p90", " /")
-
-
-def _reasons_table(found: Any) -> Table:
-    drawn = Table(title="what cannot be answered, and why", **_LOOK)
-    drawn.add_column("suite")
-    drawn.add_column("rows", justify="right")
-    drawn.add_column("why", overflow="fold")
-    for row in found.head(_REASONS_SHOWN).to_dict("records"):
-        drawn.add_row(row["suite"], f"{row['rows']:,}", row["reason"])
-    if len(found) > _REASONS_SHOWN:
-        rest = found.iloc[_REASONS_SHOWN:]
-        more = Text(f"... {len(rest)} further reasons", style="dim")
-        drawn.add_row("", f"{int(rest['rows'].sum()):,}", more)
-    return drawn
+    for title, tables in groupby(board.list_tables(), key=lambda table: table.title):
+        out.print(title, style="bold")
+        for table in tables:
+            drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+            for heading in table.rows[0]:
+                drawn.add_column(str(heading), overflow="fold")
+            for row in table.rows[1:]:
+                drawn.add_row(*map(str, row))
+            out.print(drawn)
+        out.print(f"{table.lead}\n")

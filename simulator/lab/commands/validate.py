@@ -13,7 +13,7 @@ from simulator.lab.calibration.left_out import answer_left_out
 from simulator.lab.report.scoreboard import render
 from simulator.lab.results.scores import Scoreboard
 from simulator.lab.validation.accuracy import append_history, read_history, update_document
-from simulator.lab.validation.board import everything, write
+from simulator.lab.validation.board import everything
 
 
 def validate(
@@ -63,7 +63,7 @@ def validate(
             board = replace(board, history=read_history(past))
         if target is not None:
             progress("writing the report", 0, None)
-            write(board, target, render)
+            board.write(target, render)
         if document and partial:
             old = read_text(document) if document.exists() else ""
             partial.write_text(update_document(old, board), encoding="utf-8")

@@ -2,176 +2,108 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from typing import Any
+from itertools import chain, groupby
 
-import numpy as np
 import pandas as pd
 
-from simulator.base.formats import UNDEFINED
+from simulator.base.formats import UNDEFINED, count, number
 from simulator.lab.report.scoreboard_figures.errors import amount
-from simulator.lab.results.judgement import IN_SAMPLE, digits_beside, judge_targets, tally
-from simulator.lab.results.scores import (
-    Scoreboard,
-    is_answered,
-    list_suites,
-    reasons,
-    remarks,
-    title_of,
-    worst,
-)
+from simulator.lab.results.scores import Scoreboard, is_answered, percent_of, title_of, worst
 from simulator.report.deployment_tables import describe_making
-from simulator.report.front import make_front
 from simulator.report.gallery import FigureCards, load_figures
-from simulator.report.rendering import render_page
+from simulator.report.rendering import Block, Section, render_blocks
+from simulator.results.results_folder import Cell, TextTable
 
 FIGURES = load_figures("report.scoreboard_figures")
 """Figures in the order of the page; a file without one is refused before anything is run."""
 
-_MOST_GROUPS = 25
 _WORST_ROWS = 3
-_MOST_MISSED = 6
-_MOST_REASONS = 40
+_WORST_LEAD = (
+    "The rows of each suite whose prediction is furthest off, as a ratio either way. A row is "
+    "named by its number, from 0, or its id."
+)
+_FITS_LEAD = (
+    "Every fit that is shipped or yours, with the errors that it states of itself: on measurements "
+    "like those of the fit, with whole model shapes left out in turn."
+)
 
 
 def render(board: Scoreboard) -> str:
     """The page as one HTML document."""
-    cards, has_rows, in_sample = FigureCards(), bool(len(board.rows)), board.in_sample()
-    shown = [figure for figure in FIGURES if figure.section != "History" or len(board.history)]
-    return render_page(
-        "scoreboard.html",
-        "Accuracy",
-        cards,
-        amount=amount,
-        percent_beside=percent_beside,
-        front=make_front(
-            "Predictions against measurements",
-            {"headline": headline(board), "reasons": [*_list_missed(board), *remarks(board)]},
-        ),
-        in_sample=IN_SAMPLE if in_sample else "",
-        run=board.run,
-        rows=board.rows,
-        has_rows=has_rows,
-        answered=_select_answered(board),
-        targets=_list_targets(board) if has_rows else [],
-        drawn=cards.draw(shown, board) if has_rows else {},
-        scores=list(_list_scores(board)) if has_rows else [],
-        unanswered={
-            status: reasons(board.rows, status).to_dict("records")
-            for status in ("unsupported", "extrapolated")
-        },
-        most_reasons=_MOST_REASONS,
-        worst=_list_worst(board),
-        title_of=title_of,
-        fits=_group_fits(board.fits),
-        num_fits=len(board.fits),
-        making=describe_making(board.run),
+    cards, rows = FigureCards(), board.rows
+    figures = [figure for figure in FIGURES if figure.section != "History" or len(board.history)]
+    drawn = cards.draw(figures, board) if len(rows) else {}
+    absent = [f"{figure.title}: {figure.absent}" for figure in cards.missing]
+    absent += [f"{title}: is not drawn, {error}" for title, error in cards.failed.items()]
+    making = {"Command": board.run.get("command")} | describe_making(board.run)
+    tables = [
+        *board.list_tables(),
+        *([_list_worst(board)] if len(rows) else []),
+        *([_list_fits(board.fits)] if len(board.fits) else []),
+        _list_read(board),
+    ]
+    parts = [list(own) for _, own in groupby(tables, key=lambda table: table.title)]
+    shown = [Section(own[0].title, [Block(table=one) for one in own], own[0].lead) for own in parts]
+    sections = [
+        *shown[: bool(len(rows))],
+        *(Section(title, [Block(cards=own)]) for title, own in drawn.items()),
+        Section("Not drawn", [Block(sentences=absent, look="reasons")] if absent else []),
+        *shown[bool(len(rows)) :],
+        Section("How this was made", [Block(facts=making)]),
+    ]
+    setting = {"Tables": f"{len(board.run.get('tables', [])):,}"}
+    if len(rows):
+        answered = is_answered(rows["status"]) & rows["predicted"].notna()
+        setting |= {
+            "Measured values": f"{len(rows):,}",
+            "Answered": percent_of(answered.mean()),
+            "Extrapolated": percent_of(rows["status"].str.startswith("extrapolated").mean()),
+            "Skipped": f"{len(board.run.get('skipped', {})):,}",
+        }
+    eyebrow = "Predictions against measurements"
+    return render_blocks(
+        "Accuracy", cards, board.verdict, sections, eyebrow=eyebrow, setting=setting
     )
 
 
-def _select_answered(board: Scoreboard) -> pd.DataFrame:
-    """Rows that have a prediction."""
-    if board.rows.empty:
-        return board.rows
-    return board.rows[is_answered(board.rows["status"]) & board.rows["predicted"].notna()]
-
-
-def headline(board: Scoreboard) -> str:
-    """The finding in a sentence."""
-    answered = _select_answered(board)
-    if answered.empty:
-        return "No measured row was answered, so there is no error to show."
-    error = float(
-        np.median(
-            np.abs(answered["predicted"].to_numpy(float) / answered["measured"].to_numpy(float) - 1)
-        )
-    )
-    found = tally(judge_targets(board))
-    within = percent_beside(error)
-    said = f"Half of {len(answered):,} predictions are within {within} of what was measured"
-    if board.in_sample():
-        said += ", in sample" if board.is_in_sample(board.rows).all() else ", partly in sample"
-    return f"{said}; {found}." if found else f"{said}."
-
-
-def _list_missed(board: Scoreboard) -> list[str]:
-    """The targets that are not met, by the errors that they are judged by."""
-    if board.rows.empty:
-        return []
-    missed = []
-    for row in judge_targets(board).to_dict("records"):
-        if row["met"] is False:
-            found = row["found"]
-            if row["left_out"] and row["in_sample"]:
-                others = f"{row['left_out_rows']:,} rows with models left out"
-                found = f"{row['left_out']} of {others} ({found} in sample)"
-            missed.append(keep_units(f"Missed: {row['what']}: {found}; asked: {row['asked']}."))
-    if (more := len(missed) - _MOST_MISSED) > 0:
-        missed[_MOST_MISSED:] = [f"{more} further targets are missed; see below."]
-    return missed
-
-
-def _list_targets(board: Scoreboard) -> list[dict[Any, Any]]:
-    """Targets that the rows can be held to, as :func:`judge_targets`
-    has them, errors as median / 90th percentile, each number and its unit on one line.
+def _list_worst(board: Scoreboard) -> TextTable:
+    """The rows that are furthest off, of each suite and quantity; what is read first stands first,
+    since a telephone shows little more.
     """
-    rows = judge_targets(board).to_dict("records")
-    for row in rows:
-        row |= {key: _shorten_errors(row[key]) for key in ("what", "asked", "found", "left_out")}
-    return rows
-
-
-def _shorten_errors(text: str) -> str:
-    """Errors as the median / the 90th percentile."""
-    return keep_units(text.replace("median ", "").replace(", p90", " /"))
-
-
-def _list_scores(board: Scoreboard) -> Iterator[dict[Any, Any]]:
-    """Rows of errors: each suite's own numbers, then its groups, the worst first."""
-    no_target = {"target_median": math.nan, "target_p90": math.nan, "within_target": None}
-    for title, total, groups in list_suites(board):
-        own = groups.to_dict("records")
-        first = own[0] if len(own) == 1 else total | no_target
-        yield first | {"title": title, "is_total": True, "num_more": 0}
-        if len(own) > 1:
-            more = [0] * (min(len(own), _MOST_GROUPS) - 1) + [max(len(own) - _MOST_GROUPS, 0)]
-            for row, num_more in zip(own, more, strict=False):
-                title = str(row["group"]) or "all"
-                yield row | {"title": title, "is_total": False, "num_more": num_more}
-
-
-def _list_worst(board: Scoreboard) -> list[dict[Any, Any]]:
-    """The rows that are furthest off, of each suite and quantity."""
+    rows = [["Measured", "Predicted", "Error", "Suite", "Group", "Row", "Status"]]
     by_quantity = worst(board.rows, _WORST_ROWS).groupby(["suite", "quantity"], sort=False)
-    return [row for _, own in by_quantity for row in own.to_dict("records")]
+    for row in chain.from_iterable(own.to_dict("records") for _, own in by_quantity):
+        values = [amount(row[name], row["unit"]) for name in ("measured", "predicted")]
+        error = percent_of(row["predicted"] / row["measured"] - 1, signed=True)
+        source = f"{row['source'].split('/')[-1]}: " if "source" in row else ""
+        title = title_of(row["suite"], row["quantity"])
+        subject = f"{source}{row['subject']}"
+        rows.append([*values, error, title, row["group"], subject, row["status"]])
+    return TextTable("Furthest off", rows, _WORST_LEAD)
 
 
-def _group_fits(fits: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
-    """Errors that calibrations state of themselves, by calibration and table."""
-    if fits.empty:
-        return {}
-    return {
-        f"{calibration}: {table}": own.to_dict("records")
-        for (calibration, table), own in fits.groupby(["calibration", "table"], sort=False)
-    }
+def _list_fits(fits: pd.DataFrame) -> TextTable:
+    """Errors that calibrations state of themselves."""
+    titles = ["Fit", "Rows", "Median", "90th percentile", "Bias", "Measured / predicted", "Kind"]
+    rows: list[list[str | Cell]] = [[*titles]]
+    for fit in fits.to_dict("records"):
+        name = f"{fit['calibration']}: {fit['table']} {fit['entry']}".rstrip()
+        errors = [percent_of(fit[key], signed=key == "bias") for key in ("median", "p90", "bias")]
+        band = f"{number(fit['low'])} to {number(fit['high'])}" if fit["low"] > 0 else UNDEFINED
+        count_of = number(fit["rows"])
+        rows.append([Cell(name, fit["source"]), count_of, *errors, band, fit["kind"]])
+    return TextTable("What the calibrations say of themselves", rows, _FITS_LEAD)
 
 
-def percent_beside(value: float, *limits: float, digits: int = 1, signed: bool = False) -> str:
-    """A share or an error, with as many digits as show on which side of a limit it lies.
-
-    >>> percent_beside(0.0812), percent_beside(0.5, signed=True), percent_beside(12.34)
-    ('8.1 %', '+50.0 %', '1,234 %')
-    >>> percent_beside(0.25004, 0.25)
-    '25.004 %'
-    """
-    if not math.isfinite(value):
-        return UNDEFINED
-    digits = digits_beside(value, *limits, digits=0 if abs(value) >= 1 else digits)
-    text = f"{100 * value:{'+' if signed else ''},.{digits}f} %"
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def keep_units(text: str) -> str:
-    """A text with every number and its percent sign on one line."""
-    return text.replace(" %", "\N{NO-BREAK SPACE}%")
+def _list_read(board: Scoreboard) -> TextTable:
+    """Tables that were read, and files that were not, with reasons."""
+    rows = [["Table", "Suite", "Read"]]
+    for table in board.run.get("tables", []):
+        fitted = " that a calibration was fitted on" if table.get("in_sample") else ""
+        lost = table.get("unusable", {}).items()
+        read = [f"{number_of:,} without a usable {column}" for column, number_of in lost]
+        read.insert(0, count(table["rows"], "row") + fitted)
+        rows.append([table["source"], table["suite"], "; ".join(read)])
+    rows += [[name, UNDEFINED, why] for name, why in board.run.get("skipped", {}).items()]
+    lead = "Tables of measurements are told apart by their columns."
+    return TextTable("What was read", rows, lead)

@@ -141,21 +141,24 @@ class Measured(Frozen):
     """Seconds that it took."""
 
 
-class Finding(NamedTuple):
+class Finding(Frozen):
     """Findings of the test of a claim."""
 
-    cases: tuple[Case, ...]
     answer: str
     """Answer in plain words, behind the verdict."""
     sentences: tuple[str, ...]
     """Reasons with numbers."""
+    cases: tuple[Case, ...]
+    """Cases, those that do not count among them."""
     figures: tuple[Figure, ...] = ()
+    """Numbers beside the verdict."""
     charts: tuple[Chart, ...] = ()
+    """Figures of lines."""
     limits: tuple[str, ...] = ()
     """Sentences on what was not tried, and what is assumed."""
 
 
-class ClaimAnswer(Frozen):
+class ClaimAnswer(Finding):
     """A claim with its verdict and everything that the verdict rests on."""
 
     name: str
@@ -166,22 +169,10 @@ class ClaimAnswer(Frozen):
     """Claim as a question that can be tried."""
     verdict: Verdict
     """Verdict over the cases that count."""
-    answer: str
-    """Answer in plain words."""
-    sentences: tuple[str, ...]
-    """Reasons with numbers."""
-    cases: tuple[Case, ...]
-    """Cases, those that do not count among them."""
-    figures: tuple[Figure, ...]
-    """Numbers beside the verdict."""
-    charts: tuple[Chart, ...]
-    """Figures of lines."""
     evidence: tuple[PublishedFigure, ...]
     """Published figures."""
     maps: tuple[tuple[str, str], ...]
     """Pairs of conditions whose map the page shows."""
-    limits: tuple[str, ...]
-    """Sentences on what was not tried, and what is assumed."""
     seeds: tuple[int, ...]
     """Seeds of the simulations."""
     wall_s: float

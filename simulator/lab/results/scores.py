@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from simulator.results.results_folder import ResultsFolder
+from simulator.base.formats import UNDEFINED
+from simulator.results.results_folder import (
+    Content,
+    ResultsFolder,
+    TextTable,
+    Verdict,
+    make_verdict,
+)
 
 SCORE_COLUMNS = (
     "suite",
@@ -57,6 +64,32 @@ class Scoreboard(ResultsFolder):
     history is kept."""
 
     writer = "moesim validate"
+    files = {"rows": "rows.parquet"}
+
+    @property
+    def verdict(self) -> Verdict:
+        """Errors of all answers, targets that are missed, and rows that are not compared."""
+        return make_verdict([_head(self), *_list_missed(self), *remarks(self)])
+
+    def list_tables(self) -> list[TextTable]:
+        """Targets, errors by group, and why rows have no answer or an extrapolated one."""
+        if self.rows.empty:
+            return []
+        why = (_list_reasons(self, status, lead) for status, lead in _STATUSES.items())
+        return [one for one in (_list_targets(self), *_list_errors(self), *why) if one.rows[1:]]
+
+    def list_others(self) -> dict[str, Content]:
+        """Scores, targets and reasons, and rows of groups that were left out of the fits."""
+        scores = score_groups(self.rows)
+        floats = scores.select_dtypes(float).columns
+        scores[floats] = scores[floats].map(lambda value: float(f"{value:.6g}"))
+        why = [reasons(self.rows, one).assign(status=one) for one in _STATUSES]
+        found: dict[str, Content] = {
+            "scores.csv": scores,
+            "targets.csv": judge_targets(self),
+            "reasons.csv": pd.concat(why, ignore_index=True),
+        }
+        return found | ({"left_out.parquet": self.unseen} if len(self.unseen) else {})
 
     def is_in_sample(self, rows: pd.DataFrame) -> pd.Series:
         """Whether each of these rows is of a table that the calibrations were fitted on."""
@@ -365,3 +398,304 @@ def bands_hold(inside: int, count: int) -> bool:
         <= inside
         <= binom.ppf(1 - _BY_CHANCE / 2, count, high)
     )
+
+
+# Verdicts on the targets.
+
+
+IN_SAMPLE = (
+    "Errors are of |predicted / measured - 1|; on rows that the calibrations were fitted on, they "
+    "are in sample. Targets are asked of models and GPUs that no fit has seen: they are judged by "
+    "the errors that the calibrations state of whole models, shapes and GPUs left out of their "
+    "fits, put together by rows; of serving points, by those of aggregated ones."
+)
+
+
+def judge_targets(board: Scoreboard) -> pd.DataFrame:
+    """Judge every target, a row each: ``what``, ``asked``, ``found``, ``left_out`` in words,
+    ``rows``, ``met`` (``None``: nothing to judge), ``in_sample``.
+
+    ``found`` is about the rows themselves. Where those are in sample, ``met`` is decided by
+    ``left_out``: the errors that the calibrations state for whole models, shapes and GPUs left out
+    of their fits, from ``left_out_rows`` rows; it is empty where none are stated. Rows in sample
+    and rows out of sample are judged apart.
+    """
+    found = [
+        *_errors_judged(board),
+        *_answers_judged(board),
+        *_orders_judged(board),
+        *_bands_judged(board),
+    ]
+    return pd.DataFrame(found, columns=[field.name for field in fields(Judged)]).astype(
+        {"met": object}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Verdict on a target, a row of :func:`judge_targets`."""
+
+    what: str
+    asked: str
+    found: str
+    left_out: str = ""
+    left_out_rows: int = 0
+    rows: int
+    met: bool | None
+    in_sample: bool
+
+
+def _errors_judged(board: Scoreboard) -> Iterator[Judged]:
+    stated = {row["what"]: row for row in board.left_out.to_dict("records")}
+    known = board.is_in_sample(board.rows)
+    for target in TARGETS:
+        covered = target.select_rows(board.rows)
+        for in_sample in (True, False):
+            own = board.rows[covered & (known == in_sample)]
+            if own.empty:
+                continue
+            scores = score(own.assign(all="all"), ["all"]).iloc[0].to_dict()
+            other = stated.get(target.what) if in_sample else None
+            judge = other or scores
+            limits = [percent_of(limit, digits=0) for limit in (target.median, target.p90)]
+            yield Judged(
+                what=target.what,
+                asked="median {}, p90 {}".format(*limits),
+                found=_errors(scores, target),
+                left_out=_errors(other, target),
+                left_out_rows=int(other["rows"]) if other else 0,
+                rows=len(own),
+                met=is_met(judge["median"], judge["p90"], target),
+                in_sample=in_sample,
+            )
+
+
+def _answers_judged(board: Scoreboard) -> Iterator[Judged]:
+    for suite, least in LEAST_ANSWERED.items():
+        own = board.rows[board.rows["suite"] == suite]
+        if len(own):
+            share = float((is_answered(own["status"]) & own["predicted"].notna()).mean())
+            yield Judged(
+                what=f"Rows of {suite} that are answered",
+                asked=f"at least {percent_of(least, digits=0)}",
+                found=percent_of(share, least),
+                rows=len(own),
+                met=share >= least,
+                in_sample=board.in_sample(own),
+            )
+
+
+def _orders_judged(board: Scoreboard) -> Iterator[Judged]:
+    known = {suite: board.in_sample(own) for suite, own in board.rows.groupby("suite")}
+    for suite, row in board.order.groupby("suite", sort=False) if len(board.order) else ():
+        pairs = int(row["pairs"].sum())
+        if pairs:
+            share, enough = row["right"].sum() / pairs, pairs >= LEAST_COMPARED
+            yield Judged(
+                what=f"Order of two deployments of {suite} that differ by > 10 %",
+                asked=f"right in at least {percent_of(LEAST_RIGHT_ORDER, digits=0)}",
+                found=percent_of(share, LEAST_RIGHT_ORDER) + ("" if enough else _TOO_FEW),
+                rows=pairs,
+                met=bool(share >= LEAST_RIGHT_ORDER) if enough else None,
+                in_sample=known.get(suite, False),
+            )
+
+
+def _bands_judged(board: Scoreboard) -> Iterator[Judged]:
+    low, high = BANDS_HOLD
+    for row in score(board.rows, ["suite"]).to_dict("records") if len(board.rows) else []:
+        banded, covered = row["banded"], row["covered"]
+        if banded:
+            enough, ends = (
+                banded >= LEAST_COMPARED,
+                [percent_of(end, digits=0) for end in BANDS_HOLD],
+            )
+            yield Judged(
+                what=f"80 % bands of {row['suite']} hold",
+                asked=f"in {' to '.join(ends)}, or as near as chance allows",
+                found=percent_of(covered, low, high) + ("" if enough else _TOO_FEW),
+                rows=row["rows"],
+                met=bands_hold(round(covered * banded), banded) if enough else None,
+                in_sample=board.in_sample(board.rows[board.rows["suite"] == row["suite"]]),
+            )
+
+
+_TOO_FEW = "; too few rows to say"
+
+
+def tally(found: pd.DataFrame) -> str:
+    """Count the targets that are met, by the rows they were judged on; empty where none was.
+
+    Args:
+        found: :func:`judge_targets`.
+
+    >>> columns = ["in_sample", "left_out", "met"]
+    >>> left_out = [(True, "median 9 %", True), (True, "median 9 %", False)]
+    >>> in_sample = [(True, "", True), (True, "", None)]
+    >>> tally(pd.DataFrame([*left_out, *in_sample], columns=columns))
+    'targets with models left out: 1 of 2 met; in sample only: 1 of 1 met'
+    >>> tally(pd.DataFrame([(False, "", True)], columns=columns))
+    'targets: 1 of 1 met'
+    """
+    has_verdict, known, has_left_out = (
+        found["met"].notna(),
+        found["in_sample"].astype(bool),
+        found["left_out"] != "",
+    )
+    kinds = {
+        "with models left out": known & has_left_out,
+        "in sample only": known & ~has_left_out,
+        "on other rows": ~known,
+    }
+    counted = {
+        kind: found["met"][has_verdict & chosen].astype(bool) for kind, chosen in kinds.items()
+    }
+    said = {kind: f"{int(met.sum())} of {len(met)}" for kind, met in counted.items() if len(met)}
+    if set(said) == {"on other rows"}:
+        return f"targets: {said['on other rows']} met"
+    told = "; ".join(f"{kind}: {count} met" for kind, count in said.items())
+    return f"targets {told}" if told else ""
+
+
+def _errors(scores: Mapping[Any, Any] | None, target: Target) -> str:
+    if scores is None:
+        return ""
+    if not np.isfinite(scores["median"]):
+        return "none answered"
+    return (
+        f"median {percent_of(scores['median'], target.median)}, "
+        f"p90 {percent_of(scores['p90'], target.p90)}"
+    )
+
+
+def percent_of(share: float, *limits: float, digits: int = 1, signed: bool = False) -> str:
+    """Write a share or an error with as many digits as show on which side of each limit it lies; a
+    dash where it is not a number.
+
+    >>> [percent_of(share, 0.25) for share in (0.2503, 0.25004, 0.25)]
+    ['25.03 %', '25.004 %', '25.0 %']
+    >>> percent_of(0.9, digits=0), percent_of(0.5, signed=True)
+    ('90 %', '+50.0 %')
+    """
+    if not np.isfinite(share):
+        return UNDEFINED
+    sign, digits = "+" if signed else "", digits_beside(share, *limits, digits=digits)
+    return f"{100 * share:{sign},.{digits}f} %".replace("-", "\N{MINUS SIGN}")
+
+
+def digits_beside(share: float, *limits: float, digits: int = 1) -> int:
+    """Number of digits of a share's percentage that show on which side of each limit it lies, at
+    least ``digits``.
+    """
+    most = digits + 4
+    for tried in range(digits, most):
+        shown = round(100 * share, tried)
+        if all(_side(shown, round(100 * limit, 6)) == _side(share, limit) for limit in limits):
+            return tried
+    return digits
+
+
+def _side(value: float, limit: float) -> int:
+    return int(value > limit) - int(value < limit)
+
+
+# Findings and tables for people.
+
+
+_MOST_SHOWN = 25
+"""Groups of a suite, and reasons of a status, that a table shows."""
+_MOST_MISSED = 6
+_STATUSES = {
+    "unsupported": "Rows without an answer, by reason.",
+    "extrapolated": "Rows answered from outside the measured domain, with wider bands, by reason.",
+}
+_ERRORS_LEAD = (
+    "The groups of each suite, the largest median error first. Median, mean and p90 (the 90th "
+    "percentile) are of the absolute error |predicted / measured - 1|. Bias: median of predicted / "
+    "measured - 1, above 0 where predictions are too large. In band: share of measurements between "
+    "a prediction's low and high, which are meant to hold 80 %. Target: median / p90. Within: "
+    "whether the errors on these very rows are within it, in sample or not."
+)
+
+
+def _head(board: Scoreboard) -> str:
+    """The finding in a sentence."""
+    rows = board.rows
+    answered = rows[rows["predicted"].notna() & is_answered(rows["status"].astype(str))]
+    if answered.empty:
+        return "No measured row was answered, so there is no error to show."
+    error = float(np.median(np.abs(answered["predicted"] / answered["measured"] - 1)))
+    found = tally(judge_targets(board))
+    count, within = f"{len(answered):,} predictions", percent_of(error)
+    said = f"Half of {count} are within {within} of what was measured"
+    if board.in_sample():
+        said += ", in sample" if board.is_in_sample(rows).all() else ", partly in sample"
+    return f"{said}; {found}." if found else f"{said}."
+
+
+def _list_missed(board: Scoreboard) -> list[str]:
+    """The targets that are not met, by the errors that they are judged by."""
+    missed = []
+    for row in judge_targets(board).to_dict("records") if len(board.rows) else ():
+        if row["met"] is False:
+            found = row["found"]
+            if row["left_out"] and row["in_sample"]:
+                others = f"{row['left_out_rows']:,} rows with models left out"
+                found = f"{row['left_out']} of {others} ({found} in sample)"
+            missed.append(f"Missed: {row['what']}: {found}; asked: {row['asked']}.")
+    if (more := len(missed) - _MOST_MISSED) > 0:
+        missed[_MOST_MISSED:] = [f"{more} further targets are missed; see below."]
+    return missed
+
+
+def _list_targets(board: Scoreboard) -> TextTable:
+    rows = [["Target", "Met", "Models left out", "On these rows", "Asked", "Rows"]]
+    for row in judge_targets(board).to_dict("records"):
+        left_out = UNDEFINED
+        if row["left_out"]:
+            left_out = f"{row['left_out']}, of {row['left_out_rows']:,} rows"
+        found = row["found"] + (" (in sample)" if row["in_sample"] else "")
+        rows.append([row["what"], _say(row["met"]), left_out, found, row["asked"]])
+        rows[-1].append(f"{row['rows']:,}")
+    return TextTable("Targets", rows, IN_SAMPLE)
+
+
+def _list_errors(board: Scoreboard) -> Iterator[TextTable]:
+    """A table for each suite's quantity."""
+    titles = ["Rows", "Median", "Mean", "p90", "Bias", "No answer", "Extrapolated", "In band"]
+    no_target = {"target_median": np.nan, "target_p90": np.nan, "within_target": None}
+    for title, total, groups in list_suites(board):
+        own = groups.to_dict("records")
+        rows = [[title, *titles, "Target", "Within"]]
+        rows += [_list_cells(row["group"] or "all", row) for row in own[:_MOST_SHOWN]]
+        if (more := len(own) - _MOST_SHOWN) > 0:
+            rows.append([f"{more} groups with smaller errors", *[""] * len(rows[0][1:])])
+        if len(own) > 1:
+            rows.append(_list_cells("all", total | no_target))
+        yield TextTable("Errors by group", rows, _ERRORS_LEAD)
+
+
+def _list_cells(name: str, row: Mapping[Any, Any]) -> list[str]:
+    limits = row["target_median"], row["target_p90"]
+    median, p90 = ((limit,) if np.isfinite(limit) else () for limit in limits)
+    target = " / ".join(percent_of(limit, digits=0) for limit in (*median, *p90))
+    return [
+        *(name, f"{row['rows']:,}", percent_of(row["median"], *median), percent_of(row["mean"])),
+        *(percent_of(row["p90"], *p90), percent_of(row["bias"], signed=True)),
+        *(percent_of(row[key], digits=0) for key in ("unsupported", "extrapolated", "covered")),
+        *(target or UNDEFINED, _say(row["within_target"])),
+    ]
+
+
+def _list_reasons(board: Scoreboard, status: str, lead: str) -> TextTable:
+    found = reasons(board.rows, status)
+    rows = [["Why", "Suite", "Rows"]]
+    shown = found.head(_MOST_SHOWN).to_dict("records")
+    rows += [[row["reason"], row["suite"], f"{row['rows']:,}"] for row in shown]
+    if len(rest := found[_MOST_SHOWN:]):
+        rows.append([f"{len(rest)} further reasons", "", f"{rest['rows'].sum():,}"])
+    return TextTable(f"Why rows are {status}", rows, lead)
+
+
+def _say(met: bool | None) -> str:
+    return UNDEFINED if met is None else "yes" if met else "no"

@@ -16,8 +16,15 @@ import pandas as pd
 from simulator.base.errors import UserError
 from simulator.base.partial import whole_file
 from simulator.base.reading import read_text
-from simulator.lab.results.judgement import percent_of
-from simulator.lab.results.scores import TARGETS, Scoreboard, Target, is_answered, order_of, score
+from simulator.lab.results.scores import (
+    TARGETS,
+    Scoreboard,
+    Target,
+    is_answered,
+    order_of,
+    percent_of,
+    score,
+)
 from simulator.lab.validation.hardware import accelerator_name
 from simulator.lab.validation.suites import SERVING
 
@@ -54,7 +61,6 @@ _HELD = {"answered": "answered", "median": "median", "p90": "90th"} | {
     "ordered": "in order",
 }
 _PUBLISHED, _MEASURED = "published", "measured"
-_NOTHING = "\N{EN DASH}"
 
 
 def rate(rows: pd.DataFrame) -> dict[str, float]:
@@ -215,9 +221,8 @@ def _cells(row: Mapping[Any, Any], names: Iterable[str]) -> list[str]:
 
 
 def _cell(name: str, value: float) -> str:
-    if np.isnan(value):
-        return _NOTHING
-    return f"{value:,.0f}" if name in ("rows", "refused") else percent_of(value)
+    is_count = name in ("rows", "refused") and np.isfinite(value)
+    return f"{value:,.0f}" if is_count else percent_of(value)
 
 
 def update_document(text: str, board: Scoreboard) -> str:

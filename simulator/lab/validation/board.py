@@ -4,7 +4,7 @@ say of themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,18 @@ from scipy.stats import norm
 from simulator.base.arrays import Floats
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress, show_nothing
-from simulator.base.spreadsheet import write_csv
 from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import ANY, CalibrationFile, EngineFit, Fit
-from simulator.lab.results.judgement import judge_targets
 from simulator.lab.results.scores import (
     SCORE_COLUMNS,
     TARGETS,
     Scoreboard,
     Target,
-    reasons,
-    score_groups,
 )
 from simulator.lab.validation import Answered
 from simulator.lab.validation.hardware import accelerator_name, load_families
 from simulator.lab.validation.suites import answer, answer_published, tables_in
 from simulator.results.provenance import Provenance
-from simulator.results.results_folder import replace_folder, write_run
 
 NO_MEASUREMENTS = (
     "no tables were given, and none ship: --measurements DIR or MOESIM_MEASUREMENTS names a "
@@ -134,36 +129,6 @@ def list_fit_residuals(calibrations: Mapping[str, CalibrationFile]) -> pd.DataFr
         for path, fit in _fits_in(calibration)
         if fit.kind != "assumed"
     ).astype(dict.fromkeys(("rows", "median", "p90", "bias", "low", "high", "covered"), float))
-
-
-def write(board: Scoreboard, folder: Path, render: Callable[[Scoreboard], str]) -> None:
-    """Write ``run.json``, ``scores.csv``, ``targets.csv``, ``reasons.csv``, ``rows.parquet``,
-    ``report.html`` and, where groups were left out, ``left_out.parquet``, or nothing.
-
-    Args:
-        render: makes the report's HTML.
-
-    Raises:
-        UserError: if the folder cannot be written.
-    """
-    page = render(board)
-    why = [
-        reasons(board.rows, status).assign(status=status)
-        for status in ("unsupported", "extrapolated")
-    ]
-
-    def fill(new: Path) -> None:
-        new.mkdir()
-        write_run(board.run, new)
-        write_csv(score_groups(board.rows), new / "scores.csv", float_format="%.6g")
-        write_csv(judge_targets(board), new / "targets.csv")
-        write_csv(pd.concat(why, ignore_index=True), new / "reasons.csv")
-        board.rows.to_parquet(new / "rows.parquet", index=False)
-        if len(board.unseen):
-            board.unseen.to_parquet(new / "left_out.parquet", index=False)
-        (new / "report.html").write_text(page, encoding="utf-8")
-
-    replace_folder(folder, fill)
 
 
 def _fits_in(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Fit]]:

@@ -106,9 +106,9 @@ class Telling(Frozen):
             for value, own in of_each.items():
                 said.append(sentence.text.format(**facts, value=value, cases=own))
         return Finding(
-            tuple(cases),
-            self.answer.format(**facts),
-            tuple(filter(None, said)),
+            cases=tuple(cases),
+            answer=self.answer.format(**facts),
+            sentences=tuple(filter(None, said)),
             limits=tuple(limit.format(**facts) for limit in self.limits),
         )
 

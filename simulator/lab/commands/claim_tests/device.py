@@ -101,7 +101,7 @@ class Device(Frozen):
             figures.append(Figure(label=f"What runs on {title}", value="; ".join(told)))
         tried = tuple(case for case in cases if case.runs != "neither")
         check_tried(tried)
-        return self._tell(tried)._replace(figures=tuple(figures))
+        return self._tell(tried).model_copy(update={"figures": tuple(figures)})
 
     def _try_models(self, device: str, seeds: Sequence[int]) -> Iterator[_Runs]:
         """Every model that the device runs, offloaded where it has no room otherwise."""

@@ -72,7 +72,7 @@ class Serving(Frozen):
         cases = tuple(case for case in every if case.runs != "neither")
         check_tried(cases)
         tick("requests served", 0, None)
-        return self._tell(cases)._replace(figures=tuple(self._serve(seeds)))
+        return self._tell(cases).model_copy(update={"figures": tuple(self._serve(seeds))})
 
     def _check_load(self) -> None:
         """Refuse a batch of less than one request on all GPUs together."""

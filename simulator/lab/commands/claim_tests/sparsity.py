@@ -53,8 +53,9 @@ class Sparsity(Frozen):
             tick("counting", number, len(self.models))
             cases += self._count_mixture(moe)
         cases += self._count_pruned()
-        return _tell(cases)._replace(
-            figures=tuple(self._list_figures()), charts=(self._draw_idle(), self._draw_formats())
+        charts = self._draw_idle(), self._draw_formats()
+        return _tell(cases).model_copy(
+            update={"figures": tuple(self._list_figures()), "charts": charts}
         )
 
     def _load_models(self) -> list[ModelSpec]:

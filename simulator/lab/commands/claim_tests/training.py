@@ -88,10 +88,9 @@ class Training(Frozen):
                 steps += self._compare_steps(cluster, sequence, rates)
             tick("training steps", number + 1, len(places))
         check_tried(cases)
-        return self._tell(cases, steps)._replace(
-            cases=(*cases, *{repr(step): step for step in steps}.values()),
-            figures=(*self._list_sizes(), *self._list_outside()),
-        )
+        every = (*cases, *{repr(step): step for step in steps}.values())
+        figures = (*self._list_sizes(), *self._list_outside())
+        return self._tell(cases, steps).model_copy(update={"cases": every, "figures": figures})
 
     def _check_names(self) -> None:
         """Refuse laws and machines that do not exist, and machines that no split of a mixture of

@@ -9,7 +9,7 @@ simulator; what they put on the busiest rank and link is priced with the formula
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,7 +32,6 @@ from simulator.lab.validation.kernels import (
     Part,
     Places,
     group_rows,
-    unknown_gpu,
     unknown_name,
     words,
 )
@@ -66,7 +65,6 @@ _MOST = {
     "num_ranks": MOST_RANKS,
     "topk": MOST_CHOICES,
     "num_experts": MOST_EXPERTS,
-    "sms": _MOST_SMS,
 }
 """Largest values by column, where they are not those of any column."""
 _SIZES = ("num_ranks", "hidden_size", "topk", "num_experts", "num_tokens", "value_bytes")
@@ -99,11 +97,27 @@ each of a token's experts on another rank."""
 _DEEPSEEK = {"hidden_size": 7168, "topk": 8, "num_experts": 256}
 """DeepSeek-V3's shape, of which published figures are. Its router takes 4 of 8 groups of
 experts."""
+_BY_NETWORK = "its kernels send over the network inside a node too"
+"""Said of low-latency kernels from before DeepEP used NVLink for them."""
 
 
-class Moves(NamedTuple):
-    """Exchanges of one kind on one sort of GPU: ``n`` rows of a table."""
+class Exchanges(NamedTuple):
+    """``n`` rows of a table with one GPU, one kind of kernels and one operation: a column of its
+    answers.
+    """
 
+    gpu: str
+    engine: str
+    kernels: str
+    operation: str
+    guess: str
+    is_notify: bool
+    """Telling how much will come, and not the transfer."""
+    measure: int
+    is_whole_row: bool
+    """Whether the rows measure nothing else."""
+    accelerator: str | None
+    places: Places
     load: Load
     scale_up_s: Floats
     """``[n]`` seconds of the busiest link inside domains, at its peak."""
@@ -115,6 +129,25 @@ class Moves(NamedTuple):
     wrong: NDArray[np.object_]
     """``[n]`` why the row's numbers are none of an exchange, or such ranks are not joined; ``""``
     where all is well."""
+    held_out: NDArray[np.object_]
+    """The shape, or across nodes their number: what is left out together when a fit is
+    cross-validated."""
+    is_congested: Bools
+    measured_s: Floats
+    """Measured seconds ``[n]``, not a number where nothing was measured."""
+
+    @property
+    def nodes(self) -> Floats:
+        """Nodes ``[n]`` that the ranks lie in."""
+        return np.asarray(self.load.num_nodes, dtype=float)
+
+    @property
+    def domain(self) -> dict[str, Floats]:
+        """Quantities that a price depends on."""
+        load = self.load
+        named = (load.tokens, load.vector_bytes, load.num_experts, load.num_nodes, self.num_ranks)
+        names = ("tokens", "vector_bytes", "experts", "nodes", "ranks")
+        return {name: np.asarray(values) for name, values in zip(names, named, strict=True)}
 
     def carry_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
         """Seconds of copying and links."""
@@ -124,121 +157,82 @@ class Moves(NamedTuple):
         copying = fit.copying_s(self.load, accelerator.num_multiprocessors, self.num_sms)
         return fit.overlapped_s(copying, wires)
 
-    def transfer_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
-        """Seconds of the transfer alone, as kernel timings see it."""
-        seconds = fit.start_s(self.load) + self.carry_s(fit, accelerator)
-        return np.asarray(np.maximum(fit.floor_s, seconds))
-
-    def notify_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
-        """Seconds of telling how much will come."""
-        carrying_s = self.carry_s(fit, accelerator)
-        return fit.announce_s(self.load, carrying_s, accelerator.num_multiprocessors, self.num_sms)
-
-
-class Exchanges(NamedTuple):
-    """Rows of a table with one GPU, one kind of kernels and one operation: a column of its
-    answers.
-    """
-
-    places: Places
-    gpu: str
-    accelerator: str | None
-    engine: str
-    kernels: str
-    operation: str
-    moves: Moves
-    held_out: NDArray[np.str_]
-    """The shape, or across nodes their number: what is left out together when a fit is
-    cross-validated."""
-    is_congested: Bools
-    measured_s: Floats
-    """Measured seconds ``[n]``, not a number where nothing was measured."""
-    measure: int = 0
-    is_whole_row: bool = True
-    """Whether the rows measure nothing else."""
-    is_notify: bool = False
-    """Telling how much will come, and not the transfer."""
-    guess: str = ""
-
-    @property
-    def nodes(self) -> Floats:
-        """Nodes ``[n]`` that the ranks lie in."""
-        return np.asarray(self.moves.load.num_nodes, dtype=float)
-
-    @property
-    def domain(self) -> dict[str, Floats]:
-        """Quantities that a price depends on."""
-        load, ranks = self.moves.load, self.moves.num_ranks
-        named = (load.tokens, load.vector_bytes, load.num_experts, load.num_nodes, ranks)
-        names = ("tokens", "vector_bytes", "experts", "nodes", "ranks")
-        return {name: np.asarray(values) for name, values in zip(names, named, strict=True)}
-
-    def read_measured(self, table: pd.DataFrame, column: str, **changes: Any) -> Exchanges:
-        """Take what was measured from a column, microseconds, where the table has it."""
-        if column in table.columns:
-            changes["measured_s"] = numbers(table, (column,))[column][self.places] * _MICRO
-        return self._replace(**changes)
+    def seconds(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
+        """Seconds of the transfer alone, as kernel timings see it, or of telling how much will
+        come.
+        """
+        carrying_s, num_sms = self.carry_s(fit, accelerator), accelerator.num_multiprocessors
+        if self.is_notify:
+            return fit.announce_s(self.load, carrying_s, num_sms, self.num_sms)
+        return np.asarray(np.maximum(fit.floor_s, fit.start_s(self.load) + carrying_s))
 
 
-def _deepep_rows(kernels: str, table: pd.DataFrame) -> Iterator[Exchanges]:
+_SAME = (*Exchanges._fields[:8], "policy", "groups")
+"""Columns in which rows of one column of answers are the same: the policy that sends their copies,
+and whose limit on groups of experts holds (``none``, ``deepep`` or ``deepseek``), too."""
+_TOLD = ("gpu", "engine", "kernels", "operation", "guess", "policy", "groups", "value_bytes")
+
+
+def _read_deepep(
+    kernels: str, times: Mapping[str, str], table: pd.DataFrame
+) -> Iterator[pd.DataFrame]:
     """Rows of DeepEP's own benchmark, both operations in each."""
-    table = table.rename(columns={"num_token": "num_tokens", "num_topk": "topk"})
-    for (gpu, engine), places in group_rows(words(table, "gpu", engine="sglang")):
-        rows = table.iloc[places]
-        nodes = pd.to_numeric(rows["node_num"], errors="coerce")
-        rows = rows.assign(num_ranks=nodes.where(nodes % 1 == 0) * _GPUS_PER_NODE)
-        parts = []
-        for operation in _OPERATIONS:
-            value_bytes = VALUE_BYTES["fp8" if operation == "dispatch" else "bfloat16"]
-            sms = rows[f"{operation}_sms"] if kernels == "normal" else 0
-            own = rows.assign(value_bytes=value_bytes, sms=sms)
-            parts.append(_part(own, places, gpu, engine, kernels, operation, "deepep"))
-        first, second = (part.moves.wrong for part in parts)
-        wrong = np.where(first == "", second, first)
-        for number, part in enumerate(parts):
-            part = part._replace(is_whole_row=False, moves=part.moves._replace(wrong=wrong))
-            if kernels == "low_latency":
-                yield part.read_measured(table, f"{part.operation}_avg_t_us", measure=number)
-            else:
-                yield from _normal_rows(table, part, 2 * number)
-
-
-def _normal_rows(table: pd.DataFrame, part: Exchanges, measure: int) -> Iterator[Exchanges]:
-    """Telling how much will come, and the transfer."""
-    is_large, operation = part.moves.num_ranks == _CONGESTED_NODES * _GPUS_PER_NODE, part.operation
-    tokens = np.where(is_large, part.moves.load.tokens, 0)
-    yield part.read_measured(
-        table,
-        f"{operation}_notify_us",
-        is_notify=True,
-        is_congested=tokens > _CONGESTED_NOTIFY,
-        measure=measure + 1,
+    nodes, tokens = (
+        pd.to_numeric(table[one], errors="coerce") for one in ("node_num", "num_token")
     )
-    yield part.read_measured(
-        table,
-        f"{operation}_transmit_us",
-        is_congested=tokens > _CONGESTED_TOKENS[operation],
-        measure=measure,
+    rows = table.rename(columns={"num_token": "num_tokens", "num_topk": "topk"}).assign(
+        **words(table, "gpu", engine="sglang"),
+        num_ranks=nodes.where(nodes % 1 == 0) * _GPUS_PER_NODE,
+        **{"kernels": kernels, "policy": _POLICY[kernels], "groups": "deepep", "guess": ""},
     )
+    is_large = (nodes == _CONGESTED_NODES) & (kernels == "normal")
+    for measure, (name, column) in enumerate(times.items()):
+        operation = name.removesuffix("_notify")
+        most = _CONGESTED_TOKENS[operation] if name == operation else _CONGESTED_NOTIFY
+        yield rows.assign(
+            operation=operation,
+            measure=measure,
+            is_notify=name != operation,
+            is_whole_row=False,
+            value_bytes=VALUE_BYTES["fp8" if operation == "dispatch" else "bfloat16"],
+            num_sms=rows.get(f"{operation}_sms", 0),
+            is_congested=is_large & (tokens > most),
+            measured_us=rows.get(column, np.nan),
+        )
 
 
-def _backend_rows(table: pd.DataFrame) -> Iterator[Exchanges]:
+def _read_backends(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Rows of engines' own kernels, one operation in each."""
-    keys = words(table, "gpu", "comm_backend", "phase", "comm_dtype", engine=ANY)
-    for (gpu, backend, phase, dtype, engine), places in group_rows(keys):
-        kernels, sent_as = _format_sent(backend, phase, dtype.lower())
-        guess = ""
-        if sent_as not in VALUE_BYTES:
-            guess, sent_as = f"'{dtype}' priced as bfloat16", "bfloat16"
-        if "onesided" in re.sub(r"[\W_]", "", backend.lower()):
-            kernels = "one_sided"
-            guess = guess or "priced as TensorRT-LLM's NVLink one-sided kernels"
-        rows = table.iloc[places]
-        rows = rows.assign(num_ranks=rows["ep_size"], value_bytes=VALUE_BYTES[sent_as])
-        policy = "per_expert" if "_ll" in backend or "generation" in backend else "per_node"
-        groups = "deepseek" if engine == "trtllm" else "none"
-        part = _part(rows, places, gpu, engine, kernels, phase, groups, policy)
-        yield part.read_measured(table, "latency", guess=guess)
+    named = words(table, "gpu", "comm_backend", "phase", "comm_dtype", engine=ANY)
+    measured, held = table.get("latency", np.nan), table.get("sms", 0)
+    more = {"num_ranks": table["ep_size"], "num_sms": held, "measured_us": measured}
+    yield _tell_rows(table, named, _tell_backend, more)
+
+
+def _tell_rows(
+    table: pd.DataFrame,
+    named: pd.DataFrame,
+    tell: Callable[..., tuple[Any, ...]],
+    more: dict[str, Any],
+) -> pd.DataFrame:
+    """A table of one operation a row, with what follows from its names, and more columns."""
+    rows = [tell(*row) for row in named.itertuples(index=False)]
+    told = pd.DataFrame(rows, table.index, _TOLD)
+    whole = {"measure": 0, "is_notify": False, "is_whole_row": True, "is_congested": False}
+    return table.assign(**told, **whole | more)
+
+
+def _tell_backend(gpu: str, backend: str, phase: str, dtype: str, engine: str) -> tuple[Any, ...]:
+    kernels, sent_as = _format_sent(backend, phase, dtype.lower())
+    guess = ""
+    if sent_as not in VALUE_BYTES:
+        guess, sent_as = f"'{dtype}' priced as bfloat16", "bfloat16"
+    if "onesided" in re.sub(r"[\W_]", "", backend.lower()):
+        kernels = "one_sided"
+        guess = guess or "priced as TensorRT-LLM's NVLink one-sided kernels"
+    policy = "per_expert" if "_ll" in backend or "generation" in backend else "per_node"
+    groups = "deepseek" if engine == "trtllm" else "none"
+    return gpu, engine, kernels, phase, guess, policy, groups, VALUE_BYTES[sent_as]
 
 
 def _format_sent(backend: str, phase: str, dtype: str) -> tuple[str, str]:
@@ -253,106 +247,87 @@ def _format_sent(backend: str, phase: str, dtype: str) -> tuple[str, str]:
     return backend, "bfloat16"  # results are not quantised
 
 
-def _published_rows(table: pd.DataFrame) -> Iterator[Exchanges]:
+def _read_published(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Figures of DeepEP's and TensorRT-LLM's own pages: DeepSeek-V3's shape."""
-    for key, places in group_rows(words(table, "library", "hardware", "mode", "op")):
-        library, hardware, mode, operation = key
-        gpu = next((name for name in _PUBLISHED_GPUS if name.upper() in hardware), hardware)
-        kernels = {"normal": "normal", "low-latency": "low_latency"}.get(mode, library)
-        kernels = "one_sided" if "one-sided" in mode else kernels
-        rows = table.iloc[places]
-        usual = "bfloat16" if kernels == "one_sided" or operation == "combine" else "fp8"
-        sent_as = [
-            next((format_ for words, format_ in _PAYLOADS.items() if words in str(text)), usual)
-            for text in rows["conditions"]
-        ]
-        rows = rows.assign(
-            num_ranks=rows["ep"],
-            num_tokens=rows["tokens_per_rank"],
-            value_bytes=[VALUE_BYTES[name] for name in sent_as],
-            **_DEEPSEEK,
-        )
-        groups = "deepep" if mode == "normal" else "none"
-        policy = _POLICY.get(kernels, "per_rank")
-        part = _part(rows, places, gpu, ANY, kernels, operation, groups, policy)
-        ranks = part.moves.num_ranks.astype(int).astype(str)
-        part = part.read_measured(table, "latency_us", held_out=ranks)
-        if "pure RDMA" in library:
-            guess = "its kernels send over the network inside a node too"
-            part = _over_the_network(part)._replace(guess=guess)
-        yield part
+    named = words(table, "library", "hardware", "mode", "op", "conditions")
+    tokens, ranks = table["tokens_per_rank"], table["ep"]
+    more = {"num_tokens": tokens, "num_ranks": ranks, "held_out": ranks, "num_sms": 0}
+    more |= {"measured_us": table.get("latency_us", np.nan), **_DEEPSEEK}
+    yield _tell_rows(table, named, _tell_published, more)
 
 
-def _over_the_network(part: Exchanges) -> Exchanges:
-    """Send every vector by the network card, as before DeepEP used NVLink for low latency."""
-    cluster, load = cluster_of(part.accelerator or ""), part.moves.load
-    if cluster is None or cluster.scale_out is None:
-        return part
-    moved = np.asarray(load.copies, dtype=float) * np.asarray(load.vector_bytes, dtype=float)
-    across = part.moves._replace(
-        load=load._replace(crossing=load.copies, num_nodes=np.maximum(load.num_nodes, 2)),
-        scale_up_s=np.zeros(len(moved)),
-        scale_out_s=moved / cluster.scale_out.bytes_per_s,
-    )
-    return part._replace(moves=across)
+def _tell_published(
+    library: str, hardware: str, mode: str, operation: str, conditions: str
+) -> tuple[Any, ...]:
+    gpu = next((name for name in _PUBLISHED_GPUS if name.upper() in hardware), hardware)
+    kernels = {"normal": "normal", "low-latency": "low_latency"}.get(mode, library)
+    kernels = "one_sided" if "one-sided" in mode else kernels
+    usual = "bfloat16" if kernels == "one_sided" or operation == "combine" else "fp8"
+    sent_as = next((one for text, one in _PAYLOADS.items() if text in conditions), usual)
+    policy, groups = _POLICY.get(kernels, "per_rank"), "deepep" if mode == "normal" else "none"
+    guess = _BY_NETWORK if "pure RDMA" in library else ""
+    return gpu, ANY, kernels, operation, guess, policy, groups, VALUE_BYTES[sent_as]
 
 
-def _part(
-    rows: pd.DataFrame,
-    places: Places,
-    gpu: str,
-    engine: str,
-    kernels: str,
-    operation: str,
-    groups: str,
-    policy: str | None = None,
+def _read(table: pd.DataFrame) -> Iterator[Exchanges]:
+    """Rows of a table by GPU, kernels and operation."""
+    for rows in _layout_of(table).read(table):
+        for key, places in group_rows(rows[list(_SAME)]):
+            same = dict(zip(_SAME, key, strict=True))
+            choices = same.pop("policy"), same.pop("groups")
+            yield _make_exchanges(rows.iloc[places], places, *choices, same)
+
+
+def _make_exchanges(
+    rows: pd.DataFrame, places: Places, policy: str, groups: str, same: dict[str, Any]
 ) -> Exchanges:
-    name = accelerator_name(gpu)
-    moves = read_moves(rows, name or "", policy or _POLICY[kernels], groups)
-    shapes = words(rows, "hidden_size", "topk", "num_experts").agg(" ".join, axis=1)
-    nodes = np.asarray(moves.load.num_nodes, dtype=float)
-    across = np.char.add("nodes ", nodes.astype(int).astype(str))
-    held_out = np.where(nodes > 1, across, shapes.to_numpy(dtype=str))
-    return Exchanges(
-        *(places, gpu, name, engine, kernels, operation, moves, held_out),
-        is_congested=np.zeros(len(places), dtype=bool),
-        measured_s=np.full(len(places), np.nan),
-    )
-
-
-def read_moves(rows: pd.DataFrame, accelerator: str, dispatch: str, groups: str) -> Moves:
-    """Read rows.
-
-    Args:
-        rows: with ``num_ranks``, ``hidden_size``, ``topk``, ``num_experts``, ``num_tokens``,
-            ``value_bytes``, and ``sms`` where it is known.
-        dispatch: the policy that sends the kernels' copies.
-        groups: whose limit on groups of experts holds: ``none``, ``deepep`` or ``deepseek``.
-    """
-    sizes = numbers(rows, _SIZES)
-    sms = numbers(rows, ("sms",))["sms"] if "sms" in rows.columns else np.zeros(len(rows))
-    sms = np.nan_to_num(sms, nan=0.0)
-    least = {"value_bytes": 0.0, "sms": 0.0}
-    wrong = refusals(sizes | {"sms": sms}, least, _MOST, ("value_bytes",))
+    accelerator = accelerator_name(same["gpu"])
+    held = [name for name in ("sms", "dispatch_sms", "combine_sms") if name in rows.columns]
+    sizes = numbers(rows, (*_SIZES, *held))
+    sizes |= {name: np.nan_to_num(sizes[name], nan=0.0) for name in held}
+    least, most = (dict.fromkeys(held, end) for end in (0.0, _MOST_SMS))
+    wrong = refusals(sizes, least | {"value_bytes": 0.0}, _MOST | most, ("value_bytes",))
     wrong[(sizes["topk"] > sizes["num_experts"]) & (wrong == "")] = "topk is above num_experts"
+    is_well = wrong == ""
     ranks, hidden, top_k, experts, tokens, value_bytes = np.where(
-        wrong == "", np.stack(list(sizes.values())), 1.0
+        is_well, np.stack([sizes[name] for name in _SIZES]), 1.0
     )
     shapes, shape = np.unique(
         np.stack([ranks, hidden, top_k, experts], axis=1), axis=0, return_inverse=True
     )
     found = np.full((len(shapes), 5), np.nan)
     for s, (r, h, k, e) in enumerate(shapes.astype(int).tolist()):
-        one = draw_choices(accelerator, r, dispatch, e, k, *_limit(groups, r, h, k, e))
+        limit = _limit(groups, r, h, k, e)
+        one = draw_choices(accelerator or "", r, policy, e, k, *limit)
         if one is not None:
             found[s] = one
     copies, crossing, up, out, nodes = found[shape.ravel()].T
-    wrong[np.isnan(copies) & (wrong == "")] = "so many of its GPUs are not joined"
+    wrong[np.isnan(copies) & is_well] = "so many of its GPUs are not joined"
     vector_bytes, nodes = hidden * value_bytes, np.nan_to_num(nodes, nan=1.0)
-    load = Load(tokens, tokens * copies, tokens * crossing, vector_bytes, experts, nodes)
-    vectors = tokens * hidden * value_bytes
-    sms = np.where(wrong == "", sms, 0.0)
-    return Moves(load, vectors * up, vectors * out, sms, ranks, wrong)
+    vectors, moved = tokens * vector_bytes, tokens * copies
+    if (
+        same["guess"] == _BY_NETWORK
+        and (cluster := cluster_of(accelerator or ""))
+        and cluster.scale_out
+    ):
+        crossing, nodes, up = copies, np.maximum(nodes, 2), np.zeros_like(up)
+        out = copies / cluster.scale_out.bytes_per_s
+    across = "nodes " + pd.Series(nodes, rows.index).astype(int).astype(str)
+    shaped = words(rows, "hidden_size", "topk", "num_experts").agg(" ".join, axis=1)
+    return Exchanges(
+        **same,
+        accelerator=accelerator,
+        places=places,
+        load=Load(tokens, moved, tokens * crossing, vector_bytes, experts, nodes),
+        scale_up_s=vectors * up,
+        scale_out_s=vectors * out,
+        num_sms=np.where(is_well, np.nan_to_num(numbers(rows, ("num_sms",))["num_sms"]), 0.0),
+        num_ranks=ranks,
+        wrong=wrong,
+        held_out=rows.get("held_out", shaped.where(nodes <= 1, across)).astype(str).to_numpy(),
+        is_congested=rows["is_congested"].to_numpy(bool),
+        measured_s=pd.to_numeric(rows["measured_us"], errors="coerce").to_numpy(float) * _MICRO,
+    )
 
 
 def _limit(
@@ -374,8 +349,8 @@ class _Layout(NamedTuple):
     """Columns that it must have."""
     measured: dict[str, str]
     """Columns with what was measured, microseconds, by the names of measures."""
-    read: Callable[[pd.DataFrame], Iterator[Exchanges]]
-    """Rows of a table by GPU, kernels and operation."""
+    read: Callable[[pd.DataFrame], Iterator[pd.DataFrame]]
+    """Its rows with the same columns for all kinds."""
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -391,10 +366,10 @@ _TIMES = {
 }
 _MEAN_TIMES = {name: f"{name}_avg_t_us" for name in _OPERATIONS}
 _LAYOUTS = (
-    _Layout((*_LOW_LATENCY, *_SMS), _TIMES, partial(_deepep_rows, "normal")),
-    _Layout(_LOW_LATENCY, _MEAN_TIMES, partial(_deepep_rows, "low_latency")),
-    _Layout(_BACKENDS, {"latency": "latency"}, _backend_rows),
-    _Layout(_PUBLISHED, {"latency": "latency_us"}, _published_rows),
+    _Layout((*_LOW_LATENCY, *_SMS), _TIMES, partial(_read_deepep, "normal", _TIMES)),
+    _Layout(_LOW_LATENCY, _MEAN_TIMES, partial(_read_deepep, "low_latency", _MEAN_TIMES)),
+    _Layout(_BACKENDS, {"latency": "latency"}, _read_backends),
+    _Layout(_PUBLISHED, {"latency": "latency_us"}, _read_published),
 )
 """Kinds of table, of which the first is taken whose columns are there."""
 
@@ -467,7 +442,7 @@ class Alltoall(KernelFamily):
         return _layout_of(table, where).measures
 
     def parts(self, table: pd.DataFrame) -> Iterator[Part]:
-        for one in _layout_of(table).read(table):
+        for one in _read(table):
             operation = f" {one.operation}" if one.is_whole_row else ""
             group = f"{one.gpu} {one.engine} {one.kernels}{operation}"
             price = partial(_estimate, one)
@@ -479,7 +454,7 @@ class Alltoall(KernelFamily):
         timed = fitting.gather(
             ((one.accelerator or "", one.kernels, one.operation, one.is_notify), one)
             for table in tables
-            for one in _layout_of(table).read(table)
+            for one in _read(table)
             if one.accelerator in _FAMILIES
             and (one.kernels, one.operation) in wanted
             and not np.isnan(one.measured_s).all()
@@ -507,9 +482,8 @@ def _estimate(
     kernels: dict[Any, ExchangeFit] = calibration.exchange[rows.kernels]
     fit = kernels[rows.operation]
     rows = fitting.take(rows, np.isin(rows.places, places))
-    seconds, band = rows.moves.transfer_s(fit, accelerator), Band.from_fit(fit)
+    seconds, band = rows.seconds(fit, accelerator), Band.from_fit(fit)
     if rows.is_notify:
-        seconds = rows.moves.notify_s(fit, accelerator)
         band = Band(*fit.notify_band) if fit.notify_band else band.widen(_NOTIFY_WIDER)
     doubts = [Doubt(rows.guess)] if rows.guess else []
     doubts += of_hardware(fit, accelerator, f"{rows.kernels} kernels")
@@ -519,16 +493,14 @@ def _estimate(
 
 
 def _refuse(rows: Exchanges) -> str | NDArray[np.object_]:
-    """Why rows cannot be priced, one for all or one for each, and what is known instead."""
+    """Why rows of a calibrated GPU cannot be priced, one for all or one for each."""
     found = find_calibrated(rows.gpu, rows.engine)
-    if found is None:
-        return unknown_gpu(rows.gpu)
-    known = found[1].exchange.get(rows.kernels)
+    exchange: Mapping[str, Any] = found[1].exchange if found else {}
+    known = exchange.get(rows.kernels)
     if known is None:
-        what = "constants for the kernels"
-        return unknown_name(what, rows.kernels, list(found[1].exchange))
+        return unknown_name("constants for the kernels", rows.kernels, exchange)
     if rows.operation in known:
-        return rows.moves.wrong
+        return rows.wrong
     names = ", ".join(known)
     return f"{rows.kernels} kernels have no operation '{rows.operation}'; known: {names}"
 
@@ -540,7 +512,7 @@ def _fit_entry(wanted: Wanted, timed: Exchanges, told: Exchanges | None) -> dict
     if timed.nodes.max() > 1:
         hides = kernels["overlap"] > 1
         names += [name for name in _ACROSS if hides or name not in _FORWARDED]
-    usable = (timed.moves.wrong == "") & np.isfinite(measured) & ~timed.is_congested
+    usable = (timed.wrong == "") & np.isfinite(measured) & ~timed.is_congested
 
     def build(values: Values) -> ExchangeFit:
         return ExchangeFit.model_construct(kind="fitted", source="", **kernels | _ABSENT | values)
@@ -564,7 +536,7 @@ def _fit_entry(wanted: Wanted, timed: Exchanges, told: Exchanges | None) -> dict
             plan,
             rows.measured_s,
             build,
-            lambda fit, _: rows.moves.transfer_s(fit, accelerator),
+            lambda fit, _: rows.seconds(fit, accelerator),
             start,
             finish,
         ).solve()
@@ -572,7 +544,7 @@ def _fit_entry(wanted: Wanted, timed: Exchanges, told: Exchanges | None) -> dict
     def predict(seen: Bools, held: Bools) -> Floats:
         if (usable & seen).sum() <= _FEWEST_ROWS * len(names):
             return np.full(int(held.sum()), np.nan)
-        return fitting.take(timed.moves, held).transfer_s(solve(seen), accelerator)
+        return fitting.take(timed, held).seconds(solve(seen), accelerator)
 
     predicted = fitting.leave_out(timed.held_out, predict)
     known = np.isfinite(predicted) & np.isfinite(measured) & (measured > 0)
@@ -613,7 +585,7 @@ def _fit_notify(
     plan = load_plan("alltoall_notify")
 
     def predict(fit: ExchangeFit, chosen: Bools) -> Floats:
-        return fitting.take(told.moves, chosen).notify_s(fit, accelerator)
+        return fitting.take(told, chosen).seconds(fit, accelerator)
 
     start = plan.begin(told.operation)
     search = Search(plan, measured, lambda values: fitted.model_copy(update=values), predict, start)
