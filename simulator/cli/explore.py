@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import socket
 import threading
 import webbrowser
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from simulator.base.errors import UserError
 from simulator.cli import console
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from simulator.commands.explore import Exploration
+    from simulator.commands.explore import Asked, Exploration
 
 _HOST = "127.0.0.1"
 _RETAINED = 4
 """Pages of results that can still be asked for."""
+_MOST_BYTES = 1 << 20
+"""Bytes of a change, at most."""
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data: blob:; connect-src 'self'; frame-src 'self'; form-action 'none'; "
@@ -86,13 +89,14 @@ def make_app(exploration: Exploration, token: str, cookie: str) -> Starlette:
         token: what the address must have; whoever does not know it is refused.
         cookie: name of the cookie that holds it afterwards.
     """
+    from pydantic import ValidationError
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
     from starlette.routing import Route
 
-    from simulator.commands.explore import QUICK_REQUESTS, compare
+    from simulator.commands.explore import QUICK_REQUESTS, Asked, compare
     from simulator.commands.report import render
     from simulator.report.rendering import render_part
 
@@ -113,36 +117,45 @@ def make_app(exploration: Exploration, token: str, cookie: str) -> Starlette:
             "explore.html",
             name=exploration.path.stem,
             given=exploration.given,
-            quick_requests=QUICK_REQUESTS,
+            quick_requests=QUICK_REQUESTS if exploration.is_serving else 0,
         )
         return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY})
 
     async def change(request: Request) -> Response:
-        if not is_known(request):
+        origin = request.headers.get("origin", f"http://{request.headers.get('host')}")
+        if not is_known(request) or origin != f"http://{request.headers.get('host')}":
             return PlainTextResponse("unknown", 403)
-        asked = await request.json()
-        newest[asked["page"]] = asked["number"]
-        return await run_in_threadpool(_answer, asked)
+        if int(request.headers.get("content-length", 0)) > _MOST_BYTES:
+            return PlainTextResponse("too long", 413)
+        try:
+            asked = Asked.model_validate_json(await request.body())
+        except ValidationError as error:
+            return PlainTextResponse(str(error), 400)
+        newest[asked.page] = asked.number
+        try:
+            return await run_in_threadpool(_answer, asked)
+        except asyncio.CancelledError:  # the command ends
+            return PlainTextResponse("ended", 503)
 
-    def _answer(asked: dict[str, Any]) -> Response:
+    def _answer(asked: Asked) -> Response:
         with lock:
-            if asked["number"] < newest[asked["page"]]:  # changed again while it waited
+            if asked.number < newest[asked.page]:  # changed again while it waited
                 return Response(status_code=204)
             number = max(pages, default=0) + 1
-            changes = dict(asked["changes"])
-            view = exploration.view(changes, is_quick=asked["is_quick"])
-            before, now = exploration.start.results, view.results
+            view = exploration.view(dict(asked.changes), is_quick=asked.is_quick)
+            now = view.results
+            before = exploration.start(is_quick=asked.is_quick).results or now
             if now is not None:
                 pages[number] = render(now)
                 for old in sorted(pages)[:-_RETAINED]:
                     del pages[old]
-            table = None if now is None else compare(before or now, now)
             part = render_part(
                 "explored.html",
                 name=exploration.path.stem,
+                folder=exploration.path.resolve().parent,
                 view=view,
-                changes=changes,
-                table=table,
+                changes=dict(asked.changes),
+                table=now and before and compare(before, now),
                 number=number,
             )
             return HTMLResponse(part)

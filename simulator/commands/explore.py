@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 from simulator.base.errors import UserError
-from simulator.base.reading import read_text
+from simulator.base.frozen import Frozen
+from simulator.base.reading import read_text, read_toml
 from simulator.base.text import inline_toml
 from simulator.commands.catalogue import list_files
 from simulator.commands.run import run
@@ -24,12 +25,11 @@ from simulator.scenario.jobs import (
     SCENARIOS,
     Overrides,
     find_job,
-    find_kind,
     load_job,
     override_all,
     override_texts,
 )
-from simulator.scenario.scenario import TrainingScenario
+from simulator.scenario.scenario import Scenario, TrainingScenario
 
 AnyResults: TypeAlias = Results | training.TrainingResults
 QUICK_REQUESTS = 2000
@@ -95,6 +95,18 @@ class View(NamedTuple):
     refusal: str = ""
 
 
+class Asked(Frozen):
+    """A change that a page asks for."""
+
+    page: str
+    """Page that asks, of several that are open."""
+    number: int
+    """Number of the change on its page."""
+    changes: tuple[tuple[str, str], ...]
+    """Paths and values, as ``--set`` takes them."""
+    is_quick: bool
+
+
 class Exploration:
     """A scenario file, of serving or of training, whose keys are changed and simulated.
 
@@ -107,15 +119,16 @@ class Exploration:
     """
 
     def __init__(self, source: str, overrides: Overrides = ()) -> None:
-        load_job(source, SCENARIOS, overrides)
+        job = load_job(source, SCENARIOS, overrides)
+        self.is_serving = isinstance(job, Scenario)
         self.path, self._source = find_job(source, SCENARIOS), source
         self.given = dict(text.split("=", 1) for text in override_texts(overrides))
         """Changes to begin with, as texts by path."""
+        self._starts: dict[tuple[str, bool], View] = {}
 
-    @cached_property
-    def start(self) -> View:
-        """View of a quick run before any change."""
-        return self._view(self.given, is_quick=True)
+    def start(self, *, is_quick: bool = True) -> View:
+        """View of the file as it is now, before any change."""
+        return self.view(self.given, is_quick=is_quick)
 
     def view(self, changes: Mapping[str, str], *, is_quick: bool = True) -> View:
         """Simulate the scenario with changes.
@@ -124,35 +137,51 @@ class Exploration:
             changes: values as texts by dotted path, as ``--set`` takes them, in their order.
             is_quick: whether only the first :data:`QUICK_REQUESTS` requests are served.
         """
-        is_start = is_quick and dict(changes) == self.given
-        return self.start if is_start else self._view(changes, is_quick)
+        try:
+            text = read_text(self.path)
+        except UserError as error:
+            return View([], "", "", None, str(error))
+        if dict(changes) != self.given:
+            return self._view(text, changes, is_quick)
+        if (text, is_quick) not in self._starts:
+            self._starts[text, is_quick] = self._view(text, changes, is_quick)
+        return self._starts[text, is_quick]
 
-    def _view(self, changes: Mapping[str, str], is_quick: bool) -> View:
+    def _view(self, text: str, changes: Mapping[str, str], is_quick: bool) -> View:
         import tomlkit
 
         texts = [f"{path}={value}" for path, value in changes.items()]
         words = ["moesim", "run", self._source, *(word for one in texts for word in ("--set", one))]
-        document, results, refusal = tomlkit.parse(read_text(self.path)), None, ""
+        groups, written, results, refusal = list[Group](), "", None, ""
         try:
+            groups = self.list_groups(read_toml(self.path))
+            groups = self._list_changed(texts)
+            job = load_job(self._source, SCENARIOS, texts)
+            document = tomlkit.parse(text)
             override_all(document, texts)
-            results = self._simulate(texts, document.unwrap(), is_quick)
+            written = tomlkit.dumps(document)
+            results = self._simulate(job, is_quick)
         except UserError as error:
             refusal = str(error)
-        groups = self.list_groups(document.unwrap())
-        return View(groups, tomlkit.dumps(document), shlex.join(words), results, refusal)
+        return View(groups, written, shlex.join(words), results, refusal)
 
-    def _simulate(self, texts: list[str], table: Mapping[str, Any], is_quick: bool) -> AnyResults:
-        workload = table.get("workload", {})
-        if is_quick and "workload" in table:
-            most = min(int(workload.get("num_requests", QUICK_REQUESTS)), QUICK_REQUESTS)
-            texts = [*texts, f"workload.num_requests={most}"]
-        job = load_job(self._source, SCENARIOS, texts)
-        return train(job) if isinstance(job, TrainingScenario) else run(job)
+    def _list_changed(self, texts: list[str]) -> list[Group]:
+        table = read_toml(self.path)
+        override_all(table, texts)
+        return self.list_groups(table)
+
+    def _simulate(self, job: Scenario | TrainingScenario, is_quick: bool) -> AnyResults:
+        if isinstance(job, TrainingScenario):
+            return train(job)
+        if is_quick:
+            most = min(job.workload.num_requests or QUICK_REQUESTS, QUICK_REQUESTS)
+            workload = job.workload.model_copy(update={"num_requests": most})
+            job = job.model_copy(update={"workload": workload})
+        return run(job)
 
     @cached_property
     def _kinds(self) -> dict[str, dict[str, Kind]]:
-        kind = find_kind(load_job(self._source, SCENARIOS).model_dump(mode="json"))
-        return describe_keys("training" if kind is TrainingScenario else "scenario")
+        return describe_keys("scenario" if self.is_serving else "training")
 
     def list_groups(self, table: Mapping[str, Any]) -> list[Group]:
         """Keys of the file's table as controls, those of each deployment apart."""
@@ -162,14 +191,15 @@ class Exploration:
             head, _, rest = control.path.partition(".")
             if head in _LEFT_OUT:
                 continue
-            title, label = (head, rest) if rest else ("scenario", head)
+            place, title, label = (head, head, rest) if rest else ("", "scenario", head)
             if head == "deployments":
                 number, _, label = rest.partition(".")
-                title = str(table[head][int(number)].get("name", number))
-            group = groups.setdefault(title, Group(title, [], []))
+                place, title = number, str(table[head][int(number)].get("name", number))
+            group = groups.setdefault(place, Group(title, [], []))
             is_usual = control.value or f"{head}.{label}" in _USUAL
             (group.usual if is_usual else group.others).append(control._replace(label=label))
-        return list(groups.values())
+        order = sorted(groups, key=lambda place: int(place) if place.isdecimal() else -1)
+        return [groups[place] for place in order]
 
     def _list_controls(
         self, keys: tuple[Key, ...], table: Mapping[str, Any], above: str
@@ -224,7 +254,7 @@ def _find_places(
     for number, entry in entries:
         if isinstance(entry, dict):
             yield from _find_places(rest, entry, has_own, f"{above}{name}.{number}.", f"{asked}.")
-    if isinstance(inner, dict):
+    if isinstance(inner, dict) and first == name:
         yield from _find_places(rest, inner, has_own, f"{above}{name}.", f"{asked}.")
 
 

@@ -212,7 +212,7 @@ def _read_value(text: str, override: str) -> Any:
     """
     try:
         found = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         if text[0] in "[{\"'":
             raise UserError(f"--set {override}: {text} is not a TOML value: {error}") from None
         return text

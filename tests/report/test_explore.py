@@ -60,7 +60,7 @@ def test_a_change_gives_what_the_command_and_the_file_give(small_file, tmp_path)
     written = tmp_path / "written.toml"
     written.write_text(view.toml, encoding="utf-8")
     assert run(load_scenario(written)).summary.equals(by_command.summary)
-    cells = compare(exploration.start.results, view.results).rows[1]
+    cells = compare(exploration.start().results, view.results).rows[1]
     assert any(cell.hint for cell in cells[1:])
     controls = controls_of(exploration, view.toml)
     assert controls["deployments.0.routing.exponent"].value == "1.2"
@@ -73,7 +73,35 @@ def test_what_is_refused_says_why_and_leaves_the_controls(small_file):
     assert view.results is None
     assert "exponent" in view.refusal
     assert "deployments.0.routing.exponent" in controls_of(exploration, view.toml)
-    assert exploration.view({"deployments.7.replicas": "2"}).refusal
+    for path, value in (
+        ("deployments.7.replicas", "2"),
+        ("deployments", "{}"),
+        ("deployments.0", "5"),
+        ("workload", "5"),
+        ("workload.num_requests", "abc"),
+        ("workload.num_requests", "inf"),
+        ("seed", "9" * 5000),
+        ("seed", "[" * 5000),
+    ):
+        view = exploration.view({path: value})
+        assert view.refusal, (path, value)
+        assert view.groups
+        assert not view.toml
+
+
+def test_what_was_before_has_as_many_requests_and_is_of_the_file_as_it_is(small_file):
+    more = small_scenario("olmoe-1b-7b", 8).replace("num_requests = 5", "num_requests = 2500")
+    small_file.write_text(more, encoding="utf-8")
+    exploration = Exploration(str(small_file))
+    for is_quick, num_requests in ((True, 2000), (False, 2500)):
+        before, now = exploration.start(is_quick=is_quick), exploration.view({}, is_quick=is_quick)
+        assert now.results.summary["num_requests"].tolist() == [num_requests]
+        cells = compare(before.results, now.results).rows[1][1:]
+        assert not any(cell.hint for cell in cells)
+    small_file.write_text(more.replace("2500", "30"), encoding="utf-8")
+    assert exploration.start().results.summary["num_requests"].tolist() == [30]
+    small_file.unlink()
+    assert "no such file" in exploration.view({"seed": "3"}).refusal
 
 
 @pytest.fixture
@@ -87,8 +115,10 @@ def served(small_file):
 
 def status_of(address, **headers):
     try:
-        return urllib.request.urlopen(urllib.request.Request(address, headers=headers)).status
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers)) as answer:
+            return answer.status
     except urllib.error.HTTPError as error:
+        error.close()
         return error.code
 
 
@@ -100,6 +130,15 @@ def test_only_whoever_has_the_address_is_served(served):
     assert status_of(f"{page}report/1") == 403
     assert status_of(f"{page}change", **{"Content-Type": "application/json"}) in (403, 405)
     assert status_of(address, Host="elsewhere.example") == 400
+    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    opener.open(address).close()
+    for body, origin, status in (("{}", page, 400), ("{}", "http://127.0.0.1:1", 403)):
+        headers = {"Origin": origin.rstrip("/"), "Content-Type": "application/json"}
+        asked = urllib.request.Request(f"{page}change", body.encode(), headers)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            opener.open(asked)
+        assert refused.value.code == status
+        refused.value.close()
 
 
 def test_a_change_on_the_page_is_simulated_and_stays_in_its_address(served, browser):
@@ -127,6 +166,24 @@ def test_a_change_on_the_page_is_simulated_and_stays_in_its_address(served, brow
     expect(outcome).to_contain_text("was ", timeout=60_000)
     page.reload()
     expect(page.locator(".changes")).to_contain_text("= 3", timeout=60_000)
+    page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    page.select_option('[data-path="deployments.0.routing"]', "zipf")
+    expect(outcome).to_contain_text("exponent", timeout=60_000)
+    page.fill('[data-path="deployments.0.routing.exponent"]', "1.1")
+    page.keyboard.press("Tab")
+    page.locator('[data-path="workload.max_tokens"]').focus()
+    page.keyboard.type("40")  # while it simulates: no change before it is done
+    expect(page.locator(".changes")).to_contain_text("exponent = 1.1", timeout=60_000)
+    expect(page.locator('[data-path="workload.max_tokens"]')).to_have_value("40")
+    expect(page.locator(".changes li")).to_have_count(3)
+    page.keyboard.type("0")
+    page.keyboard.press("Tab")
+    expect(page.locator(".changes")).to_contain_text("max_tokens = 400", timeout=60_000)
+    page.locator('[data-undo="deployments.0.routing"]').click()
+    expect(page.locator(".changes li")).to_have_count(2, timeout=60_000)
+    expect(page.locator("[role=alert]")).to_have_count(0)
+    page.locator('[data-undo="workload.max_tokens"]').click()
+    expect(page.locator(".changes li")).to_have_count(1, timeout=60_000)
     page.locator("[data-undo]").click()
     expect(page.locator(".changes")).to_have_count(0, timeout=60_000)
     for width in (390, 2560):

@@ -1,25 +1,29 @@
 "use strict";
 /* Sends changes to the server, puts its answer in place, and shows the report that came of them. The address holds the changes. */
 const frames = document.getElementById("frames"), status_ = document.getElementById("status"), quick = document.getElementById("quick");
-const changes = new Map(location.hash.length > 1 ? new URLSearchParams(location.hash.slice(1)) : Object.entries(JSON.parse(document.getElementById("given").textContent)));
+const given = Object.entries(JSON.parse(document.getElementById("given").textContent));
+const changes = new Map(location.hash.length > 1 ? new URLSearchParams(location.hash.slice(1)) : given);
+changes.delete(""); // an address that says that there are none
 const loaded = crypto.randomUUID();
-let newest = 0;
+let newest = 0, isReplacing = false;
 
 async function change() {
   const number = ++newest, begun = performance.now();
-  history.replaceState(null, "", changes.size ? "#" + new URLSearchParams([...changes]) : location.pathname);
+  history.replaceState(null, "", changes.size ? "#" + new URLSearchParams([...changes]) : given.length ? "#=" : location.pathname);
   status_.textContent = "Simulating …";
   frames.classList.add("stale");
   let answer;
   try {
-    answer = await fetch("change", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ page: loaded, number, changes: [...changes], is_quick: quick.checked }) });
+    answer = await fetch("change", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ page: loaded, number, changes: [...changes], is_quick: quick?.checked ?? true }) });
   } catch {
     status_.textContent = "moesim explore has ended.";
     return;
   }
   if (number !== newest || answer.status === 204) return;
   if (!answer.ok) {
-    status_.textContent = "The simulation failed: see where moesim explore runs.";
+    const forget = Object.assign(document.createElement("button"), { type: "button", textContent: "Undo all changes" });
+    forget.onclick = () => (changes.clear(), change());
+    status_.replaceChildren("The simulation failed: see where moesim explore runs. ", forget);
     return;
   }
   const made = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -30,12 +34,19 @@ async function change() {
   if (now.dataset.report) showReport(now.dataset.report);
 }
 
+/* What is being typed stays, and is no change before it is done. */
 function putKeys(made) {
-  const form = document.getElementById("keys"), focused = document.activeElement?.dataset.path;
+  const form = document.getElementById("keys"), active = form.contains(document.activeElement) ? document.activeElement : null;
+  const typed = active?.defaultValue !== undefined && active.value !== active.defaultValue ? active.value : null;
+  const key = active?.dataset.path ? `[data-path="${CSS.escape(active.dataset.path)}"]` : active?.id ? `#${active.id}` : null;
   const open = new Set([...form.querySelectorAll("details[open]")].map((one) => one.dataset.group));
+  isReplacing = true;
   form.replaceChildren(...made.childNodes);
+  isReplacing = false;
   for (const one of form.querySelectorAll("details")) one.open = open.has(one.dataset.group);
-  if (focused) form.querySelector(`[data-path="${CSS.escape(focused)}"]`)?.focus();
+  const again = key && form.querySelector(key);
+  again?.focus();
+  if (again && typed !== null) again.value = typed;
 }
 
 /* The new report is loaded behind the old one, and takes its place where the reader was. */
@@ -51,28 +62,34 @@ function showReport(address) {
   frames.prepend(made);
 }
 
-/* Another kind of a policy has other keys: changes of the earlier one's go. */
+/* What lies in a table that is set, or undone, goes with it: another kind of a policy has other keys. */
 function set(path, value) {
-  changes.delete(path);
+  for (const key of [...changes.keys()]) if (key === path || key.startsWith(path + ".")) changes.delete(key);
   if (value !== null) changes.set(path, value);
   change();
 }
 
-document.getElementById("keys").addEventListener("submit", (event) => event.preventDefault());
-document.getElementById("keys").addEventListener("change", ({ target }) => {
+function apply({ target }) {
+  if (isReplacing) return;
   if (target.id === "any") {
     const [path, ...value] = target.value.split("=");
     if (value.length) set(path.trim(), value.join("=").trim());
   } else if (target.dataset.path) {
-    const path = target.dataset.path, value = target.value.trim();
-    for (const key of [...changes.keys()]) if (key.startsWith(path + ".")) changes.delete(key);
-    set(path, value === "" ? null : "policy" in target.dataset ? `{ kind = "${value}" }` : value);
+    const { path } = target.dataset, value = target.value.trim();
+    const wanted = value === "" ? null : "policy" in target.dataset ? `{ kind = "${value}" }` : value;
+    const isSame = wanted === (changes.get(path) ?? (target.defaultValue || null));
+    if (!isSame) set(path, wanted);
   }
-});
+}
+
+const form = document.getElementById("keys");
+form.addEventListener("submit", (event) => event.preventDefault());
+form.addEventListener("change", apply);
+form.addEventListener("focusout", (event) => event.target.tagName === "INPUT" && event.target.id !== "any" && apply(event)); // typed while it simulated
 document.addEventListener("click", ({ target }) => {
   if (target.dataset.undo) set(target.dataset.undo, null);
   if (target.dataset.text) navigator.clipboard.writeText(target.dataset.text).then(() => (target.textContent = "Copied"));
 });
-quick.addEventListener("change", change);
+quick?.addEventListener("change", change);
 window.addEventListener("hashchange", () => location.reload());
 change();
