@@ -389,8 +389,10 @@ def diff(
     second: Annotated[Path, console.argument("Another one.")],
     as_json: console.AsJson = False,
 ) -> None:
-    """Compare two results folders: the metrics that differ, and the keys of the scenarios or
-    questions that do.
+    """Compare two results folders of the same command: the metrics that differ, and what does of
+    the keys of the scenarios or questions, the traffic, and the program (run.json: ...).
+
+    Deployments are paired by name, and by their order where no name is in both (A / B).
     """
     from simulator.commands.folders import diff as find_differences
 

@@ -47,14 +47,20 @@ def _read_facts(place: Path) -> tuple[Path, dict[str, Any]]:
         return folder, read_run(folder)
 
 
+_COMPARED_FACTS = ("workload", "versions", "revision")
+"""Facts of ``run.json`` that may differ where no key does: a trace's file, or the program."""
+
+
 class Differences(NamedTuple):
     """Metrics and keys in which two results folders differ."""
 
     metrics: pd.DataFrame
-    """Metrics by deployment and name: ``first`` and ``second`` in their unit, ``change`` (second
-    less first) and ``ratio`` (second over first)."""
+    """Metrics by deployment (``A / B`` where they are called so in the first and the second) and
+    name: ``first`` and ``second`` in their unit, ``change`` (second less first) and ``ratio``
+    (second over first)."""
     keys: dict[str, tuple[Any, Any]]
-    """Resolved keys of what the folders were made from, with both values; ``None`` = none."""
+    """Resolved keys of what the folders were made from, and facts on their traffic and programs as
+    ``run.json: workload.num_requests``, with both values; ``None`` = none."""
 
 
 def diff(first: str | Path, second: str | Path) -> Differences:
@@ -64,13 +70,19 @@ def diff(first: str | Path, second: str | Path) -> Differences:
     recommended ones.
 
     Raises:
-        UserError: if a folder cannot be read, or has no such metrics.
+        UserError: if a folder cannot be read, or has no such metrics, or other ones than the first.
     """
     facts = [_read_facts(Path(place)) for place in (first, second)]
     left, right = (_read_metrics(folder) for folder, _ in facts)
+    one, other = (find_writer(folder) for folder, _ in facts)
+    if one != other:
+        raise UserError(
+            f"{second}: is a folder of {other}, whose metrics are not those of {first}, one of "
+            f"{one}; name two of {one}, or two of {other}"
+        )
     if not left.index.intersection(right.index).size:
-        shared = min(len(left), len(right))
-        left, right = left[:shared], right[:shared].set_axis(left.index[:shared])
+        names = [" / ".join(pair) for pair in zip(left.index, right.index, strict=False)]
+        left, right = (table[: len(names)].set_axis(names) for table in (left, right))
     sides = [
         table.melt(ignore_index=False, var_name="metric").set_index("metric", append=True)["value"]
         for table in (left, right)
@@ -102,10 +114,15 @@ def _read_metrics(folder: Path) -> pd.DataFrame:
 
 
 def _list_keys(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Resolved keys of what a folder was made from, dotted as ``--set`` takes them."""
+    """Resolved keys of what a folder was made from, dotted as ``--set`` takes them, and facts that
+    no key decides.
+    """
     if "fidelity" in run:
         yield "--fidelity", run["fidelity"]
     yield from _flatten(run.get("scenario") or run.get("question") or {})
+    for name in _COMPARED_FACTS:
+        if name in run:
+            yield from _flatten(run[name], f"run.json: {name}")
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -27,6 +27,7 @@ from simulator.parallel.workers import Workers
 from simulator.results.provenance import Provenance
 from simulator.results.results_folder import replace_folder
 from simulator.results.sweep import Sweep, order_columns, value_text, write_point
+from simulator.results.verdict import compare_hardware
 from simulator.runtime import require
 from simulator.scenario.jobs import Overrides, load_scenario, override_texts
 
@@ -184,7 +185,8 @@ class _Done:
     name: str
     """Name of the point's folder."""
     facts: dict[str, object]
-    """``name`` of the scenario, and either ``winner`` and ``headline`` or ``refusal``."""
+    """``name`` of the scenario, and either ``winner`` and what else its verdict says, or
+    ``refusal``."""
     deployments: dict[str, dict[str, object]]
     """Facts of the scenario's deployments."""
     summary: pd.DataFrame | None
@@ -278,7 +280,10 @@ def _gather(
     for point, one in zip(points, done, strict=True):
         if one.summary is not None:
             setting = _show_setting(dict(point.setting))
-            tables.append(one.summary.assign(point=point.name, **setting, seed=point.seed))
+            chances = {one.facts["winner"]: one.facts["chance"]}
+            chance = one.summary["deployment"].map(chances).astype(float)
+            own = one.summary.assign(point=point.name, **setting, seed=point.seed, chance=chance)
+            tables.append(own)
     deployments: dict[str, dict[str, object]] = {}
     for one in done:
         for name, facts in one.deployments.items():
@@ -315,7 +320,12 @@ def _run_point(point: Point, fidelity: Fidelity) -> _Done:
     facts: dict[str, object] = {
         "name": scenario.name,
         "winner": verdict["winner"],
+        "chance": verdict["chance"],
+        "chance_unknown": any(
+            found["kind"] == "verdict.chance_unknown" for found in verdict["findings"]
+        ),
         "headline": verdict["headline"],
+        "other_hardware": compare_hardware(results),
     }
     return _Done(point.name, facts, deployments, results.summary, files)
 

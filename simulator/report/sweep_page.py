@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from simulator.base.formats import TIMES, UNDEFINED, time_axis, time_ticks
+from simulator.base.formats import TIMES, UNDEFINED, chance_text, time_axis, time_ticks
 from simulator.report import style
 from simulator.report.deployment_tables import describe_making
 from simulator.report.gallery import FigureCards, pair_up
@@ -20,9 +20,11 @@ from simulator.report.rendering import Block, Section, render_blocks, show_table
 from simulator.results.availability import list_told
 from simulator.results.metrics import KEY_METRICS, METRICS, heading_unit, metric
 from simulator.results.results_folder import Cell, TextTable
+from simulator.results.run_bands_text import is_sure
 from simulator.results.sweep import (
     NO_WINNER,
     Sweep,
+    chance_at,
     measure_spread,
     name_keys,
     setting_text,
@@ -42,8 +44,9 @@ _SETTINGS = (
     "its own, whose page lies in the folder points."
 )
 _WINNERS = (
-    "The deployment that serves each setting better. Where seeds disagree it is the one with most "
-    "of them, and fainter; where neither is better, or a setting is refused, nothing is filled."
+    "The deployment that serves each setting better, or does with most seeds: the fainter, the "
+    "fewer these are and the lower the probability that it is better. Where neither is better, or "
+    "a setting is refused, nothing is filled."
 )
 _WIDE = 20.0
 """Longest over shortest time from which on an axis is logarithmic."""
@@ -94,11 +97,13 @@ def render(sweep: Sweep) -> str:
 
 def draw_winners(sweep: Sweep) -> Iterator[tuple[str, go.Figure]]:
     """Title and map of who is better over the first two keys that take several values, one for each
-    combination of the others; none where nobody is better, or one everywhere, as the headline says.
+    combination of the others; none where nobody is better, or one is everywhere for sure, as the
+    headline says.
     """
     along = [key for key, values in sweep.keys.items() if len(values) > 1][:2]
     counted = [(setting, winners_at(sweep, setting)) for setting in sweep.settings]
-    if not along or len({name for _, found in counted for name in found}) < 2:
+    is_one = len({name for _, found in counted for name in found}) < 2
+    if not along or (is_one and all(is_sure(one.get("chance")) for one in sweep.run["points"])):
         return
     maps: dict[str, list[tuple[dict[str, object], dict[str, int]]]] = {}
     for setting, found in counted:
@@ -117,6 +122,7 @@ def draw_winners(sweep: Sweep) -> Iterator[tuple[str, go.Figure]]:
                 continue
             places = [[value_text(setting[key]) for key in along] + [""] for setting, _ in own]
             shares = [found[name] / sum(found.values()) for _, found in own]
+            chances = [chance_at(sweep, setting, name) for setting, _ in own]
             drawn.add_scatter(
                 x=[place[0] for place in places],
                 y=[place[1] for place in places],
@@ -126,16 +132,28 @@ def draw_winners(sweep: Sweep) -> Iterator[tuple[str, go.Figure]]:
                     "symbol": "square-open" if name == NO_WINNER else "square",
                     "size": 30,
                     "color": colour.get(name, style.MUTED),
-                    "opacity": [0.3 + 0.7 * share for share in shares],
+                    "opacity": [
+                        0.3 + 0.7 * share * _beyond_chance(chance)
+                        for share, chance in zip(shares, chances, strict=True)
+                    ],
                 },
-                customdata=[f"{share:.0%}" for share in shares],
+                customdata=[
+                    f"{share:.0%} of seeds"
+                    + ("" if chance is None else f", with a probability of {chance_text(chance)}")
+                    for share, chance in zip(shares, chances, strict=True)
+                ],
                 name=label.get(name, "neither"),
-                hovertemplate="%{x} %{y}: with %{customdata} of seeds",
+                hovertemplate="%{x} %{y}: with %{customdata}",
             )
         for update, shown in zip((drawn.update_xaxes, drawn.update_yaxes), values, strict=False):
             update(type="category", categoryorder="array", categoryarray=shown)
         by = " and ".join(named[key] for key in along)
         yield f"By {by}{f', {said}' if said else ''}", drawn
+
+
+def _beyond_chance(chance: float | None) -> float:
+    """Scale a probability from even odds (0) to certainty (1); 1 where none was drawn."""
+    return 1.0 if chance is None else max(0.0, 2 * chance - 1)
 
 
 def _draw_metrics(sweep: Sweep) -> Iterator[tuple[str, str, go.Figure]]:

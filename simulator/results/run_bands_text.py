@@ -83,6 +83,11 @@ def _find_stretches(
     return list(by_stretch.items())
 
 
+def is_sure(chance: float | None) -> bool:
+    """Whether a probability is high enough to state a difference as a fact, or none was drawn."""
+    return chance is None or chance >= SURE
+
+
 def chance_of(results: Results, first: str, second: str, has_targets: bool) -> float | None:
     """Find the probability that a deployment serves the traffic better than another one: by the
     share of requests in time where targets are set, and by both latencies where none are or where

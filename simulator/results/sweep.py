@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +21,7 @@ from simulator.results.results_folder import (
     check_columns,
     make_verdict,
 )
+from simulator.results.run_bands_text import is_sure
 
 TABLE = "sweep.csv"
 _PARTS = {"run.json", TABLE, "report.html", "points"}
@@ -32,8 +33,8 @@ class Sweep(ResultsFolder):
     """A finished sweep: its points, and the metrics of each point and deployment.
 
     ``run`` has ``keys`` (swept keys by name, each with its values in order), ``points`` (a dict
-    each: ``point``, the keys' values, ``seed``, and either ``winner`` and ``headline`` or
-    ``refusal``), ``name``, ``deployments`` by name, and provenance.
+    each: ``point``, the keys' values, ``seed``, and either ``winner``, ``chance`` and ``headline``
+    or ``refusal``), ``name``, ``deployments`` by name, and provenance.
     """
 
     table: pd.DataFrame
@@ -106,7 +107,7 @@ def measure_spread(rows: pd.DataFrame, metric: str) -> tuple[float, float, int]:
 
 def order_columns(table: pd.DataFrame, keys: Iterable[str]) -> pd.DataFrame:
     """Order the columns for ``sweep.csv``."""
-    return table[["point", *keys, "seed", "deployment", *METRICS]]
+    return table[["point", *keys, "seed", "deployment", *METRICS, "chance"]]
 
 
 def _list_foreign(points: Path) -> Iterator[str]:
@@ -177,24 +178,32 @@ def find_sweep(sweep: Sweep) -> Iterator[Finding]:
     winners = [(setting, winners_at(sweep, setting)) for setting in sweep.settings]
     winners = [(setting, own) for setting, own in winners if own]
     is_one = len({tuple(own) for _, own in winners}) == 1 and len(winners[0][1]) == 1
+    points = sweep.run["points"]
+    doubt = _find_doubt(points)
     if not winners:
         yield _find_range(sweep)
     elif len(winners) == 1:
-        yield Finding("sweep.seeds", winners=winners[0][1])
+        yield Finding("sweep.seeds", winners=winners[0][1], doubt=doubt)
     elif is_one:
         has_refused = len(winners) < len(sweep.settings)
-        yield Finding("sweep.everywhere", best=next(iter(winners[0][1])), has_refused=has_refused)
+        best = next(iter(winners[0][1]))
+        yield Finding("sweep.everywhere", best=best, has_refused=has_refused, doubt=doubt)
     else:
-        yield Finding("sweep.depends")
+        yield Finding("sweep.depends", doubt=doubt)
         for setting, own in winners[:_MOST_TOLD]:
-            yield Finding("sweep.at_setting", setting=setting_text(setting), winners=own)
+            at, unsure = setting_text(setting), _find_doubt(sweep.points_at(setting))
+            yield Finding("sweep.at_setting", setting=at, winners=own, doubt=unsure)
         if len(winners) > _MOST_TOLD:
             yield Finding("sweep.more_settings", more=len(winners) - _MOST_TOLD)
-    points = sweep.run["points"]
+    if doubt is not None and len(points) > len(sweep.settings):
+        yield Finding("sweep.same_error")
+    for name in dict.fromkeys(point["winner"] for point in points if point.get("chance_unknown")):
+        yield Finding("verdict.chance_unknown", name=name)
     refused = [point for point in points if "refusal" in point]
     if refused:
         why = refused[0]["refusal"]
         yield Finding("sweep.refused", refused=len(refused), points=len(points), why=why)
+    yield from _find_hardware(sweep)
     yield from _find_spread(sweep)
 
 
@@ -209,6 +218,40 @@ def winners_at(sweep: Sweep, setting: Mapping[str, object]) -> dict[str, int]:
             winner = point["winner"] or NO_WINNER
             found[winner] = found.get(winner, 0) + 1
     return found
+
+
+def chance_at(sweep: Sweep, setting: Mapping[str, object], winner: str) -> float | None:
+    """Mean over seeds of the probability with which a deployment is better at a setting; ``None``
+    where none was drawn.
+    """
+    points = [point for point in sweep.points_at(setting) if point.get("winner") == winner]
+    chances = [point["chance"] for point in points if point.get("chance") is not None]
+    return float(np.mean(chances)) if chances else None
+
+
+def _find_doubt(points: Sequence[Mapping[str, Any]]) -> Finding | None:
+    """Find at how many points the better deployment is not sure, and its probabilities there;
+    ``None`` where it is at all of them.
+    """
+    judged = [point for point in points if point.get("winner") is not None]
+    chances = sorted(one["chance"] for one in judged if not is_sure(one.get("chance")))
+    if not chances:
+        return None
+    ends = [chances[0], chances[-1]]
+    return Finding("sweep.doubt", unsure=len(chances), points=len(judged), chances=ends)
+
+
+def _find_hardware(sweep: Sweep) -> Iterator[Finding]:
+    """Find at which settings the deployments have not the same hardware."""
+    at: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for setting in sweep.settings:
+        told = [point.get("other_hardware") for point in sweep.points_at(setting)]
+        for gpus in filter(None, told[:1]):
+            at.setdefault(tuple(gpus.items()), []).append(setting_text(setting))
+    if at:
+        found = [(dict(gpus), settings) for gpus, settings in at.items()]
+        is_all = sum(map(len, at.values())) == len(sweep.settings)
+        yield Finding("sweep.other_hardware", found=found, is_all=is_all, most=_MOST_TOLD)
 
 
 def _find_spread(sweep: Sweep) -> Iterator[Finding]:

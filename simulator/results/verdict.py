@@ -19,11 +19,11 @@ from simulator.results.folder import Results
 from simulator.results.phases import STEP_PHASES
 from simulator.results.results_folder import Verdict, make_verdict
 from simulator.results.run_bands_text import (
-    SURE,
     chance_of,
     find_bands,
     find_chance,
     find_undetermined,
+    is_sure,
 )
 from simulator.results.run_sentences import find_insides, tell_gpus
 from simulator.results.tables import TURNED_AWAY
@@ -89,7 +89,7 @@ def find_verdict(results: Results) -> Judgement:
     told, doubts, named = results.run["deployments"], [], winner
     if chance is not None and winner is not None and _draws_hits(told[best], told[second]):
         doubts = [Finding("verdict.chance_unknown", name=short[best])]
-        named = winner if chance >= SURE else None
+        named = winner if is_sure(chance) else None
         chance = None
     pair = _Pair(results, rows, short, best, second, named, chance)
     headline, *others = pair.compare(ranked[2:])
@@ -130,6 +130,17 @@ def _draws_hits(*pair: Mapping[str, object]) -> bool:
 def with_verdict(results: Results) -> Results:
     """Judge results again, after runs were merged."""
     return replace(results, run={**results.run, "verdict": verdict(results)})
+
+
+def compare_hardware(results: Results) -> dict[str, str]:
+    """Tell the GPUs of each deployment, by its short name; empty where all have the same."""
+    short = short_names(results)
+    rows = {str(row["deployment"]): row for _, row in results.summary.iterrows()}
+    gpus = {short[name]: tell_gpus(row) for name, row in rows.items()}
+    kinds = {short[name]: results.facts(name).get("accelerator") for name in rows}
+    if len(set(kinds.values())) > 1:
+        gpus = {name: f"{told} ({kinds[name]})" for name, told in gpus.items()}
+    return gpus if len(set(gpus.values())) > 1 else {}
 
 
 def short_names(results: Results) -> dict[str, str]:
@@ -196,7 +207,7 @@ class _Difference(NamedTuple):
 
     @property
     def is_sure(self) -> bool:
-        return self.chance is None or self.chance >= SURE
+        return is_sure(self.chance)
 
 
 class _Pair(NamedTuple):
@@ -216,7 +227,7 @@ class _Pair(NamedTuple):
     @property
     def sure_winner(self) -> str | None:
         """The better one, where that is sure."""
-        return self.winner if self.chance is None or self.chance >= SURE else None
+        return self.winner if is_sure(self.chance) else None
 
     def compare(self, behind: Sequence[str]) -> Iterator[Finding]:
         """Compare them: the answer in one sentence, what is sure, then the rest with its
@@ -364,9 +375,8 @@ def _choose_load(imbalance: float, uniform: float, dropped: float) -> str:
 def _find_notes(results: Results, short: dict[str, str]) -> Iterator[Finding]:
     """Find what else a reader must know."""
     facts = results.run["deployments"]
-    gpus = {short[str(row["deployment"])]: tell_gpus(row) for _, row in results.summary.iterrows()}
-    if len(set(gpus.values())) > 1:
-        yield Finding("verdict.other_hardware", gpus=gpus)
+    if hardware := compare_hardware(results):
+        yield Finding("verdict.other_hardware", gpus=hardware)
     lesser = [name for name, one in facts.items() if one.get("pruning") or one.get("reduction")]
     if lesser and len(facts) > 1:
         yield Finding("verdict.lesser_models", names=[short[name] for name in lesser])

@@ -11,6 +11,7 @@ from simulator.commands.run import run
 from simulator.planner.smallest import compare
 from simulator.results.answer import Answer
 from simulator.results.answer.folder import PlanResults
+from simulator.results.results_folder import write_run
 from simulator.scenario.jobs import load_scenario
 from tests.report.plan_answers import RUN, answer
 
@@ -39,7 +40,11 @@ def test_a_run_by_options_is_the_file_that_it_writes_and_runs_again_from_its_fol
     assert code == 0, err
     code, out, _ = moesim("diff", "asked", "reports/out/asked_again", "--json")
     found = json.loads(out)
-    assert found["keys"] == {"workload.rate_scale": [1.0, 2.0]}
+    keys = {key: pair for key, pair in found["keys"].items() if not key.startswith("run.json: ")}
+    assert keys == {"workload.rate_scale": [1.0, 2.0]}
+    rates = found["keys"]["run.json: workload.rate_per_s"]
+    assert rates[1] == pytest.approx(2 * rates[0])
+    assert "run.json: workload.input.mean" not in found["keys"]
     second = pd.read_csv(tmp_path / "reports/out/asked_again/summary.csv")
     rows = {(row["deployment"], row["metric"]): row for row in found["metrics"]}
     name = first["deployment"][0]
@@ -129,6 +134,64 @@ def test_options_and_files_are_not_mixed(moesim, tmp_path):
         assert (code, "error: " in err) == (2, True), err
     assert "--cluster, --rate, --input, --output, --ttft or --tpot" in err
     assert not list(tmp_path.iterdir())
+
+
+def write_run_of(folder, table, **run):
+    """A results folder as far as its differences from another one are looked for."""
+    folder.mkdir()
+    write_run(run, folder)
+    pd.DataFrame(table).to_csv(folder / "summary.csv", index=False)
+    return folder
+
+
+def test_deployments_of_other_names_are_paired_in_their_order_under_both(moesim, tmp_path):
+    first = {"deployment": ["MoE", "dense"], "tpot_p50_s": [0.01, 0.02]}
+    second = {"deployment": ["dense2", "MoE2", "more"], "tpot_p50_s": [0.03, 0.04, 0.05]}
+    tables = {"a": first, "b": second}
+    folders = [write_run_of(tmp_path / name, table) for name, table in tables.items()]
+    metrics, _ = diff(*folders)
+    values = {name: (row["first"], row["second"]) for (name, _), row in metrics.iterrows()}
+    assert values == {"MoE / dense2": (0.01, 0.03), "dense / MoE2": (0.02, 0.04)}
+    code, out, _ = moesim("diff", "a", "b")
+    assert (code, out.startswith("MoE / dense2 ")) == (0, True)
+    third = write_run_of(tmp_path / "c", first | {"deployment": ["MoE", "dense2"]})
+    assert set(diff(folders[1], third).metrics.index.get_level_values(0)) == {
+        *("dense2", "MoE", "MoE2", "more")
+    }
+
+
+def test_a_run_and_a_training_have_nothing_to_compare(tmp_path):
+    run = write_run_of(tmp_path / "run", {"deployment": ["A"], "dropped_share": [0.0]})
+    training = {"deployment": ["A"], "dropped_share": [0.1]}
+    other = write_run_of(tmp_path / "other", training, training={})
+    with pytest.raises(UserError, match="name two of moesim run, or two of a training"):
+        diff(run, other)
+
+
+def test_other_traffic_and_another_program_are_differences_that_no_key_makes(tmp_path):
+    table, scenario = {"deployment": ["A"], "tpot_p50_s": [0.01]}, {"workload": {"requests": "x"}}
+    facts = {
+        "workload": {"num_requests": 10, "input": {"mean": 5.0, "p50": 4.0}},
+        "versions": {"moesim": "1", "numpy": "2"},
+        "revision": "a",
+    }
+    edited = {
+        "workload": {"num_requests": 9, "input": {"mean": 6.0, "p50": 4.0}},
+        "versions": {"moesim": "1", "numpy": "3"},
+        "revision": "b",
+    }
+    folders = [
+        write_run_of(tmp_path / one["revision"], table, scenario=scenario, **one)
+        for one in (facts, edited)
+    ]
+    metrics, keys = diff(*folders)
+    assert metrics.empty
+    assert keys == {
+        "run.json: workload.num_requests": (10, 9),
+        "run.json: workload.input.mean": (5.0, 6.0),
+        "run.json: versions.numpy": ("2", "3"),
+        "run.json: revision": ("a", "b"),
+    }
 
 
 def test_plans_differ_in_what_they_recommend_and_ask(tmp_path):

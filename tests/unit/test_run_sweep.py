@@ -112,6 +112,9 @@ def test_a_point_is_the_run_that_its_command_makes_and_refused_ones_are_told(sce
         )
         own = json.loads((folder / "points" / point.name / "run.json").read_text())
         assert own["command"].startswith(f"moesim run {scenario} --seed {point.seed} --set dep")
+        verdict = own["verdict"]
+        row = row.set_index("deployment")["chance"].dropna()
+        assert row.to_dict() == ({verdict["winner"]: verdict["chance"]} if len(row) else {})
     again = Sweep.read(folder)
     assert again.run == found.run
     pd.testing.assert_frame_equal(again.table, found.table, check_dtype=False)
@@ -167,12 +170,13 @@ def test_deployments_are_served_at_the_same_time_with_the_same_results():
     check_equal(*(run_scenario(scenario, workers=workers) for workers in (1, 2)))
 
 
-def made_up(winners, ttft_s):
-    """A sweep of two rates over seeds, by who wins which point."""
+def made_up(winners, ttft_s, **facts):
+    """A sweep of two rates over seeds, by who wins which point and its other ``facts``."""
     points, rows = [], []
     for number, (rate, winner) in enumerate(winners):
         name = f"{number}"
-        points.append({"point": name, RATE: rate, "seed": number, "winner": winner})
+        own = {key: values[number] for key, values in facts.items()}
+        points.append({"point": name, RATE: rate, "seed": number, "winner": winner} | own)
         for deployment in ("A", "B"):
             row = dict.fromkeys(METRICS, np.nan) | {"ttft_p50_s": ttft_s[number]}
             rows.append({"point": name, RATE: rate, "seed": number, "deployment": deployment} | row)
@@ -197,6 +201,68 @@ def test_who_is_better_is_said_of_every_setting_where_it_depends_on_it(winners, 
     assert all(str(one).endswith(".") for one in (headline, *reasons))
     settings = [one for one in reasons if one.kind == "sweep.at_setting"]
     assert len(settings) == 2 * (kind == "depends")
+
+
+def doubt_of(finding):
+    facts = finding.facts["doubt"].facts
+    return facts["unsure"], facts["points"], facts["chances"]
+
+
+@pytest.mark.parametrize(
+    ("winners", "chances", "kind", "said"),
+    [
+        ([(1, "A"), (4, "A"), (16, "A")], [0.71, 0.77, 0.76], "everywhere", "71 % to 77 % only."),
+        ([(1, "A"), (4, "A"), (16, "A")], [0.71, 0.9, None], "everywhere", "1 of 3 points with a"),
+        ([(1, "A"), (1, "A"), (1, "A")], [0.71, 0.71, 0.71], "seeds", "probability of 71 % only."),
+        ([(1, "A"), (2, "B"), (2, None)], [0.55, 0.99, None], "depends", "not sure at 1 of 2 poi"),
+    ],
+)
+def test_a_sweep_is_no_surer_than_its_points(winners, chances, kind, said):
+    found = [*find_sweep(made_up(winners, [1.0] * 3, chance=chances))]
+    assert found[0].kind == f"sweep.{kind}"
+    unsure = [chance for chance in chances if chance is not None and chance < 0.9]
+    judged = sum(winner is not None for _, winner in winners)
+    assert doubt_of(found[0]) == (len(unsure), judged, [min(unsure), max(unsure)])
+    assert said in str(found[0])
+    has_seeds = len({rate for rate, _ in winners}) < len(winners)
+    assert ("sweep.same_error" in [one.kind for one in found]) == has_seeds
+    at = [one.facts["doubt"] for one in found if one.kind == "sweep.at_setting"]
+    assert [one is not None for one in at] == [True, False] * (kind == "depends")
+
+
+def test_what_is_sure_or_was_not_drawn_is_said_without_a_doubt():
+    for facts in ({}, {"chance": [None, 0.9, 0.99]}):
+        made = made_up([(1, "A"), (4, "A"), (16, "A")], [1.0] * 3, **facts)
+        [headline] = find_sweep(made)
+        assert headline.facts["doubt"] is None
+        assert not list(draw_winners(made))
+
+
+def test_the_map_is_fainter_where_it_is_less_sure():
+    made = made_up([(1, "A"), (4, "A"), (16, "A")], [1.0] * 3, chance=[0.55, 0.99, None])
+    made.run["deployments"] = {"A": {}, "B": {}}
+    ((_, drawn),) = draw_winners(made)
+    [trace] = drawn.data
+    faint, full, undrawn = trace.marker.opacity
+    assert faint < 0.4 < 0.9 < full < undrawn == 1.0
+    assert [one.endswith("probability of 55 %") for one in trace.customdata] == [True, False, False]
+
+
+def test_other_hardware_is_said_once_with_its_settings():
+    few, many = {"A": "8 GPUs", "B": "2 GPUs"}, {"A": "16 GPUs", "B": "2 GPUs"}
+    winners = [(1, "A"), (2, "A"), (4, "A")]
+
+    def found(*hardware):
+        made = made_up(winners, [1.0] * 3, other_hardware=hardware)
+        return [one for one in find_sweep(made) if one.kind == "sweep.other_hardware"]
+
+    assert found({}, {}, {}) == []
+    [told] = found(few, few, few)
+    assert str(told) == "Not the same hardware at any setting: A has 8 GPUs, B has 2 GPUs."
+    assert told.severity == "warning"
+    [told] = found({}, few, many)
+    assert told.facts["found"] == [(few, ["rate_scale = 2"]), (many, ["rate_scale = 4"])]
+    assert "B has 2 GPUs (rate_scale = 2); A has 16" in str(told)
 
 
 def test_many_settings_are_left_to_the_table_and_refused_ones_told():

@@ -13,7 +13,7 @@ from simulator.results.folder import TABLES, Results
 from simulator.results.metrics import METRICS
 from simulator.results.phases import STEP_PHASES
 from simulator.results.tables import MOVE_COLUMNS
-from simulator.results.verdict import explain, find_verdict, short_names
+from simulator.results.verdict import compare_hardware, explain, find_verdict, short_names
 from tests.cases import cases
 
 
@@ -348,6 +348,15 @@ def test_unequal_hardware_and_rumours_are_said():
     [hardware] = facts_of(judged, "verdict.other_hardware")
     assert hardware["gpus"] == {"A": "1 GPU", "B, big": "8 GPUs"}
     assert [one["name"] for one in facts_of(judged, "verdict.rumour")] == ["B, big"]
+
+
+def test_gpus_of_another_kind_are_other_hardware():
+    made = results(deployment("A"), deployment("B", tpot_s=0.02))
+    for name in "AB":
+        made.run["deployments"][name]["accelerator"] = "H100"
+    assert compare_hardware(made) == {}
+    made.run["deployments"]["B"]["accelerator"] = "B200"
+    assert compare_hardware(made) == {"A": "8 GPUs (H100)", "B": "8 GPUs (B200)"}
 
 
 def test_short_names_stay_apart_and_a_rumour_keeps_its_own():
