@@ -1,6 +1,8 @@
 """Claims: the rule of verdicts, maps and turns, and small claims that are tried for real."""
 
 import json
+import re
+from collections import Counter
 
 import pandas as pd
 import pytest
@@ -209,6 +211,28 @@ def test_a_claim_that_is_counted_is_written_and_read_back(tmp_path):
     assert json.loads(json.dumps(results.run)) == results.run
     assert len(pd.read_csv(folder / "claims.csv")) == len(answer.cases)
     assert (folder / "report.html").is_file()
+
+
+def answer_at_equal_rates(tmp_path, monkeypatch, **changes):
+    """The claim of training where all models make as many tokens a second."""
+    monkeypatch.setattr(
+        "simulator.lab.commands.claim_tests.training._measure_rate", lambda table, seed: 1.0
+    )
+    text = TRAINED
+    for key, value in changes.items():
+        text = re.sub(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.MULTILINE)
+    return try_one(tmp_path, text).answers[0]
+
+
+def test_an_answer_says_how_many_cases_are_sure(tmp_path, monkeypatch):
+    training = answer_at_equal_rates(tmp_path, monkeypatch)
+    for answer in (training, try_one(tmp_path, COUNTED).answers[0]):
+        counts = Counter(one.outcome for one in answer.cases if one.counts)
+        assert (
+            f"Of {counts.total()} cases {counts['for']} speak clearly for the claim and "
+            f"{counts['against']} against it; {counts['open']} "
+        ) in answer.answer
+    assert training.answer.endswith("may go either way.")
 
 
 @pytest.mark.slow

@@ -246,7 +246,7 @@ class Training(Frozen):
         large = f"{RIVALS['total_params']}, per token"
         return Telling.load("training").tell(
             cases,
-            {**beside, "all": Cases(cases), "steps": per_token.get(large, Cases())},
+            {**beside, "steps": per_token.get(large, Cases())},
             {
                 "rivals": {name_rival(RIVALS[measure]): own for measure, own in beside.items()},
                 "steps": {name_rival(rival): own for rival, own in per_token.items()},
