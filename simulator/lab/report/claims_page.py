@@ -75,15 +75,11 @@ def _draw_gauge(answer: ClaimAnswer) -> Gauge:
 
 
 def _show_claim(answer: ClaimAnswer, cards: FigureCards) -> dict[str, Any]:
-    counted = [case for case in answer.cases if case.counts]
     measured = answer.measured.cases if answer.measured else ()
     return {
         "answer": answer,
-        "num_cases": len(counted),
-        "num_for": sum(case.outcome == "for" for case in counted),
-        "num_against": sum(case.outcome == "against" for case in counted),
         "maps": [_show_map(answer, row, column) for row, column in answer.maps],
-        "turns": list(list_turns(counted)),
+        "turns": list(list_turns([case for case in answer.cases if case.counts])),
         "charts": pair_up(
             cards, [(chart.title, chart.caption, _draw(chart)) for chart in answer.charts]
         ),

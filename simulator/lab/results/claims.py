@@ -262,7 +262,8 @@ def _tell_ends(cases: Iterable[Case]) -> str:
 
 def say_whether(cases: Sequence[Case]) -> str:
     """Whether cases speak for a claim, in a word: ``yes`` where all do, ``mostly`` where two in
-    three do, ``no`` where none does, ``it depends`` otherwise; ``not tried`` without any.
+    three do, ``it depends`` where fewer do; where none does ``no`` if all speak against it, else
+    ``undecided``; ``not tried`` without any.
     """
     if not cases:
         return "not tried"
@@ -271,7 +272,9 @@ def say_whether(cases: Sequence[Case]) -> str:
         return "yes"
     if in_favour * 3 >= 2 * len(cases):
         return "mostly"
-    return "it depends" if in_favour else "no"
+    if in_favour:
+        return "it depends"
+    return "no" if all(case.outcome == "against" for case in cases) else "undecided"
 
 
 def name_condition(condition: str) -> str:

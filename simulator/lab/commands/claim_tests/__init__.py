@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, get_args
 
 from pydantic import Field
 
@@ -12,7 +12,14 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, validate
 from simulator.base.progress import Progress
 from simulator.base.reading import read_toml
-from simulator.lab.results.claims import Case, Finding, say_whether, tell_deciding, tell_range
+from simulator.lab.results.claims import (
+    Case,
+    Finding,
+    Outcome,
+    say_whether,
+    tell_deciding,
+    tell_range,
+)
 
 RIVALS = {
     "total_params": "dense, iso-total-params",
@@ -38,8 +45,8 @@ class ClaimTest(Protocol):
 
 class Cases(tuple[Case, ...]):
     """Cases that a sentence speaks of, which it tells as its format says: ``range``, ``whether``,
-    ``Whether`` at the beginning of a sentence, ``share`` (of those that speak for the claim) or
-    ``deciding``.
+    ``Whether`` at the beginning of a sentence, ``share`` (of those that speak for the claim),
+    ``deciding``, or the number of ``all``, of those ``for`` the claim, ``against`` it or ``open``.
     """
 
     def __format__(self, how: str) -> str:
@@ -48,7 +55,11 @@ class Cases(tuple[Case, ...]):
         if how == "deciding":
             return tell_deciding(self) or ""
         if how == "share":
-            return f"{sum(case.outcome == 'for' for case in self)} of {len(self)}"
+            return f"{self:for} of {self:all}"
+        if how == "all":
+            return str(len(self))
+        if how in get_args(Outcome):
+            return str(sum(case.outcome == how for case in self))
         said = say_whether(self)
         return said.capitalize() if how == "Whether" else said
 
@@ -97,9 +108,11 @@ class Telling(Frozen):
         """Tell what was found. Sentences of which nothing is left are left out.
 
         Args:
-            facts: cases and values by their names in the templates.
+            facts: cases and values by their names in the templates; ``all`` cases that count are
+                among them.
             each: cases by value, for sentences that are said of each.
         """
+        facts = {"all": Cases(case for case in cases if case.counts), **facts}
         said = []
         for sentence in self.sentences:
             of_each = (each or {})[sentence.each] if sentence.each else {"": Cases()}

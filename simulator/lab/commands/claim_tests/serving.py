@@ -190,7 +190,7 @@ class Serving(Frozen):
         }
         return Telling.load("serving").tell(
             cases,
-            {"first": first, "full": full, "all": large, "gpus": self.gpus},
+            {"first": first, "full": full, "gpus": self.gpus},
             {
                 "loads": each_side,
                 "rivals": {name_rival(RIVALS[measure]): own for measure, own in others.items()},

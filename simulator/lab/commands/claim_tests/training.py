@@ -27,13 +27,12 @@ from simulator.config.pairing import DenseOf
 from simulator.deployment.counterparts import choose_model
 from simulator.deployment.training.quality import find_tokens_to_loss
 from simulator.lab.commands.claim_tests import RIVALS, Cases, Telling, check_tried, name_rival
-from simulator.lab.results.claims import Case, Figure, Finding, measure_seeds
+from simulator.lab.results.claims import Case, Figure, Finding, Spread, measure_seeds
 
 _TOO_FAST, _TOO_SLOW = 1.3, 1.1
 """Factors by which ratios may be too high and too low: published trainings of mixtures of experts
 are simulated up to some 30 % too fast, those of dense models within 10 %
 (``tests/validation/test_published_training.py``)."""
-_MIXTURE = "moe"
 _EP = 8
 """Expert-parallel size of every split of a mixture of experts."""
 _SPLITS: dict[bool, tuple[dict[str, int], ...]] = {
@@ -68,7 +67,7 @@ class Training(Frozen):
     tokens: Annotated[tuple[TrainingTokens, ...], Field(strict=False, min_length=1)]
     """Tokens that the mixture of experts is trained on."""
     laws: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-    """Scaling laws, the first of which makes the rival that is as good."""
+    """Scaling laws, each of which makes the dense model that is as good by it."""
     skews: Annotated[
         tuple[Annotated[float, value_range(0, 10)], ...], Field(strict=False, min_length=1)
     ]
@@ -82,14 +81,13 @@ class Training(Frozen):
         for number, (cluster, sequence) in enumerate(places):
             show = partial(tick, f"training steps on {cluster}, {sequence:,} tokens")
             show(0, None)
+            own = self._measure_mixture(cluster, sequence, seeds)
             for tokens in self.tokens:
-                rates = self._measure_rates(cluster, sequence, tokens, seeds)
-                cases += self._compare_losses(cluster, sequence, tokens, rates)
-                steps += self._compare_steps(cluster, sequence, rates)
+                cases += self._compare_losses(cluster, sequence, tokens, own)
+            steps += self._compare_steps(cluster, sequence, own)
             tick("training steps", number + 1, len(places))
         check_tried(cases)
-        every = (*cases, *{repr(step): step for step in steps}.values())
-        figures = (*self._list_sizes(), *self._list_outside())
+        every, figures = (*cases, *steps), (*self._list_sizes(), *self._list_outside())
         return self._tell(cases, steps).model_copy(update={"cases": every, "figures": figures})
 
     def _check_names(self) -> None:
@@ -106,25 +104,26 @@ class Training(Frozen):
                 f"a multiple of {_EP}"
             )
 
-    def _measure_rates(
-        self, cluster: str, sequence: int, tokens: float, seeds: Sequence[int]
-    ) -> dict[tuple[str, float], tuple[float, ...]]:
-        """Tokens per second of a GPU by model and skew, over seeds; rivals have no skew."""
-        rates: dict[tuple[str, float], tuple[float, ...]] = {}
-        for measure in RIVALS:
-            entry = {"dense_of": self._pair(measure, tokens)}
-            if (best := self._find_split(entry, cluster, sequence, False)) is not None:
-                rates[measure, 0.0] = (best.tokens_per_s_gpu,)
+    def _measure_mixture(
+        self, cluster: str, sequence: int, seeds: Sequence[int]
+    ) -> dict[float, tuple[float, ...]]:
+        """Tokens per second of a GPU by skew, over seeds; empty where no split fits."""
         best = self._find_split({"model": self.model}, cluster, sequence, True)
         if best is None:
-            return rates
+            return {}
+        rates = {}
         for skew in self.skews:
             routing = {"kind": "lognormal", "sigma": skew} if skew else {"kind": "uniform"}
-            rates[_MIXTURE, skew] = tuple(
+            rates[skew] = tuple(
                 self._train({**best.keys, "routing": routing}, sequence, seed)
                 for seed in (seeds if skew else seeds[:1])
             )
         return rates
+
+    def _measure_rival(self, pair: Policy, cluster: str, sequence: int) -> float | None:
+        """Tokens per second of a GPU, of a dense model; ``None`` where no split fits."""
+        best = self._find_split({"dense_of": pair}, cluster, sequence, False)
+        return None if best is None else best.tokens_per_s_gpu
 
     def _find_split(
         self, entry: Policy, cluster: str, sequence: int, is_mixture: bool
@@ -152,66 +151,62 @@ class Training(Frozen):
         training = {"sequence_tokens": sequence, "global_batch": batch}
         return _measure_rate(json.dumps([training, {"name": "one", **keys}]), seed)
 
-    def _pair(self, measure: str, tokens: float) -> dict[str, Any]:
+    def _pair(self, measure: str, tokens: float = 0.0, law: str = "") -> Policy:
+        """The table that makes a rival; tokens and law matter to the iso-loss one only."""
         equal: Policy = {"kind": measure}
         if measure == "quality":
-            equal |= {"law": self.laws[0], "tokens": tokens}
+            equal |= {"law": law, "tokens": tokens}
         return {"model": self.model, "equal": equal}
 
-    def _make_rival(self, measure: str, tokens: float) -> ModelSpec:
-        pair = DenseOf.model_validate(self._pair(measure, tokens))
-        return choose_model(DeploymentSpec(name="rival", dense_of=pair, cluster="any"), "claim")
-
     def _compare_losses(
-        self,
-        cluster: str,
-        sequence: int,
-        tokens: float,
-        rates: dict[tuple[str, float], tuple[float, ...]],
+        self, cluster: str, sequence: int, tokens: float, rates: dict[float, tuple[float, ...]]
     ) -> Iterator[Case]:
         moe = load_model(self.model, "claim [trial]")
-        compared = product(RIVALS.items(), self.laws, self.skews)
-        for (measure, rival), law_name, skew in compared:
-            own, other = rates.get((_MIXTURE, skew)), rates.get((measure, 0.0))
-            shared: dict[str, Any] = {
-                "rival": rival,
-                "conditions": {
-                    "machines": cluster,
-                    "sequences": f"{sequence:,} tokens",
-                    "tokens": count_text(tokens),
-                    "law": law_name,
-                    "skew": _name_skew(skew),
-                },
-            }
-            if own is None or other is None:
-                if own is not None or other is not None:
-                    yield Case(**shared, runs="moe" if own else "rival")
-                continue
-            dense = self._make_rival(measure, tokens)
-            needed = find_tokens_to_loss(dense, moe, tokens, law_name, "claim [trial]").tokens
-            hours = tokens / own[0] / 3600
-            if math.isinf(needed):
-                note = "the dense model does not reach that loss on any number of tokens"
-                yield Case(**shared, runs="moe", moe=f"{hours:,.0f} GPU-hours", note=note)
-                continue
-            ratios = measure_seeds([needed / tokens * rate / other[0] for rate in own])
-            yield Case(
-                **shared,
-                ratio=ratios.ratio,
-                low=ratios.low / _TOO_FAST,
-                high=ratios.high * _TOO_SLOW,
-                moe=f"{hours:,.0f} GPU-hours on {count_text(tokens)} tokens",
-                other=f"{needed / other[0] / 3600:,.0f} GPU-hours on {count_text(needed)} tokens",
-            )
+        for (measure, rival), law in product(RIVALS.items(), self.laws):
+            pair = self._pair(measure, tokens, law)
+            other = self._measure_rival(pair, cluster, sequence)
+            dense = _make_rival(pair)
+            needed = find_tokens_to_loss(dense, moe, tokens, law, "claim [trial]").tokens
+            for skew in self.skews:
+                own = rates.get(skew)
+                shared: dict[str, Any] = {
+                    "rival": rival,
+                    "conditions": {
+                        "machines": cluster,
+                        "sequences": f"{sequence:,} tokens",
+                        "tokens": count_text(tokens),
+                        "law": law,
+                        "skew": _name_skew(skew),
+                    },
+                }
+                if own is None or other is None:
+                    if own is not None or other is not None:
+                        yield Case(**shared, runs="moe" if own else "rival")
+                    continue
+                hours = tokens / own[0] / 3600
+                if math.isinf(needed):
+                    note = "the dense model does not reach that loss on any number of tokens"
+                    yield Case(**shared, runs="moe", moe=f"{hours:,.0f} GPU-hours", note=note)
+                    continue
+                dense_hours = needed / other / 3600
+                yield Case(
+                    **shared,
+                    **_span([needed / tokens * rate / other for rate in own])._asdict(),
+                    moe=f"{hours:,.0f} GPU-hours on {count_text(tokens)} tokens",
+                    other=f"{dense_hours:,.0f} GPU-hours on {count_text(needed)} tokens",
+                )
 
     def _compare_steps(
-        self, cluster: str, sequence: int, rates: dict[tuple[str, float], tuple[float, ...]]
+        self, cluster: str, sequence: int, rates: dict[float, tuple[float, ...]]
     ) -> Iterator[Case]:
         """Tokens per second alone, which is no learning: beside the verdict."""
-        for (measure, rival), skew in product(RIVALS.items(), self.skews):
-            own, other = rates.get((_MIXTURE, skew)), rates.get((measure, 0.0))
-            if measure != "quality" and own is not None and other is not None:
-                ratios = measure_seeds([rate / other[0] for rate in own])
+        for measure, rival in RIVALS.items():
+            if measure == "quality":
+                continue
+            other = self._measure_rival(self._pair(measure), cluster, sequence)
+            if other is None:
+                continue
+            for skew, own in rates.items():
                 yield Case(
                     rival=f"{rival}, per token",
                     conditions={
@@ -219,17 +214,22 @@ class Training(Frozen):
                         "sequences": f"{sequence:,} tokens",
                         "skew": _name_skew(skew),
                     },
-                    **ratios._asdict(),
+                    **_span([rate / other for rate in own])._asdict(),
                     moe=f"{own[0]:,.0f} tokens/s a GPU",
-                    other=f"{other[0]:,.0f} tokens/s a GPU",
+                    other=f"{other:,.0f} tokens/s a GPU",
                     counts=False,
                 )
 
     def _list_sizes(self) -> Iterator[Figure]:
         for measure, rival in RIVALS.items():
-            sizes = [self._make_rival(measure, tokens).num_parameters for tokens in self.tokens]
-            told = dict.fromkeys(map(count_text, sizes))
-            yield Figure(label=f"Parameters of the {rival}", value=" to ".join(told))
+            by_law = {f", by {law}": law for law in self.laws} if measure == "quality" else {"": ""}
+            for more, law in by_law.items():
+                pairs = [self._pair(measure, tokens, law) for tokens in self.tokens]
+                sizes = [count_text(_make_rival(pair).num_parameters) for pair in pairs]
+                yield Figure(
+                    label=f"Parameters of the {name_rival(rival)} model{more}",
+                    value=" to ".join(dict.fromkeys(sizes)),
+                )
 
     def _list_outside(self) -> Iterator[Figure]:
         moe = load_model(self.model, "claim [trial]")
@@ -245,12 +245,23 @@ class Training(Frozen):
         large = f"{RIVALS['total_params']}, per token"
         return Telling.load("training").tell(
             cases,
-            {**beside, "all": Cases(cases), "steps": per_token.get(large, Cases())},
+            {**beside, "steps": per_token.get(large, Cases())},
             {
                 "rivals": {name_rival(RIVALS[measure]): own for measure, own in beside.items()},
                 "steps": {name_rival(rival): own for rival, own in per_token.items()},
             },
         )
+
+
+def _make_rival(pair: Policy) -> ModelSpec:
+    made = DenseOf.model_validate(pair)
+    return choose_model(DeploymentSpec(name="rival", dense_of=made, cluster="any"), "claim")
+
+
+def _span(ratios: Sequence[float]) -> Spread:
+    """Median of ratios over seeds, with a band over seeds and over the error of simulations."""
+    middle, low, high = measure_seeds(ratios)
+    return Spread(middle, low / _TOO_FAST, high * _TOO_SLOW)
 
 
 @lru_cache(maxsize=1024)
