@@ -22,6 +22,7 @@ from simulator.lab.results.claims import (
     list_turns,
     make_map,
     reach_verdict,
+    say_whether,
 )
 from tests.cases import cases
 
@@ -267,6 +268,21 @@ def test_another_seed_gives_the_same_verdict(tmp_path, text):
         assert {one.outcome, other.outcome} != {"for", "against"}, one.conditions
     assert len(first.cases) >= 2
     assert all(one.ratio is None or one.low <= one.ratio <= one.high for one in first.cases)
+
+
+@pytest.mark.parametrize(
+    ("tried", "said"),
+    [
+        ([], "not tried"),
+        ([FOR], "yes"),
+        ([FOR, FOR, OPEN], "mostly"),
+        ([FOR, AGAINST], "it depends"),
+        ([AGAINST, OPEN], "undecided"),
+        ([AGAINST, case(1.0, 1.0)], "no"),
+    ],
+)
+def test_no_is_said_where_no_case_may_speak_for_a_claim(tried, said):
+    assert say_whether(tried) == said
 
 
 @pytest.mark.slow

@@ -260,10 +260,14 @@ def _tell_ends(cases: Iterable[Case]) -> str:
     return " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (*ratios[:1], *ratios[-1:])))
 
 
+_EQUAL = 1.01
+"""Ratio up to which two models are alike."""
+
+
 def say_whether(cases: Sequence[Case]) -> str:
     """Whether cases speak for a claim, in a word: ``yes`` where all do, ``mostly`` where two in
-    three do, ``it depends`` where fewer do; where none does ``no`` if all speak against it, else
-    ``undecided``; ``not tried`` without any.
+    three do, ``it depends`` where fewer do; where none does ``undecided`` if
+    some may, else ``no``; ``not tried`` without any.
     """
     if not cases:
         return "not tried"
@@ -274,7 +278,8 @@ def say_whether(cases: Sequence[Case]) -> str:
         return "mostly"
     if in_favour:
         return "it depends"
-    return "no" if all(case.outcome == "against" for case in cases) else "undecided"
+    may_speak = any(case.high is not None and case.high > _EQUAL for case in cases)
+    return "undecided" if may_speak else "no"
 
 
 def name_condition(condition: str) -> str:
