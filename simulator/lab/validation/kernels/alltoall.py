@@ -350,7 +350,7 @@ class _Layout(NamedTuple):
     measured: dict[str, str]
     """Columns with what was measured, microseconds, by the names of measures."""
     read: Callable[[pd.DataFrame], Iterator[pd.DataFrame]]
-    """Its rows with the same columns for all kinds."""
+    """Rows of the table, with the same columns for all kinds."""
 
     @property
     def measures(self) -> tuple[Measure, ...]:
