@@ -68,6 +68,7 @@ def explore(
     if opens:
         threading.Timer(0.5, webbrowser.open, [address]).start()
     server.run(sockets=[listener])
+    raise KeyboardInterrupt  # which ends it, also where the shell that began it ignores Ctrl-C
 
 
 def _listen(port: int) -> socket.socket:

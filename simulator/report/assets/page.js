@@ -235,13 +235,13 @@
   };
 
   // A plan's candidates under other prices and limits, from what was simulated of each: the cheapest that meets them first.
-  const rankAnew = (form) => {
-    const inputs = [...form.querySelectorAll("input")];
-    const body = form.parentElement.querySelector("tbody");
+  const rankAnew = (group) => {
+    const inputs = [...group.querySelectorAll("input")];
+    const body = group.parentElement.querySelector("tbody");
     const isPlanned = inputs.every((one) => one.value === one.defaultValue || !one.checkValidity() || one.value === "");
-    body.replaceChildren(...(form.planned ??= [...body.children].map((row) => row.cloneNode(true))).map((row) => row.cloneNode(true)));
-    form.querySelector("button").hidden = isPlanned;
-    form.querySelector("output").value = "";
+    body.replaceChildren(...(group.planned ??= [...body.children].map((row) => row.cloneNode(true))).map((row) => row.cloneNode(true)));
+    group.querySelector("button").hidden = isPlanned;
+    group.querySelector("output").value = "";
     for (const one of inputs.filter((one) => one.dataset.limit)) {
       const place = body.querySelector(`[data-figure="${one.dataset.limit}"]`)?.cellIndex;
       const hint = body.parentElement.tHead.rows[0].cells[place]?.querySelector(".hint");
@@ -281,14 +281,16 @@
       ...(meets.length ? [head("Meet these limits, the cheapest first"), ...meets.map(({ row }) => row)] : []),
       ...(misses.length ? [head("Miss a limit, or were not simulated for it"), ...misses.map(({ row }) => row)] : []),
     );
-    form.querySelector("output").value =
-      (meets.length ? `Cheapest of these: ${meets[0].row.querySelector(".name").textContent}, ${short(meets[0].cost)} ${form.dataset.currency} an hour.` : "None of these meets the limits.") +
+    group.querySelector("output").value =
+      (meets.length ? `Cheapest of these: ${meets[0].row.querySelector(".name").textContent}, ${short(meets[0].cost)} ${group.dataset.currency} an hour.` : "None of these meets the limits.") +
       " Others were not simulated for them: plan again to search all.";
   };
-  for (const form of document.querySelectorAll(".conditions")) {
-    form.addEventListener("input", () => rankAnew(form));
-    form.addEventListener("reset", () => setTimeout(() => rankAnew(form)));
-    form.addEventListener("submit", (event) => event.preventDefault());
+  for (const group of document.querySelectorAll(".conditions")) {
+    group.addEventListener("input", () => rankAnew(group));
+    group.querySelector("button").addEventListener("click", () => {
+      for (const one of group.querySelectorAll("input")) one.value = one.defaultValue;
+      rankAnew(group);
+    });
   }
 
   document.addEventListener("click", (event) => {
