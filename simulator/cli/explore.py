@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import secrets
 import socket
+import sys
 import threading
 import webbrowser
 from typing import TYPE_CHECKING, Annotated
 
-from simulator.base.errors import UserError
+from simulator.base.errors import INTERRUPTED, UserError
 from simulator.cli import console
 
 if TYPE_CHECKING:
@@ -67,8 +70,11 @@ def explore(
     console.err.say(f"{exploration.path}: explore it at this address; Ctrl-C ends it")
     if opens:
         threading.Timer(0.5, webbrowser.open, [address]).start()
-    server.run(sockets=[listener])
-    raise KeyboardInterrupt  # which ends it, also where the shell that began it ignores Ctrl-C
+    with contextlib.suppress(KeyboardInterrupt):  # raised unless who began it ignores Ctrl-C
+        server.run(sockets=[listener])
+    console.err.say("stopped")
+    sys.stdout.flush()
+    os._exit(INTERRUPTED)  # a simulation that still runs is of no use, and would be waited for
 
 
 def _listen(port: int) -> socket.socket:
