@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -32,35 +32,40 @@ _ROOMS = (
 
 
 @cache
+def _find_folder(family: str) -> tuple[str, Path]:
+    """Module name and folder of a family's package, which is not imported."""
+    for room in _ROOMS:
+        for place in importlib.import_module(room).__path__:
+            folder = Path(place, *family.split("."))
+            if (folder / "__init__.py").is_file():
+                return f"{room}.{family}", folder
+    raise ModuleNotFoundError(f"no room holds the family '{family}'")
+
+
 def package_of(family: str) -> ModuleType:
-    """Find the package of ``family`` (such as ``"routing"`` or ``"cost.comm"``): its files are its
-    kinds, its protocol is their interface.
+    """Import the package of ``family`` (such as ``"routing"`` or ``"cost.comm"``): its files are
+    its kinds, its protocol is their interface.
 
     Raises:
         ModuleNotFoundError: if no room holds it, which is a defect.
     """
-    for room in _ROOMS:
-        name = f"{room}.{family}"
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not name.startswith(error.name):
-                raise
-    raise ModuleNotFoundError(f"no room holds the family '{family}'")
+    return importlib.import_module(_find_folder(family)[0])
 
 
 @cache
-def available(family: str) -> tuple[str, ...]:
-    """List the kinds of ``family`` (such as ``"routing"`` or ``"cost.comm"``): its files, except
-    those that begin with ``_``.
+def kind_files(family: str) -> dict[str, Path]:
+    """Map the kinds of ``family`` (such as ``"routing"`` or ``"cost.comm"``) to their files: all in
+    its folder but those that begin with ``_``. Nothing is imported.
     """
-    return tuple(
-        sorted(
-            m.name
-            for m in pkgutil.iter_modules(package_of(family).__path__)
-            if not m.name.startswith("_")
-        )
-    )
+    _, folder = _find_folder(family)
+    packages = {path.parent.name: path for path in folder.glob("[!_]*/__init__.py")}
+    files = {path.stem: path for path in folder.glob("[!_]*.py")}
+    return dict(sorted((packages | files).items()))
+
+
+def available(family: str) -> tuple[str, ...]:
+    """List the kinds of ``family``, by name."""
+    return tuple(kind_files(family))
 
 
 def load_kind(family: str, kind: str) -> ModuleType:

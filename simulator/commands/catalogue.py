@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 from itertools import pairwise
 from pathlib import Path
 
 from simulator.base.data import available_files
 from simulator.base.errors import UserError, check_known
-from simulator.base.plugins import available, package_of
+from simulator.base.plugins import kind_files
 from simulator.base.reading import read_text, read_toml
 from simulator.config.cluster import available_clusters
 
@@ -98,7 +97,7 @@ def _list_family(family: str) -> dict[str, str]:
     if family in _DATA:
         return {name: _read_headline(path) for name, path in list_files(family).items()}
     package = POLICIES[family]
-    return {kind: describe_kind(package, kind) for kind in available(package)}
+    return {kind: describe_kind(package, kind) for kind in kind_files(package)}
 
 
 def _read_headline(path: Path) -> str:
@@ -154,8 +153,5 @@ def describe_kind(family: str, kind: str) -> str:
     """First paragraph of the file of a kind, which is read, not imported: packages that it needs
     need not be installed.
     """
-    spec = importlib.util.find_spec(f"{package_of(family).__name__}.{kind}")
-    assert spec is not None, "a kind that is available has a file"
-    assert spec.origin is not None, "a kind that is available has a file"
-    text = ast.get_docstring(ast.parse(read_text(Path(spec.origin)))) or ""
+    text = ast.get_docstring(ast.parse(read_text(kind_files(family)[kind]))) or ""
     return " ".join(text.split("\n\n")[0].split())

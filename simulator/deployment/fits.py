@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from functools import cache
 
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
-from simulator.config.calibration import ANY, CalibrationFile, Fit, PriceKey, load_calibration
+from simulator.config.calibration import (
+    ANY,
+    CalibrationFile,
+    Fit,
+    PriceKey,
+    load_calibration,
+    read_calibration,
+)
 from simulator.config.calibration.engine import (
     EngineFit,
     LatencyBands,
@@ -106,10 +114,7 @@ def _list_models() -> frozenset[str]:
     host, whatever the GPU.
     """
     found: set[str] = set()
-    for name in available_files("cluster_configs/calibration"):
-        try:
-            fit: EngineFit = load_calibration(name, "bands").engine[ANY]
-        except UserError:  # a machine's own, or a user's that is of no use here
-            continue
-        found |= set(fit.models)
+    for path in available_files("cluster_configs/calibration").values():
+        with suppress(UserError):  # a user's that is of no use here
+            found |= set(read_calibration(path).get("engine", {}).get(ANY, {}).get("models", ()))
     return frozenset(found)
