@@ -6,7 +6,7 @@ kinds matter, and the sections of pages that show more of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,7 +91,19 @@ def environment() -> Environment:
 
     made = Environment(loader=DictLoader(sentences()), undefined=StrictUndefined)
     made.globals.update(TIMES=formats.TIMES)
+
+    def each(values: Mapping[str, float], write: str) -> str:
+        """Numbers by name: one by itself, of many the ends."""
+        names = sorted(values, key=values.__getitem__)
+        shown = values if len(names) < 4 else (names[0], names[-1])
+        texts = {name: made.filters[write](values[name]) for name in shown}
+        if len(set(texts.values())) == 1:
+            return str(texts.popitem()[1])
+        joined = " to " if len(names) > len(texts) else ", "
+        return joined.join(f"{text} ({name})" for name, text in texts.items())
+
     made.filters.update(
+        each=each,
         f=format,
         amount=formats.amount,
         batched_tokens=formats.batched_tokens,

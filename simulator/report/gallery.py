@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from simulator.base import plugins
 from simulator.base.errors import UserError
+from simulator.base.findings import Finding
 from simulator.base.text import first_line
 from simulator.report import style
 from simulator.report.style import shorten
@@ -59,6 +60,10 @@ class Figure(ABC, Generic[Subject]):
         from :mod:`simulator.report.style`; axis titles end in their unit in parentheses,
         unless every tick has it.
         """
+
+    def find(self, _: Subject, /) -> Finding | None:
+        """Find what the figure shows, which is its heading; ``None`` where its title is."""
+        return None
 
 
 def load_figures(family: str) -> list[Figure[Any]]:
@@ -132,11 +137,20 @@ class Key(NamedTuple):
     is_star: bool
 
 
+class Absent(NamedTuple):
+    """A figure that has nothing to draw, with the reason."""
+
+    title: str
+    reason: str
+
+
 class Card(NamedTuple):
     """A figure with its caption and its legend."""
 
     title: str
     definition: str
+    finding: str
+    """Heading above the title; empty where there is none."""
     plots: list[Plot]
     legend: list[Key]
     width: Width
@@ -151,7 +165,7 @@ class FigureCards:
     def __init__(self) -> None:
         self.plots: list[dict[str, object]] = []
         """Plots as the page's script takes them."""
-        self.missing: list[Figure[Any]] = []
+        self.missing: list[Absent] = []
         """Figures that this subject has nothing to draw for."""
         self.failed: dict[str, str] = {}
         """Errors of figures that could not be drawn, by title: the page is made without them."""
@@ -163,6 +177,7 @@ class FigureCards:
         drawn: Mapping[str, go.Figure],
         width: Width = "full",
         spans_half: bool = False,
+        finding: str = "",
     ) -> Card:
         """Make a card and add its plots to the payload.
 
@@ -181,7 +196,8 @@ class FigureCards:
             for heading, plot in drawn.items()
         ]
         width = width if len(shown) > 1 else "full"
-        return Card(title, definition, shown, _list_keys(drawn.values()), width, spans_half)
+        keys = _list_keys(drawn.values())
+        return Card(title, definition, finding, shown, keys, width, spans_half)
 
     def draw(self, figures: Sequence[Figure[Subject]], subject: Subject) -> dict[str, list[Card]]:
         """Draw figures as cards by section, which stands where its first figure does; those that
@@ -191,8 +207,14 @@ class FigureCards:
         for figure in figures:
             num_plots = len(self.plots)
             try:
-                drawn = plots(figure, subject)
-                card = self.card(figure.title, figure.definition, drawn, figure.width)
+                drawn, found = plots(figure, subject), figure.find(subject)
+                card = self.card(
+                    figure.title,
+                    figure.definition,
+                    drawn,
+                    figure.width,
+                    finding="" if found is None else str(found),
+                )
             except Exception as error:  # a figure of the user's own must not lose the results
                 del self.plots[num_plots:]
                 self.failed[figure.title] = f"{type(error).__name__}: {first_line(error)}"
@@ -202,7 +224,7 @@ class FigureCards:
             if drawn:
                 by_section.setdefault(figure.section, []).append((figure, card))
             else:
-                self.missing.append(figure)
+                self.missing.append(Absent(figure.title, card.finding or figure.absent))
         return {title: _in_rows(made) for title, made in by_section.items()}
 
     def _add(self, plot: go.Figure) -> str:

@@ -11,11 +11,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
 
+from simulator.base.findings import Finding
 from simulator.base.formats import TIMES, log_ticks, seconds, time_axis
 from simulator.report import style
 from simulator.results.folder import Results
 from simulator.results.results_folder import ResultsFolder
 from simulator.results.shown_steps import shown_step, step_text
+from simulator.results.verdict import short_names
 
 DOTTED = {"color": style.MUTED, "width": 1, "dash": "dot"}
 """A line that only helps the eye."""
@@ -173,6 +175,21 @@ WHICH = (
     "step of the run, spread evenly over the ranks."
 )
 """Caption of the headings of figures of single steps."""
+
+
+def find_values(
+    results: Results, kind: str, values: Mapping[str, float] | pd.Series
+) -> Finding | None:
+    """Find what a figure shows, of the deployments that have a number; ``None`` where none has."""
+    short, names = short_names(results), [name for name in results.deployments if name in values]
+    # Rounded, since what is nothing but for its rounding may be below it.
+    known = {short[one]: round(values[one], 9) + 0.0 for one in names if math.isfinite(values[one])}
+    return Finding(f"figure.{kind}", values=known) if known else None
+
+
+def find_metric(results: Results, kind: str, key: str) -> Finding | None:
+    """Find what a figure shows by a metric of the deployments."""
+    return find_values(results, kind, results.summary.set_index("deployment")[key])
 
 
 def heading(results: Results, name: str, phase: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -10,15 +11,17 @@ import pandas as pd
 import pytest
 
 from simulator.base import plugins
+from simulator.base.columns import Picked
 from simulator.base.errors import UserError
 from simulator.commands.report import load_results, write_results
 from simulator.report import page, style
 from simulator.report.figures.latency import quantiles
 from simulator.report.figures.over_time import mean_in_bins, peak_in_bins
 from simulator.report.figures.waterfall import TokenWaterfall
-from simulator.report.gallery import Figure, make_figures, plots
+from simulator.report.gallery import Figure, FigureCards, make_figures, plots
 from simulator.report.page import FIGURES
 from simulator.results.folder import Results
+from simulator.results.verdict import short_names
 from tests.report.pages import payload_of
 
 pytestmark = pytest.mark.xdist_group("pages")  # runs are simulated and pages rendered once
@@ -90,6 +93,40 @@ def test_a_figure_that_fails_is_told_in_a_line_and_loses_nothing(
 
 def test_figure_draws_a_full_run(figure, runs):
     assert plots(figure, runs["plain"])
+
+
+def test_a_heading_says_what_its_figure_shows(runs):
+    """Of plots that have the number in them: the most that any curve reaches, and a distribution's
+    point.
+    """
+    run = runs["plain"]
+    by_title = {figure.title: figure for figure in FIGURES}
+    short = short_names(run)
+    for title in ("Requests in flight", "Queue length"):
+        found, drawn = by_title[title].find(run), by_title[title].draw(run)
+        for name, label in style.labels(run).items():
+            curves = [np.nanmax(one.y) for one in drawn.data if one.name == label]
+            assert max(curves) == pytest.approx(found.facts["values"][short[name]]), (title, name)
+    for title in ("Time to first token", "Time per output token"):
+        found, drawn = by_title[title].find(run), by_title[title].draw(run)
+        for trace in drawn.data:
+            name = next((one for one in short if style.labels(run)[one] == trace.name), None)
+            if name is not None and len(trace.x) > 2:
+                shown = np.interp(0.9, trace.y, trace.x) / found.facts["values"][short[name]]
+                assert min(abs(shown / unit - 1) for unit in (1, 1e3, 1e6)) < 0.05, title
+
+
+def test_a_queue_that_is_always_empty_is_a_sentence(runs):
+    idle = replace(
+        runs["plain"],
+        steps={
+            name: Picked(steps, steps["waiting"].to_numpy() == 0)
+            for name, steps in runs["plain"].steps.items()
+        },
+    )
+    cards = FigureCards()
+    cards.draw([figure for figure in FIGURES if figure.title == "Queue length"], idle)
+    assert [str(one.reason) for one in cards.missing] == ["No request waits"]
 
 
 def test_plots_have_units_and_leave_theme_and_legend_to_the_page(figure, run):

@@ -33,7 +33,7 @@ def render(board: Scoreboard) -> str:
     cards, rows = FigureCards(), board.rows
     figures = [figure for figure in FIGURES if figure.section != "History" or len(board.history)]
     drawn = cards.draw(figures, board) if len(rows) else {}
-    absent = [f"{figure.title}: {figure.absent}" for figure in cards.missing]
+    absent = [f"{figure.title}: {figure.reason}" for figure in cards.missing]
     absent += [f"{title}: is not drawn, {error}" for title, error in cards.failed.items()]
     making = {"Command": board.run.get("command")} | describe_making(board.run)
     tables = [

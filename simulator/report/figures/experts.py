@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from simulator.base.findings import Finding
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import (
@@ -12,6 +13,8 @@ from simulator.report.marks import (
     WHICH,
     add_curve,
     draw_imbalance,
+    find_metric,
+    find_values,
     grid,
     heading,
     load_map,
@@ -44,6 +47,9 @@ class ExpertLoad(_Experts):
             for name, table in results.experts.groupby("deployment", sort=False)
         }
 
+    def find(self, results: Results) -> Finding | None:
+        return find_values(results, "expert", results.experts.groupby("deployment")["load"].max())
+
 
 class Imbalance(_Experts):
     """A curve a deployment over layers with its skew, a plot a phase."""
@@ -67,6 +73,16 @@ class Imbalance(_Experts):
             plots[shared_heading(results, list(ratios), str(phase))] = drawn
         return plots
 
+    def find(self, results: Results) -> Finding | None:
+        return find_values(results, "ranks", _decode_ratios(results).groupby(level=0).mean())
+
+
+def _decode_ratios(results: Results) -> pd.Series:
+    """Pairs of the fullest rank over the mean, by deployment and layer of its decode step."""
+    pairs = results.ranks[results.ranks["phase"] == "decode"]
+    layers = pairs.groupby(["deployment", "layer"])["num_pairs"]
+    return layers.max() / layers.mean()
+
 
 class RankLoad(_Experts):
     """A heat map a deployment and phase: layer by rank."""
@@ -89,6 +105,9 @@ class RankLoad(_Experts):
                 load, "Rank", "token-expert pairs"
             )
         return plots
+
+    def find(self, results: Results) -> Finding | None:
+        return find_values(results, "rank", _decode_ratios(results).groupby(level=0).max())
 
 
 class Overflow(_Experts):
@@ -118,6 +137,9 @@ class Overflow(_Experts):
                     add_curve(drawn, results, name, said, line=line, x0=0, y=y, showlegend=is_first)
         return drawn if drawn.data else None
 
+    def find(self, results: Results) -> Finding | None:
+        return find_metric(results, "dropped", "dropped_share")
+
 
 class ExpertHits(_Experts):
     """A curve a deployment that offloads experts."""
@@ -137,3 +159,8 @@ class ExpertHits(_Experts):
                 y = [round(100 * share, 1) for share in hits_L]
                 add_curve(drawn, results, name, "%{y:.3~g} %, layer %{x}", x0=0, y=y)
         return drawn.update_yaxes(range=[0, 100]) if drawn.data else None
+
+    def find(self, results: Results) -> Finding | None:
+        hits = {name: results.facts(name).get("hits_by_layer") for name in results.deployments}
+        means = {name: sum(hits_L) / len(hits_L) for name, hits_L in hits.items() if hits_L}
+        return find_values(results, "hits", means)

@@ -9,10 +9,11 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from simulator.base.columns import Columns, Picked
+from simulator.base.findings import Finding
 from simulator.base.formats import seconds, time_axis, time_ticks
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.report.marks import add_curve
+from simulator.report.marks import add_curve, find_metric
 from simulator.results.folder import Results
 from simulator.results.metrics import measure_ttft
 
@@ -123,6 +124,9 @@ class Ttft(Figure[Results]):
             results, lambda requests: measure_ttft(requests).to_numpy(float), "TTFT", "ttft_s"
         )
 
+    def find(self, results: Results) -> Finding | None:
+        return find_metric(results, "ttft", "ttft_p90_s")
+
 
 class Tpot(Figure[Results]):
     """The cumulative distribution, a curve a deployment, with the target."""
@@ -138,6 +142,9 @@ class Tpot(Figure[Results]):
 
     def draw(self, results: Results) -> go.Figure | None:
         return draw_distribution(results, _tpot_s, "TPOT", "tpot_s")
+
+    def find(self, results: Results) -> Finding | None:
+        return find_metric(results, "tpot", "tpot_p90_s")
 
 
 def _tpot_s(requests: Columns) -> Array:

@@ -10,10 +10,11 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from simulator.base.columns import Columns
+from simulator.base.findings import Finding
 from simulator.base.formats import seconds, time_axis
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.report.marks import add_curve, add_moves
+from simulator.report.marks import add_curve, add_moves, find_metric, find_values
 from simulator.results.folder import Results
 from simulator.results.run_sentences import (
     SCALES,
@@ -131,6 +132,9 @@ class Throughput(Figure[Results]):
 
         return draw_over_time(results, "Output throughput (token/s)", count, "%{y:,.4~r} token/s")
 
+    def find(self, results: Results) -> Finding | None:
+        return find_metric(results, "throughput", "output_tokens_per_s")
+
 
 class _Level(Figure[Results]):
     """Mean and peak of a step's column in each bin."""
@@ -141,6 +145,8 @@ class _Level(Figure[Results]):
     y: str
     """Title of the vertical axis."""
     hover: str
+    kind: str
+    """Kind of its finding."""
     is_mean = False
     """Whether the mean over replicas is taken, which are else added up."""
 
@@ -151,6 +157,10 @@ class _Level(Figure[Results]):
             return mean_in_bins(steps, level, edges_s), peak_in_bins(steps, level, edges_s)
 
         return draw_over_time(results, self.y, in_bins, self.hover)
+
+    def find(self, results: Results) -> Finding | None:
+        peaks = {name: steps[self.column].max() for name, steps in results.steps.items()}
+        return find_values(results, self.kind, peaks)
 
 
 class Waiting(_Level):
@@ -163,6 +173,11 @@ class Waiting(_Level):
     )
     order = 31
     column, y, hover = "waiting", "Waiting (requests)", "%{y:,.3~r} waiting"
+    kind = "queue"
+
+    def draw(self, results: Results) -> go.Figure | None:
+        waits = any(steps["waiting"].max() for steps in results.steps.values())
+        return super().draw(results) if waits else None
 
 
 class Running(_Level):
@@ -175,6 +190,7 @@ class Running(_Level):
     )
     order = 32
     column, y, hover = "running", "Running (requests)", "%{y:,.3~r} running"
+    kind = "in_flight"
 
 
 class KvCache(_Level):
@@ -187,11 +203,14 @@ class KvCache(_Level):
     )
     order = 33
     column, y, hover = "kv_used", "Share of KV blocks in use", "%{y:.1%} in use"
-    is_mean = True
+    kind, is_mean = "kv_cache", True
 
     def draw(self, results: Results) -> go.Figure | None:
         drawn = super().draw(results)
         return None if drawn is None else drawn.update_yaxes(tickformat=".2~%")
+
+    def find(self, results: Results) -> Finding | None:
+        return find_metric(results, self.kind, "kv_used_max")
 
 
 class Balance(Figure[Results]):
@@ -233,6 +252,9 @@ class Balance(Figure[Results]):
         }
         add_moves(drawn, results, moves, (min(levels), max(levels)))
         return drawn
+
+    def find(self, results: Results) -> Finding | None:
+        return find_metric(results, "imbalance", "load_imbalance")
 
 
 class Replicas(Figure[Results]):

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
+from simulator.base.findings import Finding
 from simulator.base.formats import bytes_axis, num_bytes, number, seconds, time_axis
 from simulator.report import style
 from simulator.report.gallery import Figure
@@ -17,6 +18,8 @@ from simulator.report.marks import (
     cut_to_layers,
     draw_axes,
     draw_stacked,
+    find_metric,
+    find_values,
     heading,
     integer_axes,
     shared_heading,
@@ -62,6 +65,10 @@ class TokenTime(Figure[Results]):
             )
         }
 
+    def find(self, results: Results) -> Finding | None:
+        token_s = results.frame("token_time").groupby("deployment")["token_s"].sum()
+        return find_values(results, "token", token_s)
+
 
 class StepShares(Figure[Results]):
     """A stacked bar a deployment."""
@@ -85,6 +92,9 @@ class StepShares(Figure[Results]):
             return None
         drawn = draw_stacked(results, shares, style.PHASE_COLOURS, "Share of step time", _percent)
         return drawn.update_xaxes(**style.SHARE_TICKS)
+
+    def find(self, results: Results) -> Finding | None:
+        return find_metric(results, "wait", "wait_share")
 
 
 def _percent(share: float) -> str:
@@ -119,6 +129,12 @@ class StepParts(Figure[Results]):
                 results, mean_s, style.PHASE_COLOURS, title, seconds, unit_s
             )
         return plots
+
+    def find(self, results: Results) -> Finding | None:
+        spans = results.spans[results.spans["phase"] == "decode"]
+        took_s = spans.groupby("deployment")["duration_s"].sum()
+        waits_s = spans[spans["name"] == "wait"].groupby("deployment")["duration_s"].sum()
+        return find_values(results, "decode_wait", (waits_s / took_s))
 
 
 class Timeline(Figure[Results]):
@@ -173,6 +189,10 @@ class Traffic(Figure[Results]):
             heading(results, str(name), str(phase)): _pair(table)
             for (name, phase), table in results.traffic.groupby(["deployment", "phase"], sort=False)
         }
+
+    def find(self, results: Results) -> Finding | None:
+        ranks = results.traffic.groupby(["deployment", "phase", "source"])["num_bytes"].sum()
+        return find_values(results, "traffic", ranks.groupby(level=0).max())
 
 
 def _pair(table: pd.DataFrame) -> go.Figure:
@@ -254,3 +274,8 @@ class Memory(Figure[Results]):
         unit_bytes, unit = bytes_axis(float(sizes.sum(axis=1).max()))
         title = f"Memory of one accelerator ({unit})"
         return draw_stacked(results, sizes, style.MEMORY_COLOURS, title, num_bytes, unit_bytes)
+
+    def find(self, results: Results) -> Finding | None:
+        held = {name: results.facts(name).get("memory") for name in results.deployments}
+        left = {name: table["kv_bytes"] for name, table in held.items() if table}
+        return find_values(results, "memory", left)
