@@ -46,7 +46,7 @@ class Bands(TypedDict, total=False):
     """``bands`` of ``run.json``, each part but the notes by deployment."""
 
     sources: dict[str, str]
-    """Where the error of its prices is from."""
+    """Origin of the error of its prices."""
     requests: dict[str, list[int]]
     """First and last request that was served for its bands."""
     deployments: dict[str, dict[str, list[float]]]

@@ -28,7 +28,7 @@ _SEVERAL = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Sketch(TypedDict):
-    """What is kept of a table."""
+    """Columns of a table, its number of rows, and the smallest hashes of them."""
 
     columns: list[str]
     rows: int
