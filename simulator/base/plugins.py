@@ -203,7 +203,7 @@ def _call(name: str, function: Callable[..., object]) -> str:
     return f"{name}({', '.join(list(inspect.signature(function).parameters)[1:])})"
 
 
-def build(family: str, table: Mapping[str, Any], where: str) -> Any:
+def build(family: str, table: Mapping[str, object], where: str) -> Any:
     """Build the policy that a ``{ kind = "...", ... }`` table names; its other keys are the
     policy's fields.
 

@@ -102,10 +102,10 @@ class ConfigKeys:
     read.
     """
 
-    def __init__(self, config: dict[str, Any], path: Path) -> None:
+    def __init__(self, config: dict[str, object], path: Path) -> None:
         self.path = path
         text = config.get("text_config")
-        self._levels: list[dict[str, Any]] = [text, config] if isinstance(text, dict) else [config]
+        self._levels = [text, config] if isinstance(text, dict) else [config]
         self._read: set[str] = set()
         self.convention = _CONVENTIONS.get(str(self.find("model_type")), _UNKNOWN)
 

@@ -189,7 +189,7 @@ class CandidateModel(Frozen):
 
     @field_validator("deployment")
     @classmethod
-    def _leaves_the_search_its_own(cls, table: dict[str, Any]) -> dict[str, Any]:
+    def _leaves_the_search_its_own(cls, table: dict[str, object]) -> dict[str, object]:
         _check_keys(list_keys(table), "deployment")
         return table
 
@@ -302,7 +302,7 @@ class Space(Frozen):
 
     @field_validator("keys")
     @classmethod
-    def _leaves_the_search_its_own(cls, keys: dict[str, Any]) -> dict[str, Any]:
+    def _leaves_the_search_its_own(cls, keys: dict[str, object]) -> dict[str, object]:
         _check_keys(keys, "keys")
         return keys
 

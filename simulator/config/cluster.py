@@ -159,7 +159,7 @@ def available_clusters() -> list[str]:
     return [name for stem, table in tables.items() for name in _list_names(stem, table)]
 
 
-def _read_tables(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+def _read_tables(files: Mapping[str, Path]) -> dict[str, dict[str, object]]:
     """Tables by file, without those that cannot be read: one is told of when it is asked for."""
     found = {}
     for stem in files:
@@ -214,7 +214,7 @@ def _load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
 
 
 def _load_file(
-    stem: str, files: Mapping[str, Path], changes: Mapping[str, Any]
+    stem: str, files: Mapping[str, Path], changes: Mapping[str, object]
 ) -> tuple[ClusterSpec, AcceleratorSpec]:
     table = read_cluster_table(stem, files)
     table.setdefault("num_gpus", choose_num_gpus(table))
@@ -284,7 +284,7 @@ def read_cluster_table(
     return merged
 
 
-def _list_names(stem: str, table: Mapping[str, Any]) -> list[str]:
+def _list_names(stem: str, table: Mapping[str, object]) -> list[str]:
     """The names that a file answers to; a wrong ``sizes`` is reported when the file is loaded."""
     sizes = table.get("sizes")
     if not isinstance(sizes, list) or not sizes:
@@ -293,7 +293,7 @@ def _list_names(stem: str, table: Mapping[str, Any]) -> list[str]:
     return bare + [f"{stem}-{size}" for size in sizes]
 
 
-def choose_num_gpus(table: Mapping[str, Any]) -> int:
+def choose_num_gpus(table: Mapping[str, object]) -> int:
     """GPUs where a name gives no size: the first size listed, else one node."""
     sizes = table.get("sizes")
     candidates = [*(sizes if isinstance(sizes, list) else []), table.get("gpus_per_node")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -472,7 +472,7 @@ def read_engine(path: Path) -> EngineSpec:
     return validate(EngineSpec, _read_table(path, ()), str(path))
 
 
-def _read_table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def _read_table(path: Path, above: tuple[Path, ...]) -> dict[str, object]:
     """A file's keys, over those of the file that it is based on.
 
     Args:
@@ -485,5 +485,5 @@ def _read_table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     files = available_files(_FAMILY)
     if not isinstance(earlier, str) or files.get(earlier) in (None, path, *above):
         raise UserError(f"{path}: based_on names no other engine file: {earlier!r}")
-    merged: dict[str, Any] = merge(_read_table(files[earlier], (path, *above)), table, str(path))
+    merged: dict[str, object] = merge(_read_table(files[earlier], (path, *above)), table, str(path))
     return merged

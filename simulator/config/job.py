@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import PrivateAttr
 
@@ -46,7 +46,7 @@ class Job(Frozen):
         return self._folder
 
     @classmethod
-    def read(cls, table: dict[str, Any], where: str, folder: Path, changed: str = "") -> Self:
+    def read(cls, table: dict[str, object], where: str, folder: Path, changed: str = "") -> Self:
         """Validate a table.
 
         Args:

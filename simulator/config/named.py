@@ -63,7 +63,7 @@ class Changeable:
             raise ValueError(str(error)) from None
 
 
-def split_name(name: str) -> tuple[str, dict[str, Any]]:
+def split_name(name: str) -> tuple[str, dict[str, object]]:
     """Split a name from the changes behind it.
 
     Raises:
@@ -81,7 +81,7 @@ def split_name(name: str) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{name}: what follows {base} is no TOML table: {error}") from None
 
 
-def join_name(base: str, changes: Mapping[str, Any]) -> str:
+def join_name(base: str, changes: Mapping[str, object]) -> str:
     """Write a name with changes behind it; the reverse of :func:`split_name`.
 
     >>> join_name("mixtral-8x7b", {"ffns": {"moe": {"top_k": 1, "num_experts": 4}}})
@@ -90,7 +90,7 @@ def join_name(base: str, changes: Mapping[str, Any]) -> str:
     return f"{base} {{ {', '.join(_list_texts(changes))} }}" if changes else base
 
 
-def _list_texts(changes: Mapping[str, Any], above: str = "") -> Iterator[str]:
+def _list_texts(changes: Mapping[str, object], above: str = "") -> Iterator[str]:
     for key, value in changes.items():
         path = f"{above}{toml_key(key)}"
         if isinstance(value, dict) and value:
@@ -99,7 +99,7 @@ def _list_texts(changes: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield f"{path} = {inline_toml(value)}"
 
 
-def change(spec: AnyFrozen, changes: Mapping[str, Any], where: str, **instead: Any) -> AnyFrozen:
+def change(spec: AnyFrozen, changes: Mapping[str, object], where: str, **instead: Any) -> AnyFrozen:
     """The record of a file with some keys changed, which its name and title tell.
 
     A key that the file does not have itself is set where it stands in its tables: ``top_k`` in all

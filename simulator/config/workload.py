@@ -5,7 +5,7 @@ promised.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -154,7 +154,7 @@ class WorkloadSpec(Frozen):
     requests: Annotated[
         Annotated[str, Tag("name")]
         | Annotated[LogSpec, Tag("log")]
-        | Annotated[dict[str, Any], TableOf(GeneratorSpec), Tag("generated")],
+        | Annotated[dict[str, object], TableOf(GeneratorSpec), Tag("generated")],
         Discriminator(_name_form),
     ]
     """Requests: a shipped name, the path of a trace relative to the scenario's folder, a log's

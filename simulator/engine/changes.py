@@ -80,8 +80,7 @@ def lose_groups(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events
         counts.num_kept -= len(kept)
         counts.outstanding_tokens -= (rows.num_input + rows.num_output).sum()
         counts.num_pushed -= len(left)
-    given_back: Ints = np.sort(np.concatenate([left, kept])) + requests.first
-    return given_back
+    return np.sort(np.concatenate([left, kept])) + requests.first
 
 
 def undo_formed(pool: PoolState, replica: int) -> None:

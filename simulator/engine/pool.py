@@ -502,14 +502,12 @@ class PoolState:
         """Load profile of each request of the trace, ``[N]``; empty where requests have none."""
         if self._choices is None or self.profiles is None:
             return np.zeros(0, dtype=np.int64)
-        profile_N: Ints = self.profiles.profile_Q[self._choices.sequence_N]
-        return profile_N
+        return self.profiles.profile_Q[self._choices.sequence_N]
 
     def find_profiles(self, number_N: Ints) -> Ints:
         """Find the load profiles of requests by their numbers in the whole trace."""
         assert self._choices is not None
-        profile_N: Ints = self.profile_N[self._choices.find_rows(number_N)]
-        return profile_N
+        return self.profile_N[self._choices.find_rows(number_N)]
 
     @cached_property
     def profiles(self) -> LoadProfiles | None:
@@ -638,8 +636,7 @@ class PoolState:
     def list_living(self) -> Ints:
         """List the replicas that get requests."""
         is_closed = self.ranks.counts.is_gone[:, 0] | self.ranks.counts.is_draining[:, 0]
-        living: Ints = np.flatnonzero(is_closed == 0)
-        return living
+        return np.flatnonzero(is_closed == 0)
 
     def balance_again(self) -> None:
         """Start a balancer over the replicas that get requests, after some stopped or started."""

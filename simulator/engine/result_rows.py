@@ -212,7 +212,7 @@ def read_requests(
 
 def _describe_transfers(
     prefill: PoolState, decode: PoolState, transfer: Transfer, asked_s: Floats
-) -> dict[str, Any]:
+) -> dict[str, Floats | Ints]:
     """Describe the transfers of caches from pool to pool, and what else depends on these."""
     prompts, decodes = prefill.requests.each, decode.requests.each
     moved = transfer.is_transferred(decodes.num_output)

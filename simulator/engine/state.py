@@ -46,7 +46,7 @@ class Queue:
 
 @cache
 def _find_type(kind: type) -> np.dtype[Any]:
-    types: dict[str, Any] = {"int": np.int64, "float": np.float64}
+    types: dict[str, object] = {"int": np.int64, "float": np.float64}
     if kind is not Queue:
         types["Queue"] = _find_type(Queue)
     fields = [(name, types[text]) for name, text in kind.__annotations__.items()]

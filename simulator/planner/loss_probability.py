@@ -130,8 +130,7 @@ def _raise(base: Floats, power: int, most: int) -> Floats:
 
 def _multiply(one: Floats, other: Floats, most: int) -> Floats:
     """Distribution of the sum of two independent numbers, up to ``most``."""
-    product: Floats = np.convolve(one, other)[: most + 1]
-    return product
+    return np.convolve(one, other)[: most + 1]
 
 
 _MOST_TRIED = 1 << 12

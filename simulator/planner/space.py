@@ -103,7 +103,7 @@ class ModelVariant(NamedTuple):
     entry: CandidateModel
     pruning: Pruning | None
     quality: float | None
-    keys: Mapping[str, Any]
+    keys: Mapping[str, object]
     """Values by dotted key."""
 
     @property
@@ -600,7 +600,7 @@ def _list_families(hint: Any) -> Iterator[str]:
             yield part.family
 
 
-def inline_keys(table: Mapping[str, Any]) -> list[str]:
+def inline_keys(table: Mapping[str, object]) -> list[str]:
     """The keys of a table as TOML, one by one.
 
     >>> inline_keys({"usage": "offline"})
@@ -609,7 +609,7 @@ def inline_keys(table: Mapping[str, Any]) -> list[str]:
     return [f"{key} = {inline_toml(value)}" for key, value in table.items()]
 
 
-def _list_variants(question: Question, keys: Mapping[str, Any]) -> list[ModelVariant]:
+def _list_variants(question: Question, keys: Mapping[str, object]) -> list[ModelVariant]:
     """Every model with some values of ``space.keys``, the whole ones first."""
     numbered = list(enumerate(question.models))
     whole = [ModelVariant(n, one, None, one.quality, keys) for n, one in numbered]

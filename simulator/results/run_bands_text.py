@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from simulator.base.findings import Finding
 from simulator.results.folder import Results
@@ -40,6 +40,23 @@ class BandNote(NamedTuple):
     low: float
     high: float
     """Ends of the band."""
+
+
+class Bands(TypedDict, total=False):
+    """``bands`` of ``run.json``, each part but the notes by deployment."""
+
+    sources: dict[str, str]
+    """Origin of the error of its prices."""
+    requests: dict[str, list[int]]
+    """First and last request that was served for its bands."""
+    deployments: dict[str, dict[str, list[float]]]
+    """10th and 90th percentile of each figure."""
+    knees: dict[str, list[str]]
+    """Figures with a knee between two runs."""
+    notes: list[dict[str, Any]]
+    """Fields of a :class:`BandNote` each."""
+    better: dict[str, dict[str, dict[str, float]]]
+    """Probability that a figure of it is better than that of another one."""
 
 
 def list_notes(results: Results, kind: str) -> list[BandNote]:
@@ -101,8 +118,7 @@ def find_chance(results: Results, first: str, second: str, key: str) -> float | 
     """Find the probability that a figure of a deployment is better than another one's; ``None``
     where it was not drawn for both.
     """
-    found = _bands(results).get("better", {}).get(first, {}).get(second, {}).get(key)
-    return None if found is None else float(found)
+    return _bands(results).get("better", {}).get(first, {}).get(second, {}).get(key)
 
 
 def find_bands(results: Results, short: dict[str, str], better: str | None) -> Iterator[Finding]:
@@ -156,6 +172,5 @@ def edges_of(
     return min(edges[0], value), max(edges[1], value)
 
 
-def _bands(results: Results) -> dict[str, Any]:
-    found: dict[str, Any] = results.run.get("bands") or {}
-    return found
+def _bands(results: Results) -> Bands:
+    return results.run.get("bands") or Bands()

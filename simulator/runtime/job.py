@@ -325,8 +325,7 @@ def place_streams(position: int, num_tokens: int) -> NDArray[np.int64]:
     [3, 2051]
     """
     length = max(POOL_TOKENS // num_tokens, 1)
-    place_T: NDArray[np.int64] = (np.arange(num_tokens) * length + position % length) % POOL_TOKENS
-    return place_T
+    return (np.arange(num_tokens) * length + position % length) % POOL_TOKENS
 
 
 @dataclass(frozen=True)

@@ -104,5 +104,4 @@ def _count_rows(rank_M: NDArray[np.int64], part: int, job: Job) -> list[int]:
     """
     rows_RP = np.zeros((job.layout.ep, job.layout.moe_tp), dtype=np.int64)
     rows_RP[:, part] = np.bincount(rank_M, minlength=job.layout.ep)
-    counts: list[int] = rows_RP.ravel().tolist()
-    return counts
+    return rows_RP.ravel().tolist()

@@ -199,7 +199,7 @@ def connect(
         UserError: if the cluster cannot be joined.
         LostError: if it is lost before the context ends.
     """
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    quiet: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False}
     nodes = Nodes()
     # Ray prints the death of a process, and the log of a raylet that was killed, on standard
     # output, which is for results, and has no setting for it. What died is in the record of the
@@ -281,7 +281,7 @@ def _read_variables_anew() -> None:
         tokens.reset_cache()
 
 
-def _join(address: str, quiet: dict[str, Any]) -> None:
+def _join(address: str, quiet: dict[str, object]) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         # Ray itself waits for minutes, and complains on standard error, where nobody is.
@@ -315,7 +315,7 @@ def _show_token_where_asked(address: str) -> None:
 
 
 def _start(
-    nodes: Nodes, simulated_nodes: int | None, cores: int | None, quiet: dict[str, Any]
+    nodes: Nodes, simulated_nodes: int | None, cores: int | None, quiet: dict[str, object]
 ) -> None:
     if simulated_nodes is not None:
         _simulate(nodes, simulated_nodes, quiet)
@@ -329,7 +329,7 @@ def _start(
     )
 
 
-def _simulate(nodes: Nodes, number: int, quiet: dict[str, Any]) -> None:
+def _simulate(nodes: Nodes, number: int, quiet: dict[str, object]) -> None:
     # The head has no CPUs, so that no shard lands on it and every simulated node can be killed.
     logging.getLogger("ray").setLevel(logging.ERROR)
     nodes.simulated = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **_BARE})

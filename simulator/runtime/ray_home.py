@@ -27,7 +27,7 @@ _AT_ONCE = 16
 """Processes that are answered at once; most of an answer is waiting for a disk."""
 
 
-def ship_code() -> dict[str, Any]:
+def ship_code() -> dict[str, object]:
     """Make the runtime environment of processes on a cluster of the user's: this moesim, whatever
     is installed there. Its data stay here and are fetched as the user's own files are.
     """

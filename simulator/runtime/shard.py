@@ -81,7 +81,7 @@ class Shard:
         """Read the clock of the shard's moments, seconds."""
         return time.perf_counter()
 
-    def join(self, transport: dict[str, Any], address: Any, timeout_s: float) -> None:
+    def join(self, transport: dict[str, object], address: Any, timeout_s: float) -> None:
         """Meet the other ranks, leaving an earlier meeting."""
         if self._transport is not None:
             self._transport.close()

@@ -20,11 +20,11 @@ from simulator.config.training_question import TrainingQuestion
 from simulator.scenario.question import check_question, check_training_question
 from simulator.scenario.scenario import Scenario, TrainingScenario
 
-Overrides = Sequence[str] | Mapping[str, Any]
+Overrides = Sequence[str] | Mapping[str, object]
 """Keys that replace those of a file: ``path=value`` texts as of the command line, or values by
 path. A path is dotted (``workload.num_requests``, ``deployments.0.parallel.tp``); ``*`` means every
 entry of a list."""
-Source = Job | str | Path | Mapping[str, Any]
+Source = Job | str | Path | Mapping[str, object]
 """Path of a TOML file, name of a shipped one, the same keys as a table (paths in it are relative to
 the current folder), or a job, which overrides change."""
 AnyJob = TypeVar("AnyJob", bound=Job)
@@ -126,7 +126,7 @@ def load_question(source: Source, overrides: Overrides = (), seed: int | None = 
     return load_job(source, (Question,), overrides, seed)
 
 
-def find_kind(table: Mapping[str, Any]) -> type[Job] | None:
+def find_kind(table: Mapping[str, object]) -> type[Job] | None:
     """Kind of the job that a table is, by its keys; ``None`` where they do not tell it."""
     is_training = "training" in table
     if "deployments" in table:
@@ -183,7 +183,7 @@ def _override_text(path: str, value: Any) -> str:
         raise UserError(f"--set {path}: {error}") from None
 
 
-def override_all(table: dict[str, Any], overrides: Overrides) -> list[str]:
+def override_all(table: dict[str, object], overrides: Overrides) -> list[str]:
     """Put all values in their places in a file's table, and return them as texts.
 
     Raises:

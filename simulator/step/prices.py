@@ -193,14 +193,13 @@ class Prices:
         """
         new_N, context_N, rank_N = batch.sequences
         chosen = (new_N <= self.decode_rows) == (phase == "decode")
-        sums_D6: NDArray[np.float64] = sums_by_rank(
+        return sums_by_rank(
             context_N[chosen],
             new_N[chosen],
             rank_N[chosen],
             len(batch.tokens_d),
             *self.view(term, phase),
         )
-        return sums_D6
 
     def all_reduces(self, ffn_name: str, mixer_name: str) -> tuple[int, int]:
         """Count all-reduces over each tensor-parallel group after the mixer and after the

@@ -84,8 +84,7 @@ class RequestChoices:
         group_T = np.repeat(self.group_N[request_N], new_N)
         first_N = self._place_N[request_N] + context_N - (np.cumsum(new_N) - new_N)
         place_T = np.repeat(first_N, new_N) + np.arange(int(new_N.sum()))
-        tokens_T: Ints = self._token_G[self._begin_G[group_T] + place_T % self._length_G[group_T]]
-        return tokens_T
+        return self._token_G[self._begin_G[group_T] + place_T % self._length_G[group_T]]
 
     def list_tokens(self, placement: Placement, batch: Batch) -> RecordedTokens:
         """List the tokens of a batch, ready to choose experts."""
@@ -166,8 +165,7 @@ def _describe_domains(
 def _list_tokens(start_Q: Ints, length_Q: Ints) -> Ints:
     """List the tokens of sequences, one sequence after another."""
     before_Q = np.cumsum(length_Q) - length_Q
-    tokens: Ints = np.repeat(start_Q - before_Q, length_Q) + np.arange(int(length_Q.sum()))
-    return tokens
+    return np.repeat(start_Q - before_Q, length_Q) + np.arange(int(length_Q.sum()))
 
 
 def _find_named(recorded: RecordedSequences, trace: RequestTrace) -> tuple[NDArray[np.bool_], Ints]:
@@ -187,8 +185,7 @@ def _find_groups(recorded: RecordedSequences, trace: RequestTrace) -> Ints:
         return np.where(trace.domain < 0, _ALL, trace.domain % len(recorded.domains) + 1)
     names = list(recorded.domains)
     group_D = [names.index(name) + 1 if name in names else _ALL for name in trace.domains]
-    groups: Ints = np.array([*group_D, _ALL], dtype=np.int64)[trace.domain]
-    return groups
+    return np.array([*group_D, _ALL], dtype=np.int64)[trace.domain]
 
 
 def _find_stages(
@@ -205,8 +202,7 @@ def _find_stages(
     if len(trace.domain):
         kind_N = np.where(trace.domain < 0, kind_N, trace.domain % recorded.num_kinds)
     turned_N = np.floor(trace.arrival_s / recorded.stage_s + stage_chance_N).astype(np.int64)
-    groups: Ints = kind_N * recorded.num_stages + turned_N % recorded.num_stages + 1
-    return groups
+    return kind_N * recorded.num_stages + turned_N % recorded.num_stages + 1
 
 
 def _draw(trace: RequestTrace, rng: np.random.Generator, count: int) -> NDArray[np.float64]:
@@ -216,8 +212,7 @@ def _draw(trace: RequestTrace, rng: np.random.Generator, count: int) -> NDArray[
     if trace.part_of is None:
         return rng.random((trace.num_requests, count)).T
     numbers = trace.part_of.numbers
-    drawn: NDArray[np.float64] = rng.random((int(numbers.max(initial=-1)) + 1, count))[numbers].T
-    return drawn
+    return rng.random((int(numbers.max(initial=-1)) + 1, count))[numbers].T
 
 
 def _list_unknown(

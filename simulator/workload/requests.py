@@ -39,7 +39,7 @@ _MOST_HOURS = 24 * 366
 """Most hours that are listed: a year; a longer trace has its times in another unit."""
 
 
-def describe_hours(trace: RequestTrace) -> dict[str, Any]:
+def describe_hours(trace: RequestTrace) -> dict[str, object]:
     """Count requests by hour and find the busiest hour, for people.
 
     Keys: ``requests_by_hour``, one number for each hour from the first request on, the last of
@@ -133,6 +133,7 @@ __all__ = [
 ]
 
 Drawn = TypeVar("Drawn")
+Drawer = TypeVar("Drawer")
 
 _FAMILY = "workloads/requests"
 _MOST_COUNTED = 20
@@ -334,7 +335,7 @@ def _refuse_thickening(spec: WorkloadSpec, where: str) -> None:
         )
 
 
-def describe(trace: RequestTrace) -> dict[str, Any]:
+def describe(trace: RequestTrace) -> dict[str, object]:
     """Statistics of a trace, for people and for comparing a generator with what it imitates.
 
     Keys: ``num_requests``, ``has_arrivals``, ``concurrency``; with arrival times ``duration_s``,
@@ -346,7 +347,7 @@ def describe(trace: RequestTrace) -> dict[str, Any]:
     ``attributes``, by name the requests of each value, or how many values differ; with a lead-in
     ``judge_from_s`` and ``num_lead_in``, the requests before it. What is undefined is ``None``.
     """
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "num_requests": trace.num_requests,
         "has_arrivals": trace.has_arrivals,
         "concurrency": trace.concurrency,
@@ -385,12 +386,14 @@ def describe(trace: RequestTrace) -> dict[str, Any]:
     if trace.domains:
         counts = np.bincount(trace.domain[trace.domain >= 0], minlength=len(trace.domains))
         found["domains"] = dict(zip(trace.domains, counts.tolist(), strict=True))
+    told: dict[str, object] = {}
     for name, values in trace.attributes.items():
         different, counts = np.unique(values, return_counts=True)
-        told: dict[str, int] | str = f"{len(different):,} different"
+        told[name] = f"{len(different):,} different"
         if len(different) <= _MOST_COUNTED:
-            told = dict(zip(map(str, different.tolist()), counts.tolist(), strict=True))
-        found.setdefault("attributes", {})[name] = told
+            told[name] = dict(zip(map(str, different.tolist()), counts.tolist(), strict=True))
+    if told:
+        found["attributes"] = told
     if trace.judge_from_s:
         found["judge_from_s"] = trace.judge_from_s
     if trace.num_lead_in:
@@ -514,8 +517,8 @@ def _read_clients(process: ArrivalProcess) -> dict[str, Any]:
 
 def _draw_once(
     stream: str,
-    draw: Callable[[Any, int, np.random.Generator], Drawn],
-    policy: Any,
+    draw: Callable[[Drawer, int, np.random.Generator], Drawn],
+    policy: Drawer,
     count: int,
     seed: int,
 ) -> Drawn:

@@ -378,7 +378,7 @@ def list_calibration_files(path: Path) -> list[Path]:
     return [path, *sorted(fetch_files(path.with_suffix(""), ".toml").glob("*.toml"))]
 
 
-def read_calibration(path: Path) -> dict[str, Any]:
+def read_calibration(path: Path) -> dict[str, object]:
     """The whole table of a calibration, its folder included.
 
     Raises:
@@ -399,7 +399,7 @@ def _read_files(path: Path) -> dict[str, Any]:
     return table
 
 
-def _carry_engines(path: Path, name: str) -> dict[str, Any]:
+def _carry_engines(path: Path, name: str) -> dict[str, object]:
     """The engines' own times on the GPUs of another calibration, as assumptions of this one."""
     other = _read_files(find_file("cluster_configs/calibration", name, f"{path}: engine_of"))
     return {

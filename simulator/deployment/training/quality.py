@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
@@ -28,7 +28,7 @@ class TokensToLoss(NamedTuple):
     outside: tuple[str, ...]
     """Quantities beyond the range that the law was fitted in."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Describe it for ``run.json``; a law by which the model never gets there has ``None``."""
         by_law = {law: one if math.isfinite(one) else None for law, one in self.by_law.items()}
         return {"loss": self.loss, "tokens_by_law": by_law, "outside": list(self.outside)}

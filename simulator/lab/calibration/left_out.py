@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,7 @@ from simulator.config.calibration.engine import Unseen
 from simulator.lab.calibration.serving import disaggregation, engine
 from simulator.lab.results.scores import SCORE_COLUMNS
 from simulator.lab.validation.hardware import accelerator_name, load_families
+from simulator.lab.validation.kernels import Tables
 from simulator.lab.validation.serving import groups
 from simulator.lab.validation.serving.deployments import accelerator_of, deployment_of
 from simulator.lab.validation.suites import PUBLISHED, SERVING, answer
@@ -61,7 +62,7 @@ class Simulated(NamedTuple):
         pools = [one for one in self.pools if not held[one.place]]
         return Simulated(self.points.where(~held[self.points.place]), pools)
 
-    def fit(self) -> dict[str, dict[str, dict[str, Any]]]:
+    def fit(self) -> dict[str, Tables]:
         """Entries by table, calibration and engine."""
         return {
             "engine": engine.fit_points(self.points),
@@ -199,7 +200,7 @@ def _answer(stranger: Stranger) -> pd.DataFrame:
     return rows.assign(source=stranger.source, case=stranger.case, without=stranger.name)
 
 
-def _write_fits(tables: dict[str, dict[str, dict[str, Any]]]) -> None:
+def _write_fits(tables: dict[str, Tables]) -> None:
     """Write fits into the calibrations of the folder; one without any has another's."""
     for name in set(_list_timed().values()):
         for table, found in tables.items():

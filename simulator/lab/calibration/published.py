@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from simulator.base.unpacking import unpack
 from simulator.base.writing import toml_text
 from simulator.config.calibration import CalibrationFile
 from simulator.lab.validation import known_rows
-from simulator.lab.validation.kernels import COMMAND
+from simulator.lab.validation.kernels import COMMAND, Tables
 from simulator.lab.validation.suites import PUBLISHED, check_folder, families, family_of, tables_in
 from simulator.lab.validation.tables import read_table
 
@@ -45,7 +45,7 @@ class Calibrator(Protocol):
         """Files of measurements that the fit reads."""
         ...
 
-    def fit(self, tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, Any]]:
+    def fit(self, tables: Sequence[pd.DataFrame]) -> Tables:
         """Entries by calibration and engine, from the tables of ``sources``."""
         ...
 
@@ -92,13 +92,13 @@ def fit_files(
     return files
 
 
-def fit_table(name: str, folder: Path) -> dict[str, dict[str, Any]]:
+def fit_table(name: str, folder: Path) -> Tables:
     """Fit one table of every calibration that ``folder`` has measurements for.
 
     Raises:
         UserError: if a table of measurements is missing or wrong.
     """
-    merged: dict[str, dict[str, Any]] = {}
+    merged: dict[str, dict[str, dict[str, object]]] = {}
     try:
         for calibrator in calibrators()[name]:
             tables = [
@@ -115,7 +115,7 @@ def fit_table(name: str, folder: Path) -> dict[str, dict[str, Any]]:
     return merged
 
 
-def _sketches(folder: Path) -> dict[str, Any]:
+def _sketches(folder: Path) -> dict[str, known_rows.Sketch]:
     """Sketches of the tables that were fitted on, by their names."""
     found, _ = tables_in(folder)
     return {
@@ -125,7 +125,7 @@ def _sketches(folder: Path) -> dict[str, Any]:
     }
 
 
-def _check(name: str, table: dict[str, Any]) -> dict[str, Any]:
+def _check(name: str, table: Mapping[str, object]) -> Mapping[str, object]:
     """The table, after it was read as the simulator will read it."""
     kind: Any = CalibrationFile.model_fields[name].annotation
     try:

@@ -237,7 +237,7 @@ _WIDTH = 120
 """Columns of a table where no terminal says how wide it is."""
 
 
-def as_numbers(board: Scoreboard) -> dict[str, Any]:
+def as_numbers(board: Scoreboard) -> dict[str, object]:
     """Convert the scoreboard for another program: not a number is null."""
     from simulator.lab.results.scores import judge_targets, reasons, score_groups
 

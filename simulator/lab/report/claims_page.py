@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 import plotly.graph_objects as go
 
@@ -74,7 +73,7 @@ def _draw_gauge(answer: ClaimAnswer) -> Gauge:
     )
 
 
-def _show_claim(answer: ClaimAnswer, cards: FigureCards) -> dict[str, Any]:
+def _show_claim(answer: ClaimAnswer, cards: FigureCards) -> dict[str, object]:
     measured = answer.measured.cases if answer.measured else ()
     return {
         "answer": answer,
@@ -94,13 +93,13 @@ def _list_conditions(cases: Sequence[Case]) -> list[str]:
     return list(dict.fromkeys(name for case in cases for name in case.conditions))
 
 
-def _show_map(answer: ClaimAnswer, row: str, column: str) -> dict[str, Any]:
+def _show_map(answer: ClaimAnswer, row: str, column: str) -> dict[str, object]:
     rows, columns, cells = make_map(answer.cases, row, column)
     names = {"row": name_condition(row), "column": name_condition(column)}
     return {**names, "rows": rows, "columns": columns, "cells": cells}
 
 
-def _show_case(case: Case) -> dict[str, Any]:
+def _show_case(case: Case) -> dict[str, object]:
     ratio = case.alone if case.ratio is None else f"{case.ratio:.3g}"
     if case.low is not None and case.high is not None and case.low < case.high:
         ratio += f" ({case.low:.3g} to {case.high:.3g})"

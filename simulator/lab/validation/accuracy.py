@@ -92,7 +92,7 @@ def accuracy_table(board: Scoreboard) -> pd.DataFrame:
     return pd.DataFrame(list(_rows_of(board)), columns=columns)
 
 
-def _rows_of(board: Scoreboard) -> Iterator[dict[str, Any]]:
+def _rows_of(board: Scoreboard) -> Iterator[dict[str, object]]:
     known = board.is_in_sample(board.rows)
     stated = {row["what"]: row for row in board.left_out.to_dict("records")}
     unseen = board.unseen
@@ -108,7 +108,7 @@ def _rows_of(board: Scoreboard) -> Iterator[dict[str, Any]]:
         own, about = board.rows[of_target], {"part": _MEASURED, **about}
         gpus = own["group"].astype(str).str.split().str[0].fillna("")
         is_fitted = known[own.index] & gpus.isin(_gpus_with_fits(board, target, gpus))
-        yield about | {"case": ""} | rate(own[is_fitted])
+        yield {**about, "case": "", **rate(own[is_fitted])}
         held = unseen[target.select_rows(unseen)] if len(unseen) else unseen
         for case in CASES[1:]:
             rows = held[held["case"] == case.name] if len(held) else held
@@ -118,16 +118,16 @@ def _rows_of(board: Scoreboard) -> Iterator[dict[str, Any]]:
                     name: float(stated[target.what][name])
                     for name in ("rows", "median", "p90", "covered")
                 }
-            yield about | {"case": case.name} | found
+            yield {**about, "case": case.name, **found}
         for gpu, rows in held[held["case"] == "gpu"].groupby("without") if len(held) else ():
-            yield about | {"case": "gpu", "without": f"{gpu}, left out"} | rate(rows)
+            yield {**about, "case": "gpu", "without": f"{gpu}, left out", **rate(rows)}
         for gpu, rows in own[~is_fitted].groupby(gpus[~is_fitted]):
-            yield about | {"case": "gpu", "without": str(gpu)} | rate(rows)
+            yield {**about, "case": "gpu", "without": str(gpu), **rate(rows)}
     figures = board.rows[board.rows["suite"] == _PUBLISHED]
     for (group, quantity), own in figures.groupby(["group", "quantity"], sort=True):
         what = str(group) if str(quantity) in str(group) else f"{group}: {quantity}"
         about = {"part": _PUBLISHED, "what": what, "case": "", "without": ""}
-        yield about | {"command": _command((_PUBLISHED,))} | rate(own)
+        yield {**about, "command": _command((_PUBLISHED,)), **rate(own)}
 
 
 def _gpus_with_fits(board: Scoreboard, target: Target, gpus: pd.Series) -> set[str]:

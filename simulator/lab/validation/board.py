@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,7 +56,7 @@ def everything(folder: Path | None, tick: Progress = show_nothing) -> Scoreboard
 
 
 @contextmanager
-def describe_run() -> Iterator[dict[str, Any]]:
+def describe_run() -> Iterator[dict[str, object]]:
     """Facts of a run for :attr:`Scoreboard.run`; its time is there at the
     end.
     """
@@ -67,7 +66,7 @@ def describe_run() -> Iterator[dict[str, Any]]:
     run |= made.describe()
 
 
-def scoreboard(parts: Sequence[Answered], run: dict[str, Any]) -> Scoreboard:
+def scoreboard(parts: Sequence[Answered], run: dict[str, object]) -> Scoreboard:
     """Put tables together.
 
     Args:

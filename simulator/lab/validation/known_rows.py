@@ -8,7 +8,7 @@ some kilobytes tell the whole table, any large enough part of it, or a copy in a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,16 @@ _SEVERAL = np.uint64(0x9E3779B97F4A7C15)
 """Odd, so that no column's hash is lost."""
 
 
-def sketch(values: pd.DataFrame) -> dict[str, Any]:
+class Sketch(TypedDict):
+    """Columns of a table, its number of rows, and the smallest hashes of them."""
+
+    columns: list[str]
+    rows: int
+    keys: str
+    """Smallest hashes of rows, in hexadecimal."""
+
+
+def sketch(values: pd.DataFrame) -> Sketch:
     """Sketch of a table: its columns, how many rows it has, and the smallest hashes of rows.
 
     Args:
@@ -52,7 +61,7 @@ def is_known(values: pd.DataFrame) -> bool:
     )
 
 
-def _overlaps(values: pd.DataFrame, kept: dict[str, Any]) -> bool:
+def _overlaps(values: pd.DataFrame, kept: Sketch) -> bool:
     known = np.array([int(key, 16) for key in kept["keys"].split()], dtype=np.uint64)
     keys = np.unique(_keys(values, kept["columns"]))
     comparable = keys[keys <= known.max()] if len(known) else keys[:0]
@@ -60,7 +69,7 @@ def _overlaps(values: pd.DataFrame, kept: dict[str, Any]) -> bool:
     return hits >= min(_LEAST_HITS, kept["rows"]) and hits >= _LEAST_SHARE * len(comparable)
 
 
-def _sketches() -> list[dict[str, Any]]:
+def _sketches() -> list[Sketch]:
     """Sketches of the user's own calibrations where there are some, else of those that ship."""
     paths = [folder / FILE for folder in search_folders(_FOLDER) if (folder / FILE).is_file()]
     return list(read_json(paths[0]).values()) if paths else []

@@ -36,7 +36,7 @@ from simulator.planner.samples import ErrorSamples
 from simulator.planner.traffic import Traffic, subset
 from simulator.policies.contracts import list_looks, scales
 from simulator.results.metrics import METRICS, measure_ttft, summarise
-from simulator.results.run_bands_text import BandNote
+from simulator.results.run_bands_text import BandNote, Bands
 from simulator.results.tables import DeploymentRecord
 from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace
@@ -358,11 +358,8 @@ def _interpolate(
     return np.clip(found, 0.0, 1.0 if is_share else math.inf)
 
 
-def make_bands(drawn: Mapping[str, FigureSamples]) -> dict[str, object]:
-    """Bands as ``run.json`` holds them: for each deployment where its prices' error is from, the
-    requests that were served for it, the 10th and 90th percentile of each figure, and figures with
-    a knee between two runs; notes on figures; and for each two the probability that the first is
-    better.
+def make_bands(drawn: Mapping[str, FigureSamples]) -> Bands:
+    """Bands as ``run.json`` holds them.
 
     Figures are those of :data:`~simulator.results.metrics.METRICS` that have a better direction.
 

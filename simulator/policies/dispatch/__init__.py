@@ -86,8 +86,7 @@ def find_kernel_input(policy: DispatchPolicy) -> Literal["arrivals", "rows", "al
     ``arrivals``: tokens that reach the rank, whose choices of other ranks' experts the kernels
     skip; ``rows``: rows of its own experts, laid out by expert; ``all``: all tokens.
     """
-    found: Literal["arrivals", "rows", "all"] = getattr(policy, "sees", "arrivals")
-    return found
+    return getattr(policy, "sees", "arrivals")
 
 
 @runtime_checkable

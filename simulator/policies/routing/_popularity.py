@@ -163,8 +163,7 @@ class PopularityRouter:
         if self.moe.top_k == 1:
             return rng.standard_exponential(shape, dtype=np.float32)
         uniform_TE = rng.random(shape, dtype=np.float32)
-        odds_TE: NDArray[np.float32] = uniform_TE / (1 - uniform_TE)
-        return odds_TE
+        return uniform_TE / (1 - uniform_TE)
 
     def _domains(self, lengths: Ints, rng: np.random.Generator) -> Ints:
         num_kinds = len(self.handicap_DLCE) // self.num_stages

@@ -88,7 +88,7 @@ def read_responses(path: Path, moe: MoE, num_layers: int) -> Tokens:
     )
 
 
-def _list_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _list_objects(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """Yield the number and the object of each line."""
     for number, line in enumerate(unpack(path).split(b"\n"), start=1):
         if not line.strip():
@@ -99,7 +99,7 @@ def _list_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, found
 
 
-def _find_payloads(response: dict[str, Any]) -> list[Any]:
+def _find_payloads(response: dict[str, object]) -> list[Any]:
     """Find the experts of the tokens of each of a response's outputs."""
     if response.get(_KEY) is not None:
         return [response[_KEY]]
@@ -112,7 +112,7 @@ def _find_payloads(response: dict[str, Any]) -> list[Any]:
     return []
 
 
-def _find_request_id(response: dict[str, Any]) -> str:
+def _find_request_id(response: dict[str, object]) -> str:
     """Identifier of a response's request; empty without any."""
     meta = response.get("meta_info")
     for table in (response, meta if isinstance(meta, dict) else {}):
@@ -123,7 +123,7 @@ def _find_request_id(response: dict[str, Any]) -> str:
 
 
 def _decode(
-    payload: object, response: dict[str, Any], moe: MoE, num_layers: int, where: str
+    payload: object, response: dict[str, object], moe: MoE, num_layers: int, where: str
 ) -> Ints:
     """Decode expert ids, ``[T, L, K]``."""
     if isinstance(payload, str):
@@ -151,7 +151,7 @@ def _decode(
 
 
 def _shape(
-    content: bytes, response: dict[str, Any], moe: MoE, num_layers: int, where: str
+    content: bytes, response: dict[str, object], moe: MoE, num_layers: int, where: str
 ) -> np.ndarray:
     """Shape SGLang's flat numbers: the response says how many tokens they are of."""
     if len(content) % 4:
@@ -173,7 +173,7 @@ def _shape(
     return flat.reshape(num_tokens, -1, moe.top_k)
 
 
-def _count_tokens(response: dict[str, Any]) -> int:
+def _count_tokens(response: dict[str, object]) -> int:
     """Tokens of the prompt and of the output but the last; 0 where the response does not say."""
     for place in ("meta_info", "usage"):
         counts = response.get(place)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -104,7 +104,7 @@ def _experts_of_slots(value: object) -> Ints:
     return expert_LP
 
 
-def _of_each(records: list[dict[str, Any]], key: str) -> list[Ints]:
+def _of_each(records: list[dict[str, object]], key: str) -> list[Ints]:
     """Read one tensor of each record."""
     tensors = [_numbers(record[key]) for record in records]
     different = {id(tensor): tensor.size for tensor in tensors}
@@ -120,14 +120,14 @@ def _recorded_layers(count_LE: Floats) -> Counts:
     return Counts(count_LE[count_LE.sum(axis=1) > 0][None])
 
 
-def _from_passes(records: list[dict[str, Any]], expert_LP: Ints) -> Counts:
+def _from_passes(records: list[dict[str, object]], expert_LP: Ints) -> Counts:
     count_LP = np.sum(_of_each(records, "global_physical_count"), axis=0, dtype=np.float64)
     count_LE = np.zeros((len(expert_LP), int(expert_LP.max()) + 1))
     np.add.at(count_LE, (np.arange(len(expert_LP))[:, None], expert_LP), count_LP)
     return _recorded_layers(count_LE)
 
 
-def _from_tokens(records: list[dict[str, Any]], expert_LP: Ints) -> Tokens:
+def _from_tokens(records: list[dict[str, object]], expert_LP: Ints) -> Tokens:
     parts: list[Ints] = []
     sequences: list[Ints] = []
     num_sequences = 0

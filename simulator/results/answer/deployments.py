@@ -101,8 +101,7 @@ class DeploymentRow(Banded):
 
     def measured_value(self, target: str) -> float | None:
         """Find the value measured for a target, in its unit; ``None`` where there is none."""
-        found: float | None = getattr(self, target, None)
-        return found
+        return getattr(self, target, None)
 
     @property
     def is_estimated(self) -> bool:

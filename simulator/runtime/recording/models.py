@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from simulator.base.frozen import validate
 from simulator.config.ffns.dense import DenseFFN
@@ -75,7 +74,7 @@ def _dense(shape: Shape, name: str, num_parameters: int) -> ModelSpec:
     return _model(shape, name, {"kind": "dense", "intermediate_size": width})
 
 
-def _model(shape: Shape, name: str, ffn: dict[str, Any]) -> ModelSpec:
+def _model(shape: Shape, name: str, ffn: dict[str, object]) -> ModelSpec:
     attention = {
         "kind": "gqa",
         "num_heads": shape.num_heads,

@@ -82,7 +82,7 @@ class RequestTrace:
     """End of the lead-in, in the time of the arrivals: requests that arrive before are served and
     not judged."""
 
-    def find_attributes(self, number: int) -> dict[str, Any]:
+    def find_attributes(self, number: int) -> dict[str, float | str]:
         """Find the attributes of one request, by its index."""
         return Attributes((name, values[number]) for name, values in self.attributes.items())
 

@@ -50,7 +50,7 @@ UTC = re.compile(r"(Z|\+00:00)$")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,9})?")
 _NOTHING = object()
 """Value of what a row does not have."""
-_Row = tuple[int, dict[str, Any] | str]
+_Row = tuple[int, dict[str, object] | str]
 """Line in the file, and its values by name or the reason why there are none."""
 
 
@@ -184,7 +184,7 @@ def gather(rows: Iterable[_Row], kinds: dict[str, Kind]) -> Rows:
     return Rows(columns, lambda row: f"line {lines[row]}", tuple(unusable), tuple(refused))
 
 
-def _values(row: dict[str, Any], kinds: dict[str, Kind]) -> list[Any] | str:
+def _values(row: dict[str, object], kinds: dict[str, Kind]) -> list[Any] | str:
     """Find the row's values, or the problem of one."""
     values = []
     for name, kind in kinds.items():
@@ -198,7 +198,7 @@ def _values(row: dict[str, Any], kinds: dict[str, Kind]) -> list[Any] | str:
     return values
 
 
-def _lookup(row: dict[str, Any], name: str) -> Any:
+def _lookup(row: dict[str, object], name: str) -> Any:
     """Look up a value by its name, or by the names of a table and of the value in it
     (``usage.tokens``).
     """

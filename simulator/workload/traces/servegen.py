@@ -17,7 +17,7 @@ import re
 import tarfile
 import zlib
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,7 +170,7 @@ def _windows(where: str, text: str) -> list[_Window]:
 
 def _pdfs(where: str, text: str) -> list[tuple[float, _Pdf, _Pdf]]:
     try:
-        tables: dict[str, dict[str, Any]] = json.loads(text)
+        tables: dict[str, dict[str, str]] = json.loads(text)
         # An empty table belongs to hours without requests; the table before it serves any that the
         # rates still ask for.
         pdfs = [

@@ -90,7 +90,7 @@ def _with_concurrency(path: Path, trace: RequestTrace, concurrency: Any) -> Requ
 
 
 def _numbers(
-    path: Path, result: dict[str, Any], name: str, expected: int | None
+    path: Path, result: dict[str, object], name: str, expected: int | None
 ) -> NDArray[np.float64]:
     found = result.get(name)
     if not isinstance(found, list):

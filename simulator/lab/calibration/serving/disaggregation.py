@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from simulator.base.arrays import Floats
 from simulator.base.errors import UserError
 from simulator.config.calibration import ANY
 from simulator.lab.calibration.serving.engine import read_measured, residuals
-from simulator.lab.validation.kernels import COMMAND, SOURCE
+from simulator.lab.validation.kernels import COMMAND, SOURCE, Tables
 from simulator.lab.validation.serving import Group, groups
 from simulator.lab.validation.serving.answer import open_pools
 from simulator.lab.validation.serving.deployments import accelerator_of, deployment_of
@@ -65,13 +65,13 @@ class Assumed(NamedTuple):
         return np.array(latencies(pools, point.load, self.unsaid_drafts), dtype=float)
 
 
-def fit(tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, Any]]:
+def fit(tables: Sequence[pd.DataFrame]) -> Tables:
     """Fit the table of every calibration that has such points."""
     (table,) = tables
     return fit_points(load_points(table))
 
 
-def fit_points(points: list[Loaded]) -> dict[str, dict[str, Any]]:
+def fit_points(points: list[Loaded]) -> Tables:
     """Assume workers of every engine, and score that on every GPU family, by what was assumed
     without the GPU; nothing where points are few.
     """
@@ -81,7 +81,7 @@ def fit_points(points: list[Loaded]) -> dict[str, dict[str, Any]]:
         return {}
     ratios_N2 = cross_validate(points)
     fitted = assume_workers(points)
-    tables: dict[str, dict[str, Any]] = {}
+    tables: dict[str, dict[str, dict[str, object]]] = {}
     for calibration in sorted({point.calibration for point in points}):
         tables[calibration] = {}
         for key in sorted(fitted):
@@ -194,7 +194,7 @@ def _entry(
     values: Assumed,
     said_N2: Floats,
     unsaid_N2: Floats,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     what = "all engines" if key == ANY else key
     source = (
         f"{len(said_N2)} disaggregated serving points of {what} that say their workers "

@@ -7,9 +7,8 @@ of a fit is of points whose whole model or whole GPU was left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ from simulator.base.arrays import Bools, Floats, Ints
 from simulator.base.errors import UserError
 from simulator.config.calibration import ANY
 from simulator.config.calibration.engine import UNSAID, Unseen, find_engine_key, parse_release
-from simulator.lab.validation.kernels import COMMAND, SOURCE
+from simulator.lab.validation.kernels import COMMAND, SOURCE, Tables
 from simulator.lab.validation.serving import MEASURES, Group, groups
 from simulator.lab.validation.serving.answer import prepare
 from simulator.lab.validation.serving.deployments import accelerator_of, deployment_of
@@ -115,6 +114,8 @@ def name_groups(file: str, gpu: str, engine: str, version: str) -> dict[Unseen, 
     }
 
 
+Bands = dict[Unseen, dict[str, tuple[float, float]]]
+"""``band`` of TPOT and ``ttft_band`` by what a deployment has that no fit has seen."""
 _KINDS = (np.int64, *[object] * 5, float, float, object, bool, float)
 """Types of the columns of :class:`Points`."""
 
@@ -126,7 +127,7 @@ def simulate(table: pd.DataFrame, workers: int | None = None) -> Points:
     places = np.flatnonzero(table["mode"] == "agg")
     table = table.iloc[places].reset_index(drop=True)
     made, _ = groups(table)
-    rows: list[tuple[Any, ...]] = []
+    rows: list[tuple[object, ...]] = []
     for group, found in zip(made, sweep(_simulate_group, made, workers=workers), strict=True):
         for place, point, parts in zip(group.rows, group.points, found, strict=True):
             if parts is None:
@@ -172,20 +173,20 @@ def _parts(terms: Floats, point: Point) -> Floats:
     return np.concatenate([terms[:, :3], before_first], axis=1)
 
 
-def fit(tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, Any]]:
+def fit(tables: Sequence[pd.DataFrame]) -> Tables:
     """Fit the table of every calibration that has serving points."""
     (table,) = tables
     return fit_points(simulate(table))
 
 
-def fit_points(points: Points) -> dict[str, dict[str, Any]]:
+def fit_points(points: Points) -> Tables:
     """Fit every engine and release, and score the fits on models and GPUs that they had not
     seen.
     """
     ratios = np.stack([leave_out(points, names) for names in (points.model, points.system)])
     unseen = _bands_of_unseen(points)
     fitted = _fit_all(points)
-    tables: dict[str, dict[str, Any]] = {}
+    tables: dict[str, dict[str, dict[str, object]]] = {}
     for calibration in map(str, np.unique(points.calibration)):
         entries = {}
         for key in _entries_of(fitted, calibration):
@@ -214,7 +215,7 @@ def fit_points(points: Points) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def _assume_compiled(later: dict[str, Any]) -> dict[str, Any]:
+def _assume_compiled(later: Mapping[str, float]) -> dict[str, object]:
     """TensorRT-LLM before 1.0, of which there are no points: later releases prepare each request in
     Python, these did in C++.
     """
@@ -231,7 +232,7 @@ def _assume_compiled(later: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _assume_earliest(compiled: dict[str, Any]) -> dict[str, Any]:
+def _assume_earliest(compiled: Mapping[str, object]) -> dict[str, object]:
     """TensorRT-LLM before 0.17, whose kernels for routed experts were not measured but in one
     published figure.
     """
@@ -242,7 +243,7 @@ def _assume_earliest(compiled: dict[str, Any]) -> dict[str, Any]:
     )
     return {
         **compiled,
-        "source": compiled["source"] + ratio,
+        "source": f"{compiled['source']}{ratio}",
         "expert_ratio": round(_EARLIEST_EXPERTS, 2),
     }
 
@@ -263,7 +264,7 @@ def leave_out(points: Points, names: NDArray[np.object_], is_pooled: bool = Fals
     return ratios
 
 
-def _bands_of_unseen(points: Points) -> dict[str, Any]:
+def _bands_of_unseen(points: Points) -> Bands:
     """Bands of a model, a GPU and a release that has no points; few groups say more together than
     one engine's do alone.
 
@@ -271,7 +272,7 @@ def _bands_of_unseen(points: Points) -> dict[str, Any]:
     out are nearer to that than to all releases together: median error of TTFT 22 against 33 %, of
     TPOT 9 against 12 %, of the 894 points that differ. Its band has the errors of both.
     """
-    found: dict[str, Any] = {}
+    found: Bands = {}
     for kind, names in points.groups().items():
         errors = [leave_out(points, names)]
         if kind == "release":
@@ -286,11 +287,11 @@ def _bands_of_unseen(points: Points) -> dict[str, Any]:
 
 
 def _hold_both(
-    unseen: dict[str, Any],
+    unseen: Bands,
     points: Points,
     values: Floats,
     together: Floats,
-) -> dict[str, Any]:
+) -> Bands:
     """Widen the bands of a release without points, which is priced as the nearest one, so that they
     hold the answers of all releases together, too, for what every point served.
 
@@ -450,7 +451,9 @@ def _solve(points: Points, prior: Floats) -> Floats:
     return np.asarray(found.x * _START)
 
 
-def _entry(key: str, where: str, values: Floats, num_rows: int, ratios: Floats) -> dict[str, Any]:
+def _entry(
+    key: str, where: str, values: Floats, num_rows: int, ratios: Floats
+) -> dict[str, object]:
     what = "all engines" if key == ANY else key.replace("@", " ")
     return {
         "kind": "fitted",
@@ -471,7 +474,7 @@ def _name_coefficients(values: Floats) -> dict[str, float]:
     return dict(zip(_COEFFICIENTS, values.tolist(), strict=True))
 
 
-def _describe(points: Points) -> dict[str, Any]:
+def _describe(points: Points) -> dict[str, object]:
     """Models, GPUs, releases and loads that the points of an entry were measured on."""
     low, high = points.load.min(axis=0), points.load.max(axis=0)
     return {
@@ -521,7 +524,7 @@ def read_measured(table: pd.DataFrame, place: int) -> tuple[float, float]:
     return ttft, tpot
 
 
-def residuals(ratios_N2: Floats) -> dict[str, Any]:
+def residuals(ratios_N2: Floats) -> dict[str, object]:
     """Errors and 80 % bands of predictions by fits that had not seen the points.
 
     Args:
@@ -565,7 +568,7 @@ def band_of_unseen(
     return float(np.exp(low)), float(np.exp(high))
 
 
-def _errors(ratios: Floats) -> dict[str, Any]:
+def _errors(ratios: Floats) -> dict[str, object]:
     """Errors of predictions, and the 10th and 90th percentile of measured over predicted."""
     off = np.abs(ratios - 1)
     low, high = np.nanquantile(1 / ratios, [0.1, 0.9]).tolist()

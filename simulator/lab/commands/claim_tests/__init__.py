@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol, get_args
+from typing import Annotated, Protocol, get_args
 
 from pydantic import Field
 
@@ -102,7 +102,7 @@ class Telling(Frozen):
     def tell(
         self,
         cases: Sequence[Case],
-        facts: Mapping[str, Any],
+        facts: Mapping[str, object],
         each: Mapping[str, Mapping[str, Cases]] | None = None,
     ) -> Finding:
         """Tell what was found. Sentences of which nothing is left are left out.

@@ -5,7 +5,8 @@ of some memory runs at a usable speed, for one user.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, NamedTuple
+from functools import partial
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -163,7 +164,7 @@ class Device(Frozen):
         }
         arrivals = {"kind": "closed_loop", "concurrency": 1}
         shared = {"cluster": device, "engine": "any", "weight_dtype": self.weight_dtype}
-        table: dict[str, Any] = {
+        table: dict[str, object] = {
             "name": "claim",
             "workload": {
                 "num_requests": 3,
@@ -179,17 +180,18 @@ class Device(Frozen):
 
     def _compare(self, device: str, speed: float, found: Sequence[_Runs]) -> Case:
         """The best mixture that is fast enough with every seed against the best dense model."""
-        shared: dict[str, Any] = {
-            "rival": "the best dense model that is fast enough",
-            "conditions": {"device": device, "least speed": f"{speed:g} tokens/s"},
-        }
+        case = partial(
+            Case,
+            rival="the best dense model that is fast enough",
+            conditions={"device": device, "least speed": f"{speed:g} tokens/s"},
+        )
         fast = [one for one in found if min(one.tokens_per_s) >= speed]
         maybe = [one for one in found if max(one.tokens_per_s) >= speed]
         moe, dense = (_find_best(fast, is_mixture) for is_mixture in (True, False))
         if moe is None or dense is None:
             runs: Runs = "moe" if moe else "rival" if dense else "neither"
             only = moe or dense
-            return Case(**shared, runs=runs, note=f"only {only.text}" if only else "")
+            return case(runs=runs, note=f"only {only.text}" if only else "")
         ratios = [
             best_moe.qualities[law] / best_dense.qualities[law]
             for law in range(len(moe.qualities))
@@ -197,8 +199,7 @@ class Device(Frozen):
             if (best_moe := _find_best(some, True, law))
             if (best_dense := _find_best(fast, False, law))
         ]
-        return Case(
-            **shared,
+        return case(
             ratio=moe.quality / dense.quality,
             low=min(ratios) * (1 - _ALIKE),
             high=max(ratios) * (1 + _ALIKE),

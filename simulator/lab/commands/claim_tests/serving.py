@@ -5,9 +5,10 @@ over one machine, at the same requests in flight.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -111,7 +112,7 @@ class Serving(Frozen):
         total = round(batch * self.gpus)
         return "1 request in all" if total == 1 else f"{total} requests in all"
 
-    def _ask(self, model: str, engine: str, measures: Sequence[str]) -> dict[str, Any]:
+    def _ask(self, model: str, engine: str, measures: Sequence[str]) -> dict[str, object]:
         shared = {"weight_dtypes": [self.weight_dtype], "engine": engine}
         lengths = {
             "kind": "fixed",
@@ -206,21 +207,20 @@ def _name_skew(factor: float) -> str:
 
 def _make_case(measure: str, model: str, *place: str, points: Sequence[MapPoint]) -> Case:
     """Case of one place; its band is over seeds and over the error of prices."""
-    conditions = {"model": model, **dict(zip(_PLACE, place, strict=True))}
-    shared: dict[str, Any] = {
-        "rival": RIVALS[measure],
-        "conditions": conditions,
-        "counts": measure == "total_params",
-    }
+    case = partial(
+        Case,
+        rival=RIVALS[measure],
+        conditions={"model": model, **dict(zip(_PLACE, place, strict=True))},
+        counts=measure == "total_params",
+    )
     first = points[0]
     ratios = [point.ratio for point in points if point.ratio is not None]
     if not ratios:
         own, other = first.moe_tokens_per_s_gpu, first.dense_tokens_per_s_gpu
         runs: Runs = "moe" if own else "rival" if other else "neither"
-        return Case(**shared, runs=runs, note=first.deciding_term or "")
+        return case(runs=runs, note=first.deciding_term or "")
     bands = [band for point in points if (band := point.band_of("ratio")) is not None]
-    return Case(
-        **shared,
+    return case(
         ratio=measure_seeds(ratios).ratio,
         low=min([*ratios, *(band.low for band in bands)]),
         high=max([*ratios, *(band.high for band in bands)]),

@@ -5,7 +5,7 @@ and for pruned matrices beside them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -219,7 +219,7 @@ def _tell(cases: Sequence[Case]) -> Finding:
         ),
         key=lambda case: case.ratio or 0.0,
     )
-    facts: dict[str, Any] = {form: _break_even(form) for form in ("csr", "bitmap")}
+    facts: dict[str, object] = {form: _break_even(form) for form in ("csr", "bitmap")}
     for name, what in (("compute", "compute"), ("storage", "weights to store")):
         large, good = pick("total_params", what), pick("quality", what)
         facts |= {name: Cases(large + good), f"{name}_large": large, f"{name}_good": good}

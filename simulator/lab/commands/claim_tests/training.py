@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import product
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -47,7 +47,7 @@ _MEMORIES = ({"recompute": "selective"}, {"recompute": "full"}, {"recompute": "f
 class _Split(NamedTuple):
     """A split that fits, with its rate."""
 
-    keys: dict[str, Any]
+    keys: dict[str, object]
     tokens_per_s_gpu: float
 
 
@@ -169,28 +169,28 @@ class Training(Frozen):
             needed = find_tokens_to_loss(dense, moe, tokens, law, "claim [trial]").tokens
             for skew in self.skews:
                 own = rates.get(skew)
-                shared: dict[str, Any] = {
-                    "rival": rival,
-                    "conditions": {
+                case = partial(
+                    Case,
+                    rival=rival,
+                    conditions={
                         "machines": cluster,
                         "sequences": f"{sequence:,} tokens",
                         "tokens": count_text(tokens),
                         "law": law,
                         "skew": _name_skew(skew),
                     },
-                }
+                )
                 if own is None or other is None:
                     if own is not None or other is not None:
-                        yield Case(**shared, runs="moe" if own else "rival")
+                        yield case(runs="moe" if own else "rival")
                     continue
                 hours = tokens / own[0] / 3600
                 if math.isinf(needed):
                     note = "the dense model does not reach that loss on any number of tokens"
-                    yield Case(**shared, runs="moe", moe=f"{hours:,.0f} GPU-hours", note=note)
+                    yield case(runs="moe", moe=f"{hours:,.0f} GPU-hours", note=note)
                     continue
                 dense_hours = needed / other / 3600
-                yield Case(
-                    **shared,
+                yield case(
                     **_span([needed / tokens * rate / other for rate in own])._asdict(),
                     moe=f"{hours:,.0f} GPU-hours on {count_text(tokens)} tokens",
                     other=f"{dense_hours:,.0f} GPU-hours on {count_text(needed)} tokens",

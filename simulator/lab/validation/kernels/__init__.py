@@ -32,6 +32,8 @@ SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
 """Source of the timings of kernels and of the serving points that calibrations are fitted on."""
 
 Places = NDArray[np.intp]
+Tables = Mapping[str, Mapping[str, Mapping[str, object]]]
+"""One table of each calibration: its entries by calibration and engine."""
 _UNANSWERED = "unsupported"
 
 
@@ -90,7 +92,7 @@ class KernelFamily(Frozen, ABC):
         """
 
     @abstractmethod
-    def fit(self, tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, Any]]:
+    def fit(self, tables: Sequence[pd.DataFrame]) -> Tables:
         """Fit the coefficients: entries of ``calibrates`` by calibration (``hopper``) and engine,
         as nested dictionaries for TOML. Each says how far off it is on shapes that were left out.
 
@@ -194,6 +196,6 @@ def unknown_gpu(gpu: str) -> str:
     return f"no calibrated accelerator '{gpu}'"
 
 
-def unknown_name(what: str, name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """Reason to refuse a name that is none of ``known``."""
     return f"no {what} '{name}'; known: {', '.join(known)}"

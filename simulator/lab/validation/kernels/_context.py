@@ -31,7 +31,7 @@ from simulator.lab.validation.kernels import (
     words,
 )
 from simulator.lab.validation.kernels import _fitting as fitting
-from simulator.lab.validation.kernels._fitting import Search, Tables, Values, Wanted
+from simulator.lab.validation.kernels._fitting import Entries, Search, Values, Wanted
 from simulator.lab.validation.sizes import numbers, refusals
 from simulator.work.context import ContextKernel, uniform_sums
 
@@ -97,8 +97,7 @@ def context_s(
     windows_n, compressions_n = np.array([windows, compressions], dtype=np.int64)[:, batches.kernel]
     loads = batches.batch_size, batches.context, batches.new
     sums_nk = uniform_sums(*loads, windows_n, compressions_n, tile_rows[batches.kernel])
-    seconds: Floats = kernels_s(np.array(rates)[batches.kernel], sums_nk)
-    return seconds
+    return kernels_s(np.array(rates)[batches.kernel], sums_nk)
 
 
 class Case(NamedTuple):
@@ -255,7 +254,7 @@ class ContextFamily(KernelFamily):
         is_behind = (named["step"] > 0) & (phase == "prefill")
         return Estimate(seconds, fit, doubts, quantities, [(BEHIND, is_behind)])
 
-    def fit(self, tables: Sequence[pd.DataFrame]) -> Tables:
+    def fit(self, tables: Sequence[pd.DataFrame]) -> Entries:
         (rows,) = tables
         keys = self._read_words(rows)
         named = rows.assign(
@@ -273,7 +272,7 @@ class ContextFamily(KernelFamily):
 
     def _fit_entry(
         self, wanted: Wanted, rows: pd.DataFrame, given: dict[str, Any]
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         accelerator, plan = fitting.accelerator_of(wanted.gpu), self._plan
         phase: Any = wanted.rows["phase"]
         kv, heads = str(wanted.rows["kv"]), list(self.sizes[3:])
@@ -299,7 +298,7 @@ class ContextFamily(KernelFamily):
             f"{self.describe(rows, phase)} on {wanted.gpu.upper()} with a {kv} cache, "
             f"{shapes.max() + 1} {self.shapes}, {engine}{SOURCE}"
         )
-        domain: dict[str, Any] = {name: rows[name] for name in self.domain}
+        domain = {name: rows[name].to_numpy() for name in self.domain}
         domain["context"] = batches.new + batches.context
         search = Search(plan, rows["latency_ms"].to_numpy() / 1e3, build, predict, start)
         return search.entry(source, accelerator, shapes, domain, {*start, *given}, is_refined=True)

@@ -44,9 +44,9 @@ from simulator.lab.validation.kernels import (
 from simulator.lab.validation.kernels import _fitting as fitting
 from simulator.lab.validation.kernels._fitting import (
     GPUS,
+    Entries,
     Groups,
     Search,
-    Tables,
     Values,
     load_plan,
 )
@@ -243,7 +243,7 @@ class ExpertFamily(KernelFamily):
             group = f"{gpu} {engine} {dtype or measured_as}"
             yield Part(places, gpu, engine, group, refused, price)
 
-    def fit(self, tables: Sequence[pd.DataFrame]) -> Tables:
+    def fit(self, tables: Sequence[pd.DataFrame]) -> Entries:
         table = self.prepare(tables)
         kernels, layers, _ = self._read_layers(table)
         return _fit_entries(table, layers, kernels)
@@ -419,7 +419,7 @@ class _Solution:
         """Absolute relative error ``[n]``."""
         return np.abs(self.predicted / self.timed.measured_s - 1)
 
-    def entry(self) -> dict[str, Any]:
+    def entry(self) -> dict[str, object]:
         """Entry of a calibration."""
         timed = self.timed
         engines = ", ".join(sorted(set(timed.engine)))
@@ -443,10 +443,10 @@ class _Solution:
         )
 
 
-def _fit_entries(table: pd.DataFrame, layers: Layers, kernels: list[str]) -> Tables:
+def _fit_entries(table: pd.DataFrame, layers: Layers, kernels: list[str]) -> Entries:
     """Fit every engine and format of a table, and any engine where ``is_generic`` says so."""
     table = table.assign(dtype=table["moe_dtype"].map(FORMATS), kernels=kernels)
-    found: Tables = {}
+    found: Entries = {}
     for key, own in table.groupby(["gpu", "dtype"]):
         gpu, dtype = map(str, key)
         is_untuned = own["engine"].eq(_UNTUNED[2]) & ((gpu, dtype) == _UNTUNED[:2])
@@ -476,7 +476,7 @@ def _fit_entries(table: pd.DataFrame, layers: Layers, kernels: list[str]) -> Tab
     return found
 
 
-def _fit_format(timed: _Timed, *, may_split: bool) -> dict[str, dict[str, Any]]:
+def _fit_format(timed: _Timed, *, may_split: bool) -> dict[str, dict[str, object]]:
     """Entries of one format: one for all layers, or one for those of few experts besides."""
     whole = _Solution.solve(timed)
     is_few = timed.layers.sizes["experts"] <= FEW_EXPERTS

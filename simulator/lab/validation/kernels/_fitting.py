@@ -32,7 +32,7 @@ _DIGITS = 3
 _MARGIN = 1e-6
 """Least distance of a start from its bounds, in logarithms: on a bound a search does not move."""
 
-Tables = dict[str, dict[str, dict[str, Any]]]
+Entries = dict[str, dict[str, dict[str, dict[str, object]]]]
 """Entries of one table of calibrations: by calibration, engine and name."""
 Groups = NDArray[np.integer]
 """Number of each row's group, from 0."""
@@ -120,14 +120,14 @@ def load_plan(name: str) -> FitPlan:
 def fit_plan(
     plan: FitPlan,
     table: pd.DataFrame,
-    fit_entry: Callable[[Wanted, pd.DataFrame, dict[str, Any]], dict[str, Any]],
-) -> Tables:
+    fit_entry: Callable[[Wanted, pd.DataFrame, dict[str, Any]], dict[str, object]],
+) -> Entries:
     """Fit every entry of a plan that a table has rows of.
 
     Args:
         fit_entry: makes an entry of its rows, with the fields that are known.
     """
-    found: Tables = {}
+    found: Entries = {}
     for wanted in plan.entries:
         rows = wanted.find_rows(table)
         if rows.empty:
@@ -206,7 +206,7 @@ class Search(Generic[AnyFit]):
         names: Collection[str],
         *,
         is_refined: bool = False,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Entry of a calibration, whole shapes left out in turn.
 
         Args:
@@ -289,7 +289,7 @@ def leave_out(groups: ArrayLike, predict: Callable[[Bools, Bools], Floats]) -> F
 
 def residuals(
     measured_s: Floats, predicted_s: Floats, groups: ArrayLike, band: list[float] | None = None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Errors of predictions by fits that had not seen the rows, and their 80 % band.
 
     Args:
@@ -327,8 +327,8 @@ def band_of(ratios: Floats) -> list[float]:
 
 
 def entry(
-    source: str, accelerator: AcceleratorSpec, errors: Mapping[str, Any], **fields: Any
-) -> dict[str, Any]:
+    source: str, accelerator: AcceleratorSpec, errors: Mapping[str, object], **fields: object
+) -> dict[str, object]:
     """Entry of a calibration: what it was fitted on, its errors, then its coefficients."""
     return {
         "kind": "fitted",
@@ -342,7 +342,7 @@ def entry(
 
 def assume(
     fitted: Mapping[str, Any], source: str, names: Sequence[str], share: float = 1.0
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Entry that nothing was measured for: some fields of a fitted one, and a share of the peaks
     that it reaches.
     """

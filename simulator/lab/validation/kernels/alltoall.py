@@ -9,7 +9,7 @@ simulator; what they put on the busiest rank and link is priced with the formula
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ from simulator.lab.validation.kernels import (
     words,
 )
 from simulator.lab.validation.kernels import _fitting as fitting
-from simulator.lab.validation.kernels._fitting import Search, Tables, Values, Wanted, load_plan
+from simulator.lab.validation.kernels._fitting import Entries, Search, Values, Wanted, load_plan
 from simulator.lab.validation.sizes import MOST_CHOICES, MOST_EXPERTS, MOST_RANKS, numbers, refusals
 from simulator.lab.validation.traffic import cluster_of, draw_choices
 
@@ -171,6 +171,7 @@ _SAME = (*Exchanges._fields[:8], "policy", "groups")
 """Columns in which rows of one column of answers are the same: the policy that sends their copies,
 and whose limit on groups of experts holds (``none``, ``deepep`` or ``deepseek``), too."""
 _TOLD = ("gpu", "engine", "kernels", "operation", "guess", "policy", "groups", "value_bytes")
+_Told = tuple[str | float, ...]
 
 
 def _read_deepep(
@@ -212,7 +213,7 @@ def _read_backends(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
 def _tell_rows(
     table: pd.DataFrame,
     named: pd.DataFrame,
-    tell: Callable[..., tuple[Any, ...]],
+    tell: Callable[..., _Told],
     more: dict[str, Any],
 ) -> pd.DataFrame:
     """A table of one operation a row, with what follows from its names, and more columns."""
@@ -222,7 +223,7 @@ def _tell_rows(
     return table.assign(**told, **whole | more)
 
 
-def _tell_backend(gpu: str, backend: str, phase: str, dtype: str, engine: str) -> tuple[Any, ...]:
+def _tell_backend(gpu: str, backend: str, phase: str, dtype: str, engine: str) -> _Told:
     kernels, sent_as = _format_sent(backend, phase, dtype.lower())
     guess = ""
     if sent_as not in VALUE_BYTES:
@@ -258,7 +259,7 @@ def _read_published(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 def _tell_published(
     library: str, hardware: str, mode: str, operation: str, conditions: str
-) -> tuple[Any, ...]:
+) -> _Told:
     gpu = next((name for name in _PUBLISHED_GPUS if name.upper() in hardware), hardware)
     kernels = {"normal": "normal", "low-latency": "low_latency"}.get(mode, library)
     kernels = "one_sided" if "one-sided" in mode else kernels
@@ -408,7 +409,7 @@ _FEWEST_ROWS = 2
 _FORWARDED = ("forward_byte_s", "crossing_byte_s")
 _ACROSS = ("scale_out_latency_s", "latency_per_doubling_s", "scale_out_fraction", *_FORWARDED)
 """Coefficients that are searched for besides, where rows cross nodes."""
-_ABSENT: dict[str, Any] = {
+_ABSENT = {
     **dict.fromkeys(("latency_s", "scale_out_latency_s", "latency_per_doubling_s"), 0.0),
     **dict.fromkeys(("scale_up_fraction", "scale_out_fraction"), 1.0),
 }
@@ -448,7 +449,7 @@ class Alltoall(KernelFamily):
             price = partial(_estimate, one)
             yield Part(one.places, one.gpu, one.engine, group, _refuse(one), price, one.measure)
 
-    def fit(self, tables: Sequence[pd.DataFrame]) -> Tables:
+    def fit(self, tables: Sequence[pd.DataFrame]) -> Entries:
         """Fit ``hopper`` and ``blackwell``, by kernels and operation."""
         wanted = {(one.name, one.rows["operation"]): one for one in load_plan("alltoall").entries}
         timed = fitting.gather(
@@ -459,13 +460,13 @@ class Alltoall(KernelFamily):
             and (one.kernels, one.operation) in wanted
             and not np.isnan(one.measured_s).all()
         )
-        found: Tables = {}
+        found: Entries = {}
         transfers = [key for key in timed if not key[3]]
         for key in sorted(transfers, key=lambda key: list(_FAMILIES).index(key[0])):
             accelerator, kernels, operation, _ = key
             told = timed.get((accelerator, kernels, operation, True))
             made = _fit_entry(wanted[kernels, operation], timed[key], told)
-            if made["domain"]["nodes"][1] == 1:
+            if timed[key].domain["nodes"].max() == 1:
                 made = _across_as(made, found.get("hopper", {}).get(kernels, {}).get(operation, {}))
             family = found.setdefault(_FAMILIES[accelerator], {})
             family.setdefault(kernels, {})[operation] = made
@@ -479,7 +480,7 @@ class Alltoall(KernelFamily):
 def _estimate(
     rows: Exchanges, accelerator: AcceleratorSpec, calibration: Calibration, places: Places
 ) -> Estimate:
-    kernels: dict[Any, ExchangeFit] = calibration.exchange[rows.kernels]
+    kernels: Mapping[Any, ExchangeFit] = calibration.exchange[rows.kernels]
     fit = kernels[rows.operation]
     rows = fitting.take(rows, np.isin(rows.places, places))
     seconds, band = rows.seconds(fit, accelerator), Band.from_fit(fit)
@@ -495,7 +496,7 @@ def _estimate(
 def _refuse(rows: Exchanges) -> str | NDArray[np.object_]:
     """Why rows of a calibrated GPU cannot be priced, one for all or one for each."""
     found = find_calibrated(rows.gpu, rows.engine)
-    exchange: Mapping[str, Any] = found[1].exchange if found else {}
+    exchange: Mapping[str, Collection[str]] = found[1].exchange if found else {}
     known = exchange.get(rows.kernels)
     if known is None:
         return unknown_name("constants for the kernels", rows.kernels, exchange)
@@ -505,7 +506,7 @@ def _refuse(rows: Exchanges) -> str | NDArray[np.object_]:
     return f"{rows.kernels} kernels have no operation '{rows.operation}'; known: {names}"
 
 
-def _fit_entry(wanted: Wanted, timed: Exchanges, told: Exchanges | None) -> dict[str, Any]:
+def _fit_entry(wanted: Wanted, timed: Exchanges, told: Exchanges | None) -> dict[str, object]:
     plan, accelerator = load_plan("alltoall"), load_accelerator(timed.accelerator or "", "fit")
     kernels, measured = wanted.given, timed.measured_s
     names = list(wanted.search)
@@ -574,7 +575,7 @@ def _fit_entry(wanted: Wanted, timed: Exchanges, told: Exchanges | None) -> dict
 
 def _fit_notify(
     fitted: ExchangeFit, accelerator: AcceleratorSpec, told: Exchanges
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Coefficients of telling how much will come: linear in the doublings of nodes, and in tokens
     over multiprocessors or in what is carried.
     """
@@ -596,7 +597,7 @@ def _fit_notify(
     return {**found, "notify_band": fitting.band_of(measured / predicted)}
 
 
-def _across_as(entry: dict[str, Any], hopper: dict[str, Any]) -> dict[str, Any]:
+def _across_as(entry: Mapping[str, object], hopper: Mapping[str, object]) -> dict[str, object]:
     """Complete an entry across nodes, where network cards decide, which are the same: as fitted on
     Hopper, where it was.
     """
@@ -607,9 +608,9 @@ def _across_as(entry: dict[str, Any], hopper: dict[str, Any]) -> dict[str, Any]:
     return {**entry, **missing, **known, "source": source}
 
 
-def _assume_one_sided(entry: dict[str, Any]) -> dict[str, Any]:
+def _assume_one_sided(entry: Mapping[str, object]) -> dict[str, object]:
     """Entry of a GPU whose one-sided kernels nobody timed."""
     errors = ("num_rows", "median_error", "p90_error", "bias", "band", "covered")
     about = ("accelerator", "command", *errors, "domain")
     kept = {name: value for name, value in entry.items() if name not in about}
-    return {**kept, "kind": "assumed", "source": "As on GB200: " + entry["source"]}
+    return {**kept, "kind": "assumed", "source": f"As on GB200: {entry['source']}"}

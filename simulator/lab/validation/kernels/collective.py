@@ -35,7 +35,7 @@ from simulator.lab.validation.kernels import (
     words,
 )
 from simulator.lab.validation.kernels import _fitting as fitting
-from simulator.lab.validation.kernels._fitting import GPUS, Search, Tables, Values, load_plan
+from simulator.lab.validation.kernels._fitting import GPUS, Entries, Search, Values, load_plan
 from simulator.lab.validation.sizes import MOST_RANKS, numbers, refusals
 from simulator.lab.validation.traffic import cluster_of
 
@@ -124,20 +124,20 @@ class Collective(KernelFamily):
             price = partial(_estimate, rows, library)
             yield Part(rows.places, rows.gpu, rows.engine, group, _refuse(rows), price)
 
-    def fit(self, tables: Sequence[pd.DataFrame]) -> Tables:
+    def fit(self, tables: Sequence[pd.DataFrame]) -> Entries:
         timed = fitting.gather(
             ((rows.gpu, rows.engine, rows.entry, rows.is_eager), rows)
             for table in tables
             for rows in _rows_of(table)
         )
-        found: Tables = {}
+        found: Entries = {}
         for (gpu, engine, name, is_eager), rows in timed.items():
             if gpu in GPUS and not is_eager:
                 made = _fit_entry(rows, timed.get((gpu, engine, name, True)))
                 found.setdefault(GPUS[gpu][0], {ANY: {}}).setdefault(engine, {})[name] = made
         for engines in found.values():
             if vllm := engines.get("vllm", {}).get("custom_all_reduce"):
-                source = "Of engines without an entry, as of vLLM: " + vllm["source"]
+                source = f"Of engines without an entry, as of vLLM: {vllm['source']}"
                 engines[ANY]["custom_all_reduce"] = {**vllm, "source": source}
         return found
 
@@ -240,7 +240,7 @@ def _release(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers[0].split(".")) if numbers else (99,)
 
 
-def _fit_entry(rows: _Rows, eager: _Rows | None) -> dict[str, Any]:
+def _fit_entry(rows: _Rows, eager: _Rows | None) -> dict[str, object]:
     measured, hardware = rows.measured_s, rows.hardware
     search = _search_protocols(rows)
     predicted, fitted = search.leave_out(rows.num_ranks), search.solve()

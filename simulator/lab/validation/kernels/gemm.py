@@ -35,7 +35,7 @@ from simulator.lab.validation.kernels import (
     words,
 )
 from simulator.lab.validation.kernels import _fitting as fitting
-from simulator.lab.validation.kernels._fitting import Search, Tables, Values, Wanted
+from simulator.lab.validation.kernels._fitting import Entries, Search, Values, Wanted
 from simulator.lab.validation.sizes import numbers, refusals
 
 _EAGER_ENGINE = "vllm"
@@ -88,7 +88,7 @@ class Gemm(KernelFamily):
             group, refused = f"{gpu} {dtype or measured_as}", wrong[places] if dtype else unknown
             yield Part(places, gpu, engine, group, refused, price)
 
-    def fit(self, tables: Sequence[pd.DataFrame]) -> Tables:
+    def fit(self, tables: Sequence[pd.DataFrame]) -> Entries:
         (rows,) = tables
         found = fitting.fit_plan(fitting.load_plan("gemm"), rows, _fit_entry)
         about = Fit.model_fields
@@ -147,7 +147,7 @@ def with_launch_s(eager: EagerLaunch, kernel_s: Floats, m: Floats, k: Floats, n:
     return np.asarray((kernel_s**_SHARPNESS + launch_s**_SHARPNESS) ** (1 / _SHARPNESS))
 
 
-def _fit_entry(wanted: Wanted, rows: pd.DataFrame, given: dict[str, Any]) -> dict[str, Any]:
+def _fit_entry(wanted: Wanted, rows: pd.DataFrame, given: dict[str, Any]) -> dict[str, object]:
     plan, accelerator = fitting.load_plan("gemm"), fitting.accelerator_of(wanted.gpu)
     measured = rows["latency_ms"].to_numpy() / 1e3
     sizes = {name: rows[name].to_numpy(dtype=float) for name in ("m", "n", "k")}

@@ -26,7 +26,7 @@ from simulator.lab.validation.serving.deployments import find_model
 from simulator.lab.validation.tables import Table
 from simulator.parallel.workers import sweep
 
-Row = dict[str, Any]
+Row = dict[str, object]
 """A figure or a ratio, by :data:`simulator.lab.results.scores.SCORE_COLUMNS`."""
 FIELDS = ["group", "subject", "quantity", "unit", "measured", "predicted", "low", "high", "status"]
 """Columns of a table of scores, less the suite."""
@@ -64,11 +64,10 @@ class Case(Frozen):
         """Cases that are answered for this row, such as both sides of a ratio."""
         return (self,)
 
-    def join(self, *replies: Any) -> Reply:
+    def join(self, *replies: Reply) -> Reply:
         """Reply to the row from the answers to its :meth:`parts`."""
         (reply,) = replies
-        found: Reply = reply
-        return found
+        return reply
 
 
 class RowTopic(Frozen, ABC):

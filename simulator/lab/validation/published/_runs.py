@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -123,7 +123,7 @@ def tell_shares(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items() if share >= 0.005)
 
 
-def make(deployment: Mapping[str, Any], seed: int = 0) -> DeploymentPlan:
+def make(deployment: Mapping[str, object], seed: int = 0) -> DeploymentPlan:
     """The plan of a deployment written as a table.
 
     Raises:
@@ -133,7 +133,7 @@ def make(deployment: Mapping[str, Any], seed: int = 0) -> DeploymentPlan:
     return make_plan(spec, seed, _WHERE, Path())
 
 
-def make_once(deployment: Mapping[str, Any]) -> DeploymentPlan:
+def make_once(deployment: Mapping[str, object]) -> DeploymentPlan:
     """The plan of a deployment, kept for the cases that follow."""
     return _plan(json.dumps(deployment, sort_keys=True))
 
@@ -144,7 +144,7 @@ def _plan(deployment: str) -> DeploymentPlan:
 
 
 def serve(
-    deployment: Mapping[str, Any],
+    deployment: Mapping[str, object],
     num_input: Ints,
     num_output: Ints,
     rate_per_s: float = math.inf,

@@ -95,11 +95,10 @@ class _Row(Case):
     def parts(self) -> tuple[Case, ...]:
         return (self.model_copy(update={"nodes": 1}),)
 
-    def join(self, *replies: Any) -> Reply:
+    def join(self, *replies: Reply) -> Reply:
         (one,) = replies
         predicted, low, high = (value * self.nodes for value in one[:3])
-        found: Reply = one._replace(predicted=predicted, low=low, high=high)
-        return found
+        return one._replace(predicted=predicted, low=low, high=high)
 
 
 class MLPerf(RowTopic):
@@ -200,7 +199,7 @@ def _benchmark(case: _Row) -> _Benchmark:
     return found
 
 
-def _deployment(case: _Row) -> dict[str, Any]:
+def _deployment(case: _Row) -> dict[str, object]:
     benchmark = _benchmark(case)
     return {
         "model": case.model,

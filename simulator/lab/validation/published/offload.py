@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from simulator.config.dtypes import DType
 from simulator.deployment.placement import Placement
@@ -59,7 +59,7 @@ class Offload(RowTopic):
         )
 
 
-def _describe(case: _Row) -> dict[str, Any]:
+def _describe(case: _Row) -> dict[str, object]:
     """Deployment of a row."""
     caching = {"kind": "popularity"} if case.uploads == 0 else {"kind": "lru"}
     return {

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -88,7 +88,7 @@ class Speculation(RowTopic):
         return reply._replace(status=extrapolate(reply.status, f"assumed: {case.assumed}"))
 
 
-def _describe(case: _Row, *, drafts: bool) -> dict[str, Any]:
+def _describe(case: _Row, *, drafts: bool) -> dict[str, object]:
     """Deployment of a row, with or without drafts."""
     accepted = [Drafts((one,) * case.drafted).mean_kept for one in _ACCEPTED]
     each = float(np.interp(case.kept, accepted, _ACCEPTED))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -95,7 +95,7 @@ def _find_plan(case: _Row) -> tuple[TrainingPlan, str]:
     raise refusal
 
 
-def _describe(case: _Row) -> dict[str, Any]:
+def _describe(case: _Row) -> dict[str, object]:
     interleaved = {"kind": "interleaved", "chunks": case.chunks}
     parallel = {"tp": case.tp, "cp": case.cp, "pp": case.pp}
     described = {

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -66,7 +66,7 @@ class TrtLLM(RowTopic):
         return case.model_copy(update={"num_input": 1, "num_output": 1})
 
     def predict(self, case: _Row) -> Reply:
-        deployment: dict[str, Any] = {
+        deployment: dict[str, object] = {
             "model": case.model,
             "cluster": cluster_of(case.gpu, case.tp),
             "engine": case.engine,

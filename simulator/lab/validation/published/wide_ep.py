@@ -141,10 +141,10 @@ class WideEP(RowTopic):
         return _run(case)
 
 
-def _deployment(case: _Case, moe: MoE) -> dict[str, Any]:
+def _deployment(case: _Case, moe: MoE) -> dict[str, object]:
     """The system as a user would write it."""
     dispatch = "per_expert" if case.phase == "decode" else "per_node"
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "model": case.model,
         "cluster": cluster_of(case.gpu, case.num_gpus),
         "engine": case.engine,
@@ -165,7 +165,7 @@ def _deployment(case: _Case, moe: MoE) -> dict[str, Any]:
     return found
 
 
-def _placement(case: _Case, moe: MoE) -> dict[str, Any]:
+def _placement(case: _Case, moe: MoE) -> dict[str, object]:
     """The published deployments' redundant experts, or as many more as fill the ranks' slots, by
     nodes in prefill, as there. Without EPLB experts in order, which SGLang makes redundant only
     where they are no multiple of the ranks.

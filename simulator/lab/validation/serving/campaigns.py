@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
@@ -118,7 +118,7 @@ class Rule(Frozen):
     when: When = When()
     scheduling: Policy = {}
     budget: Budget | None = None
-    deployment: dict[str, Any] = {}
+    deployment: dict[str, object] = {}
     stream_interval: PositiveInt = 1
     """Steps of a request up to the first token that its client sees."""
     guess: str = ""
@@ -172,7 +172,7 @@ def find_campaign(row_id: str) -> str:
     return next(claims, DEFAULT)
 
 
-def _merge(default: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(default: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
     """Tables of a campaign over the defaults, its rules behind those of the defaults."""
     found = dict(default)
     for key, value in own.items():

@@ -95,7 +95,7 @@ class UnreadableError(ValueError):
     """A row that does not say what ran."""
 
 
-def read_point(row: dict[str, Any]) -> Point:
+def read_point(row: dict[str, object]) -> Point:
     """Read one row.
 
     Raises:
@@ -138,7 +138,7 @@ def read_point(row: dict[str, Any]) -> Point:
     )
 
 
-def _campaign(row: dict[str, Any], name: str) -> str:
+def _campaign(row: dict[str, object], name: str) -> str:
     said = _text(row.get("campaign")) or find_campaign(name)
     if said not in load_campaigns():
         raise UnreadableError(f"campaign '{said}' is not one of {', '.join(load_campaigns())}")
@@ -152,7 +152,7 @@ def _is_drafted(campaign: Campaign, engine: str, version: str, name: str) -> boo
     )
 
 
-def _shortest(row: dict[str, Any], campaign: Campaign) -> float:
+def _shortest(row: dict[str, object], campaign: Campaign) -> float:
     said = _text(row.get("length_range"))
     if not said:
         return campaign.client.shortest
@@ -165,7 +165,7 @@ def _shortest(row: dict[str, Any], campaign: Campaign) -> float:
     return shortest
 
 
-def _read_drafts(row: dict[str, Any], campaign: Campaign) -> int | None:
+def _read_drafts(row: dict[str, object], campaign: Campaign) -> int | None:
     said = _text(row.get("speculative")).lower()
     if said in (*_DRAFTED_WORDS, *_UNDRAFTED_WORDS):
         return campaign.drafts.tokens if said in _DRAFTED_WORDS else 0
@@ -178,7 +178,7 @@ def _read_drafts(row: dict[str, Any], campaign: Campaign) -> int | None:
     return tokens
 
 
-def _concurrency(row: dict[str, Any], name: str, decode: Pool) -> int:
+def _concurrency(row: dict[str, object], name: str, decode: Pool) -> int:
     said = _text(row.get("concurrency"))
     if said:
         number = _number(row, "concurrency")
@@ -195,7 +195,7 @@ def _concurrency(row: dict[str, Any], name: str, decode: Pool) -> int:
     return max(1, round(decode.batch * decode.attention_dp * decode.workers))
 
 
-def _pool(row: dict[str, Any], prefix: str, name: str) -> Pool:
+def _pool(row: dict[str, object], prefix: str, name: str) -> Pool:
     in_id = _SPLIT_IN_ID.search(name) if not prefix else None
     tp = _whole(row, f"{prefix}tp_size") or (int(in_id[1]) if in_id else None)
     if tp is None:
@@ -236,6 +236,6 @@ def _number(row: dict[str, Any], column: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _whole(row: dict[str, Any], column: str) -> int | None:
+def _whole(row: dict[str, object], column: str) -> int | None:
     value = _number(row, column)
     return None if value is None else int(value)

@@ -48,8 +48,7 @@ def first_tokens(
     Args:
         decode_s: seconds between the end of a prompt and the end of its request, ``[count]``.
     """
-    found: Floats = _serve(*prompts, workers, concurrency, count, decode_s)
-    return found
+    return _serve(*prompts, workers, concurrency, count, decode_s)
 
 
 @jit
