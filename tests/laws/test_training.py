@@ -48,6 +48,12 @@ def step_of(plan):
     return run_training_step(plan, price_micro_batch(plan))
 
 
+def trained(name, **changes):
+    """A figure of the summary of a training."""
+    deployment = BASE["deployments"][0] | changes
+    return float(train(BASE | {"deployments": [deployment]}).summary[name].iloc[0])
+
+
 def step_s(**changes):
     return step_of(plan_of(**changes)).step_s
 
@@ -279,12 +285,8 @@ def test_a_later_routing_changes_the_days_and_nothing_else():
     even = {"kind": "uniform"}
     skewed = {"kind": "lognormal", "sigma": 1.0}
 
-    def days(**changes):
-        deployment = BASE["deployments"][0] | changes
-        return float(train(BASE | {"deployments": [deployment]}).summary["days"].iloc[0])
-
-    first, last = days(routing=skewed), days(routing=even)
-    later = days(routing=skewed, later=[{"after_tokens": 2.5e11, "routing": even}])
+    first, last = trained("days", routing=skewed), trained("days", routing=even)
+    later = trained("days", routing=skewed, later=[{"after_tokens": 2.5e11, "routing": even}])
     assert later == pytest.approx(0.25 * first + 0.75 * last, rel=1e-9)
     assert last < later < first
 
@@ -358,13 +360,9 @@ def test_a_dense_counterpart_trains_as_the_model_that_it_is():
 
 
 def test_dropped_pairs_are_no_model_flops():
-    def mfu(**changes):
-        deployment = BASE["deployments"][0] | changes
-        return float(train(BASE | {"deployments": [deployment]}).summary["mfu"].iloc[0])
-
-    usual = mfu()
+    usual = trained("mfu")
     for factor in (0.1, 0.5, 1.0):
-        assert mfu(overflow={"kind": "capacity", "factor": factor}) < 1.5 * usual
+        assert trained("mfu", overflow={"kind": "capacity", "factor": factor}) < 1.5 * usual
 
 
 def test_zero_2_and_3_pay_for_every_micro_batch_and_zero_3_has_room_for_a_layer():
@@ -389,15 +387,10 @@ def test_all_routings_of_a_training_are_checked_before_a_step_is_simulated(monke
 
 def test_memory_has_room_for_the_worst_routing():
     even, skewed = {"kind": "uniform"}, {"kind": "zipf", "exponent": 1.2}
-
-    def memory(**changes):
-        deployment = BASE["deployments"][0] | changes
-        rows = train(BASE | {"deployments": [deployment]}).summary
-        return float(rows["memory_bytes"].iloc[0])
-
-    later = memory(routing=even, later=[{"after_tokens": 1e10, "routing": skewed}])
-    assert later == pytest.approx(memory(routing=skewed))
-    assert later > memory(routing=even)
+    changed = [{"after_tokens": 1e10, "routing": skewed}]
+    later = trained("memory_bytes", routing=even, later=changed)
+    assert later == pytest.approx(trained("memory_bytes", routing=skewed))
+    assert later > trained("memory_bytes", routing=even)
 
 
 def test_fp32_takes_twice_the_memory_of_weights_and_time_is_above_0():
