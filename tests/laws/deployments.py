@@ -98,12 +98,6 @@ def find_ends(served, name, replica):
     return set(pool.requests.each.finish_s[pool.requests.each.replica == replica])
 
 
-def join_steps(served, name, replica):
-    """The rows of a replica joined, of a run whose rows are single steps."""
-    steps = served.steps_of(name)
-    return join_rows(steps[steps["replica"] == replica], find_ends(served, name, replica))
-
-
 def join_rows(steps, ends_s):
     """Rows of single steps of one replica joined as the log does it: runs of at most 32 decode
     steps of as many sequences beside the same queue, up to one with which a request ends. The last

@@ -1,9 +1,7 @@
 """What keeps requests waiting is named as what it is, at every step in which any waits."""
 
-import numpy as np
 import pytest
 
-from simulator.engine.probe import _find_median_of_time
 from simulator.engine.timeline import run_plan
 from simulator.results.tables import ADMISSION_LIMITS
 
@@ -41,19 +39,3 @@ def test_prompts_that_a_policy_holds_back_are_told_from_those_that_find_no_place
     }  # fmt: skip
     found = limits_of(run_plan(tiny.plan("dense", scheduling=scheduling), tiny.trace(20, 2000.0)))
     assert "held_back" in set(found) <= {"held_back", "token_budget"}
-
-
-def test_the_step_that_stands_for_all_is_where_their_time_passes():
-    """Many short steps, and two that take nine tenths of the time; whether short ones share a row
-    or not.
-    """
-    durations_s = np.array([0.01] * 40 + [1.8, 1.9])
-    chosen = durations_s[_find_median_of_time(durations_s, np.ones(42, dtype=np.int64))]
-    assert _find_median_of_time(np.array([0.2, 1.8, 0.2, 1.9]), np.array([20, 1, 20, 1])) == 1
-    assert chosen == 1.8
-    in_ms = 1000 * durations_s
-    assert in_ms[_find_median_of_time(in_ms, np.ones(42, dtype=np.int64))] == 1800
-    half_s = durations_s.sum() / 2
-    assert (
-        durations_s[durations_s < chosen].sum() < half_s <= durations_s[durations_s <= chosen].sum()
-    )

@@ -4,7 +4,6 @@ sizes and samples.
 
 import copy
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,9 +19,8 @@ from simulator.planner.samples import (
     find_band,
     interpolate_gpus,
 )
-from simulator.planner.uncertainty.bands import _compare_samples, _list_other_calibrations
-from simulator.results.answer.certainty import Source
-from tests.laws.tiny_question import candidate, demand, error, found, trials
+from simulator.planner.uncertainty.bands import _compare_samples
+from tests.laws.tiny_question import candidate, demand, error, found
 
 
 @pytest.mark.parametrize("own", ["", "mine"])
@@ -123,26 +121,3 @@ def test_a_sample_that_no_size_is_enough_for_fails():
     needed = samples.draw_gpus(own._replace(noise=noise))
     assert np.isinf(needed[failing]).all()
     assert (needed[~failing] == samples.draw_gpus(own)[~failing]).all()
-
-
-def test_calibrations_are_told_of_all_that_meets_the_targets_with_another_than_the_first():
-    first, same, other, untabulated, missed = (
-        candidate(model, tp) for model, tp in ((0, 1), (0, 2), (1, 1), (1, 2), (1, 4))
-    )
-    own, theirs = demand(source="of one engine"), demand(token=(0.9, 1.2), source="of another")
-    nobodys = demand(token=(0.9, 1.2), source="of nobody")
-    evaluations = [
-        Evaluation(one, None if one == missed else ClusterSize(8, 8), None, 8.0)
-        for one in (first, same, other, untabulated, missed)
-    ]
-    demands = {first: own, same: own, other: theirs, missed: nobodys}
-    met = [one for one in evaluations if one.cluster_size is not None]
-    asked = SimpleNamespace(met=met, space=trials().space)
-    assert _list_other_calibrations(asked, own, SimpleNamespace(demands=demands)) == [
-        Source(
-            name="time per token of llama-3.1-8b on h100-sxm",
-            low=0.9,
-            high=1.2,
-            text="Measured over predicted, 80 % of cases: of another",
-        )
-    ]

@@ -5,7 +5,6 @@ and that all fidelities agree on it.
 import numpy as np
 import pytest
 
-from simulator.base.errors import UserError
 from simulator.engine.timeline import run_plan
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
@@ -92,20 +91,3 @@ def test_the_table_is_what_ranks_take(tiny, way, network_speed):
         run_plan(plan, trace, one).steps["duration_s"].sum() for one in ("step", "rank")
     )
     assert table == pytest.approx(ranks, rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("model", "keys", "told"),
-    [
-        (
-            "moe",
-            {**EP4, "overlap": "shared_experts"},
-            "computes shared experts while tokens travel",
-        ),
-        ("dense", {"exchange_chunks": 2}, "exchange_chunks = 2 computes while tokens travel"),
-        ("moe", {**EP4, "overlap": "two_batch", "exchange_chunks": 2}, "of halves"),
-    ],
-)
-def test_what_is_not_there_is_refused(tiny, model, keys, told):
-    with pytest.raises(UserError, match=told):
-        tiny.plan(model, **keys)

@@ -22,7 +22,6 @@ from simulator.planner.samples import (
     find_band,
 )
 from simulator.planner.uncertainty.bands import add_probabilities
-from simulator.planner.uncertainty.sensitivity import _estimate_cost, _name
 from tests.laws.tiny_question import candidate, costs, demand, error, found
 
 
@@ -106,24 +105,11 @@ def test_a_deployment_that_is_there_twice_is_as_likely_the_best():
     assert [one.none_cheaper_probability for one in bands.values()] == [1.0, 1.0]
 
 
-def test_pools_and_plain_replicas_of_as_many_gpus_can_be_ordered():
-    plain, pooled = candidate(0)._replace(replicas=2), candidate(0, prefill=candidate(0).shape)
-    for rate in (0.125, 1.0, 8.0):
-        assert (
-            sorted([pooled, plain], key=lambda one: _estimate_cost(found(), one, rate))[0] == plain
-        )
-
-
 def test_an_error_is_that_of_the_shares_of_a_step_however_long_it_takes(tiny):
     plan, terms = tiny.plan("moe", attention_dp=4, ep=4), np.arange(1.0, 9.0)
     short, long = (read_error(plan, terms * seconds, False) for seconds in (1e-4, 3.0))
     assert short.weights == pytest.approx(long.weights)
     assert (short.bands, short.own) == (long.bands, long.own)
-
-
-@pytest.mark.parametrize(("ratio", "cheaper"), [(0.9, "moe"), (1.0, "dense"), (1.1, "dense")])
-def test_a_ratio_below_one_is_a_cheaper_mixture_of_experts(ratio, cheaper):
-    assert _name(ratio) == cheaper
 
 
 def test_machines_that_cost_nothing_are_compared_by_their_number():

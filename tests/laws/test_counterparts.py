@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.base.data import available_files
-from simulator.base.errors import UserError
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.law_file import load_law, measure_size
 from simulator.config.model import load_model
@@ -138,46 +137,3 @@ def test_mixtures_of_any_experts_are_equal(name, experts, equal):
         ),
     }
     assert measures[equal](model) == pytest.approx(measures[equal](reference), rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("key", "table", "told"),
-    [
-        ("dense_of", {"model": "qwen3-8b", "equal": "quality"}, "qwen3-8b is dense"),
-        ("moe_of", {"model": "mixtral-8x7b", "equal": "quality"}, "is a mixture of experts"),
-        ("dense_of", {"model": "mixtral", "equal": "quality"}, "unknown model 'mixtral'"),
-        ("dense_of", {"model": "mixtral-8x7b", "equal": "size"}, "unknown deployment.equal kind"),
-        (
-            "dense_of",
-            {"model": "mixtral-8x7b", "equal": {"kind": "quality", "law": "chinchilla"}},
-            "holds for dense models only",
-        ),
-        (
-            "dense_of",
-            {"model": "mixtral-8x7b", "equal": {"kind": "quality", "law": "join-moe"}},
-            "did you mean 'joint-moe'",
-        ),
-    ],
-)
-def test_what_cannot_be_made_is_refused_by_name(key, table, told):
-    with pytest.raises(UserError, match=told):
-        made(key, table["model"], table["equal"])
-
-
-@pytest.mark.parametrize(
-    ("keys", "told"),
-    [
-        ({}, "names no model; give model"),
-        (
-            {"model": "qwen3-8b", "dense_of": {"model": "mixtral-8x7b", "equal": "quality"}},
-            "names its model twice, by model and dense_of",
-        ),
-        (
-            {"moe_of": {"model": "qwen3-8b", "equal": "quality", "num_experts": 8, "top_k": 8}},
-            "must be below num_experts",
-        ),
-    ],
-)
-def test_an_entry_names_one_model(keys, told):
-    with pytest.raises(ValueError, match=told):
-        DeploymentSpec.model_validate({"name": "one", "cluster": "h100-sxm-8", **keys})

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from simulator.base.errors import UserError
 from simulator.engine.timeline import make_record, serve
 from simulator.results.shown_steps import find_errors
 from tests.laws.test_one_price import price_both
@@ -157,22 +156,6 @@ def test_experts_that_move_are_priced_on_slower_ranks(tiny, fidelity):
     # The links of the slower rank carry the experts as well.
     rate = [move.num_bytes / move.seconds for move in (usual.rebalances[0], slow.rebalances[0])]
     assert rate[1] < 0.5 * rate[0]
-
-
-@pytest.mark.parametrize(
-    ("degraded", "split", "said"),
-    [
-        ([{"gpu": 16, "compute": 0.5}], EP8, "gpu = 16: the deployment uses 16"),
-        ([{"node": 2, "compute": 0.5}], EP8, "node = 2: the deployment uses 2"),
-        ([{"gpu": 0}], EP8, "names nothing that is slower"),
-        ([{"gpu": 0, "node": 0, "compute": 0.5}], EP8, "leave one of them out"),
-        ([{"gpu": 0, "compute": 0.0}], EP8, "must be at least 0.001"),
-        ([{"gpu": 0, "compute": 0.5}], {"tp": 2, "pp": 2}, "leave pp or degraded out"),
-    ],
-)
-def test_what_is_not_there_or_not_simulated_is_refused(tiny, degraded, split, said):
-    with pytest.raises(UserError, match=said):
-        tiny.plan("moe", replicas=2, degraded=degraded, **split)
 
 
 def test_a_cluster_file_names_slower_gpus_as_well(tiny, tmp_path, monkeypatch):

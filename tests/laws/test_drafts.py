@@ -2,22 +2,18 @@
 about which tokens come.
 """
 
-import dataclasses
-import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from simulator.base.errors import UserError
 from simulator.commands.deployments import prepare_run
 from simulator.config.model import load_model
-from simulator.engine.batching import count_kept_tokens, draw_uniform
-from simulator.engine.pool import PoolState, make_limits, start_requests
+from simulator.engine.pool import PoolState
 from simulator.engine.timeline import run_plan, serve
 from simulator.planner.analytical import Curve
 from simulator.planner.screen import Judge
-from simulator.planner.traffic import Traffic, subset
+from simulator.planner.traffic import Traffic
 from simulator.policies.speculation import Drafts
 from simulator.scenario.jobs import load_scenario
 from simulator.step.prices import Prices
@@ -45,28 +41,6 @@ def draw_drafting(tiny, seed):
 
 def with_drafts(plan, *accepted, num_layers=0, vocab_size=0, launch_s=0.0):
     return change_plan(plan, drafts=Drafts(accepted, num_layers, vocab_size, launch_s))
-
-
-def with_ahead(plan, steps_ahead):
-    return change_plan(plan, rules=plan.serving.rules._replace(steps_ahead=steps_ahead))
-
-
-@pytest.mark.parametrize(
-    ("accepted", "num_output", "decodes", "tokens"),
-    [
-        # Of vLLM's ``schedule``: left out of the next step where one token more ends the request.
-        (0.0, 3, [1, 1], [1, 1]),  # the third is its last whatever becomes of its draft
-        (1.0, 3, [1, 1], [2, 0]),  # both come with the first step, behind which one is formed
-        (1.0, 2, [1], [1]),  # the first step's one token is its last, none of the draft is kept
-        (1.0, 4, [1, 1], [2, 1]),  # one token is left, which the second step brings
-    ],
-)
-def test_a_step_ahead_counts_on_one_token_of_a_draft(tiny, accepted, num_output, decodes, tokens):
-    plan = with_ahead(with_drafts(tiny.plan("dense"), accepted, num_layers=1), 1)
-    trace = dataclasses.replace(tiny.trace(1), num_output=np.array([num_output]))
-    steps = take_apart(tiny.serve(plan, trace).steps_of("both"))
-    assert steps["decodes"].tolist() == [0, *decodes]
-    assert steps["decode_tokens"].tolist() == [0, *tokens]
 
 
 @pytest.mark.parametrize(
@@ -124,50 +98,8 @@ def test_drafts_do_the_same_at_every_fidelity(tiny, monkeypatch, seed):
     check_same_events(compiled, serve_by_events(monkeypatch, plan, trace, tiny.tables))
 
 
-@pytest.mark.parametrize("split", [{"tp": 2}, {"attention_dp": 4, "ep": 4}])
-def test_a_request_keeps_the_same_tokens_in_any_batch(tiny, split):
-    """Ten replicas or one, or ranks simulated: as many steps for each request."""
-    name = "dense" if "tp" in split else "moe"
-    trace = tiny.trace(12, 2000.0, 100, 30)
-    found = []
-    for replicas, fidelity in ((1, "step"), (5, "step"), (1, "rank")):
-        plan = tiny.plan(name, replicas=replicas, cluster="h100-sxm-128", num_layers=2, **split)
-        served = serve(with_ahead(with_drafts(plan, 0.7, 0.7, 0.4), 0), trace, fidelity)
-        found.append(int(served.steps_of("both")["decodes"].sum()))
-    assert len(set(found)) == 1
-
-
-@seeds(7200, 6)
-def test_simulated_ranks_take_as_long_as_the_table_says(tiny, seed):
-    plan, trace = draw_drafting(tiny, seed)
-    if plan.placement.model.moe is not None:
-        plan = change_plan(tiny.plan("dense", tp=2, num_layers=2), drafts=plan.placement.drafts)
-    few = subset(trace, np.arange(min(12, trace.num_requests)))
-    few = dataclasses.replace(few, num_output=np.minimum(few.num_output, 12))
-    check_same_events(tiny.serve(plan, few), serve(plan, few, "rank"))
-
-
 def one(num_output):
     return RequestTrace(np.zeros(1), np.array([64]), np.array([num_output]), provenance="one")
-
-
-@pytest.mark.parametrize("drafted", [1, 3, 7])
-@pytest.mark.parametrize("num_output", [1, 2, 5, 64, 101])
-def test_drafts_that_are_always_kept_come_whole_and_others_cost_their_time(
-    tiny, drafted, num_output
-):
-    plan = with_ahead(tiny.plan("dense", tp=2, num_layers=2), 0)
-    always, never, without = (
-        single_steps(own, one(num_output))
-        for own in (
-            with_drafts(plan, *[1.0] * drafted, num_layers=1),
-            with_drafts(plan, *[0.0] * drafted, num_layers=1),
-            plan,
-        )
-    )
-    assert len(always) - 1 == math.ceil((num_output - 1) / (1 + drafted))
-    assert len(never) == len(without) == num_output
-    assert (never["duration_s"] > without["duration_s"]).all()
 
 
 def single_steps(plan, trace):
@@ -204,48 +136,12 @@ def test_each_pass_takes_a_layer_the_output_matrix_and_its_launches(tiny, vocab_
         assert prompt_s - two_s == pytest.approx(first_s + (drafted - 1) * further_s)
 
 
-def test_a_list_of_acceptances_is_followed_place_by_place(tiny):
-    """As many steps keep 1 to 4 tokens as the products of conditional probabilities say
-    (chi-square), wherever in a request's output they begin.
-    """
-    from scipy.stats import chisquare
-
-    speculation = {"kind": "module", "accepted": [0.8, 0.5, 0.3]}
-    plan = tiny.plan("dense", num_layers=2, speculation=speculation)
-    assert plan.placement.drafts.mean_kept == pytest.approx(1 + 0.8 + 0.8 * 0.5 + 0.8 * 0.5 * 0.3)
-    trace = one(6000)
-    requests, limits = start_requests(trace, with_prefixes=False), make_limits(plan, trace)
-    kept = []
-    for place in range(1, 5000):
-        requests.each.generated[0] = place
-        kept.append(count_kept_tokens(requests, limits, 0, 4))
-    counts = np.bincount(kept, minlength=5)[1:]
-    shares = np.array([0.2, 0.8 * 0.5, 0.8 * 0.5 * 0.7, 0.8 * 0.5 * 0.3])
-    assert chisquare(counts, shares * counts.sum()).pvalue > 1e-3
-
-
 def test_one_acceptance_is_a_list_of_equal_ones(tiny):
     number, listed = (
         tiny.plan("dense", speculation={"kind": "module", **keys}).placement.drafts
         for keys in ({"tokens": 3, "accepted": 0.6}, {"accepted": [0.6, 0.6, 0.6]})
     )
     assert number == listed
-    for keys in ({"tokens": 2, "accepted": [0.6] * 3}, {"accepted": []}, {"accepted": [1.5]}):
-        with pytest.raises(UserError, match="accepted"):
-            tiny.plan("dense", speculation={"kind": "module", **keys})
-
-
-def test_draws_are_even_and_of_their_own():
-    """Kolmogorov-Smirnov against a uniform distribution, over requests, places and seeds."""
-    from scipy.stats import kstest
-
-    for draws in (
-        [draw_uniform(5, request, 9) for request in range(4000)],
-        [draw_uniform(5, 3, place) for place in range(4000)],
-        [draw_uniform(seed, 3, 9) for seed in range(4000)],
-    ):
-        assert kstest(draws, "uniform").pvalue > 1e-3
-        assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.06
 
 
 def test_a_request_alone_is_as_much_faster_as_was_derived(tiny):
@@ -267,34 +163,11 @@ def test_a_request_alone_is_as_much_faster_as_was_derived(tiny):
     assert slow > verifying
 
 
-@pytest.mark.parametrize(
-    ("keys", "said"),
-    [
-        ({"pp": 2}, "drafts in a pipeline are not simulated; leave pp or speculation out"),
-        (
-            {"attention_dp": 4, "ep": 4, "overlap": "two_batch"},
-            'drafts with overlap = "two_batch" are not simulated; leave one of them out',
-        ),
-    ],
-)
-def test_what_drafts_are_not_simulated_with_is_refused(tiny, keys, said):
-    speculation = {"kind": "module", "tokens": 2, "accepted": 0.8}
-    with pytest.raises(UserError, match="speculation") as error:
-        tiny.plan("moe" if "ep" in keys else "dense", speculation=speculation, **keys)
-    assert said in str(error.value)
-
-
 def test_only_the_pool_that_decodes_drafts(tiny):
     speculation = {"kind": "module", "tokens": 2, "accepted": 0.8}
     pools = tiny.plan("dense", tp=2, speculation=speculation, prefill={"parallel": {"tp": 2}})
     assert pools.placement.drafts.accepted == (0.8, 0.8)
     assert pools.prefill.placement.drafts.num_tokens == 0
-
-
-def test_a_module_has_at_most_the_model_s_layers(tiny):
-    speculation = {"kind": "module", "accepted": 0.8, "layers": 5}
-    with pytest.raises(UserError, match="take fewer layers"):
-        tiny.plan("dense", speculation=speculation)
 
 
 def test_a_module_has_weights_and_a_cache():

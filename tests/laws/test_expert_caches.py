@@ -13,7 +13,6 @@ from simulator.base.plugins import available, build
 from simulator.policies.prefetching.none import Never
 from simulator.work.expert_cache import CacheRules, replay_cache, spread_streams
 from tests.cases import cases
-from tests.shared import shared_file
 
 SHAPES = st.tuples(
     st.integers(1, 3), st.integers(1, 60), st.integers(1, 4), st.integers(4, 9), st.integers(0, 999)
@@ -157,17 +156,3 @@ def test_a_router_asked_ahead_is_right_as_often_as_its_key_says(hit_rate, num_ex
     alone = replay("lru", ids_LTK, num_experts, num_experts // 2)
     assert np.array_equal(half.held_SL, alone.held_SL)  # what stays hangs on uses alone
     assert half.fetched_SL.sum() < empty.fetched_SL.sum()  # what is held is not fetched
-
-
-@pytest.mark.measured
-@pytest.mark.parametrize("slots", [8, 16])
-@pytest.mark.parametrize("kind", ["lru", "lfu", "popularity"])
-def test_a_recording_hits_as_often_as_a_direct_replay_of_it(kind, slots):
-    path = shared_file("traces/routing/gptoss20b/gptoss20b_decode_64seq.npz")
-    with np.load(path) as saved:
-        ids_LTK = saved["ids"][:, :600].astype(np.int16)
-    earlier_LTK, later_LTK = ids_LTK[:, :300], ids_LTK[:, 300:]
-    uses = replay(kind, later_LTK, 32, slots, earlier=earlier_LTK)
-    plain_SL = count_plainly(kind, later_LTK, slots, 1, earlier_LTK)
-    assert np.array_equal(uses.held_SL, plain_SL)
-    assert 0.3 < uses.hit_rate < 1

@@ -106,10 +106,10 @@ def test_what_fails_together_takes_more_spares(num_gpus):
 
 @pytest.mark.parametrize(
     ("needed", "spares", "keys"),
-    [(6, 2, {"node_share": 0.5}), (6, 4, {"switch_share": 0.3, "node_share": 0.2})],
-    ids=["nodes", "switches"],
+    [(3, 1, {}), (6, 2, {"node_share": 0.5}), (6, 4, {"switch_share": 0.3, "node_share": 0.2})],
+    ids=["GPUs", "nodes", "switches"],
 )
-def test_as_many_replicas_serve_as_long_when_nodes_and_switches_fail_at_random(
+def test_as_many_replicas_serve_as_long_when_gpus_nodes_and_switches_fail_at_random(
     tiny, needed, spares, keys
 ):
     """Seven years of replicas of two GPUs on nodes of eight, whose GPUs fail every 400 h."""
@@ -138,7 +138,7 @@ def test_as_many_replicas_serve_as_long_when_nodes_and_switches_fail_at_random(
     alone = probability_at_most(spares, total, num_gpus, 8, Failing(400.0, 5.0, 0.0, 0.0, 2))
     assert share == pytest.approx(said, abs=0.015)
     assert abs(share - said) < 0.3 * (1 - said)
-    assert 1 - said > 1.5 * (1 - alone)
+    assert 1 - said >= (1.5 if keys else 1.0) * (1 - alone)
 
 
 def test_shares_of_the_same_failures_add_up_to_one_at_most():

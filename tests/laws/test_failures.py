@@ -2,8 +2,6 @@
 twice, and what happens is the same at every fidelity.
 """
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -77,31 +75,6 @@ def test_with_no_replica_left_requests_are_lost_and_closed_loops_end(tiny):
         assert (table["finish_s"].dropna() <= half_s).all()
 
 
-def test_requests_that_move_keep_their_tokens_and_are_computed_again(tiny):
-    plan = tiny.plan("dense", replicas=2, num_layers=2)
-    trace = dataclasses.replace(
-        tiny.trace(1), num_input=np.array([500]), num_output=np.array([100])
-    )
-    whole = serve(plan, trace)
-    alone = whole.requests_table().loc[0]
-    at_s = float(alone["first_token_s"] + alone["finish_s"]) / 2
-    served = serve(with_changes(plan, Change(at_s, "both", (0,), starts=False)), trace)
-    moved = served.requests_table().loc[0]
-    assert (moved["replica"], moved["num_retries"], moved["num_preemptions"]) == (1, 1, 0)
-    assert moved["first_token_s"] == alone["first_token_s"]
-    steps = served.steps_of("both")
-    had = int(steps[steps["replica"] == 0]["decode_tokens"].sum()) + 1
-    computed = steps.groupby("replica")["prefill_tokens"].sum()
-    num_input, num_output = int(alone["num_input"]), int(alone["num_output"])
-    assert 1 < had < num_output
-    # The first step on the other replica computes what was known, and gives one more token.
-    assert computed.tolist() == [num_input, num_input + had]
-    assert int(steps["decode_tokens"].sum()) == num_output - 2
-    cut = steps[(steps["replica"] == 0)].iloc[-1]
-    assert cut["start_s"] + cut["duration_s"] == pytest.approx(at_s)
-    assert cut[["prefill_tokens", "decode_tokens"]].tolist() == [0, 0]
-
-
 @seeds(3000, 15)
 @pytest.mark.parametrize("by", ["table", "events"])
 def test_what_is_ended_early_is_the_beginning_of_the_whole(tiny, monkeypatch, seed, by):
@@ -135,49 +108,10 @@ def test_what_is_ended_early_is_the_beginning_of_the_whole(tiny, monkeypatch, se
         assert len(both) >= len(ended) - own["replica"].nunique()
 
 
-def test_what_fails_at_one_instant_fails_together(tiny):
-    """Nothing is sent to a replica that stops at that very instant, and what comes back at it is
-    there for what the others had.
-    """
-    plan, trace = tiny.plan("dense", replicas=2, num_layers=2), tiny.trace(40, 400.0)
-    at_s = float(serve(plan, trace).requests_table()["finish_s"].median())
-    apart = with_changes(plan, *(Change(at_s, "both", (n,), starts=False) for n in (0, 1)))
-    together = with_changes(plan, Change(at_s, "both", (0, 1), starts=False))
-    tables = [serve(one, trace).requests_table() for one in (apart, together)]
-    pd.testing.assert_frame_equal(*tables, check_exact=True)
-    assert tables[0]["num_retries"].max() == 0  # there was nobody to send them to
-    again = Change(at_s, "both", (1,), starts=True)
-    found = serve(with_changes(apart, *apart.failures[0].script, again), trace).requests_table()
-    assert (found["outcome"] == "finished").all()
-    assert found["num_retries"].max() == 1
-
-
 def test_what_is_planned_for_after_the_end_does_not_happen(tiny):
     plan, trace = tiny.plan("dense", replicas=2, num_layers=2), tiny.trace(10, 400.0)
     served = serve(with_changes(plan, Change(1e6, "both", (0,), starts=False)), trace)
     assert served.changed == ()
-
-
-def test_a_prompt_whose_cache_is_on_its_way_is_computed_once_more_and_no_more(tiny):
-    plan = tiny.plan(
-        "dense",
-        num_layers=2,
-        cluster="h100-sxm-16",
-        prefill={"parallel": {"tp": 2}, "replicas": 2, "handshake_s": 1.0},
-    )
-    trace = dataclasses.replace(tiny.trace(1), num_input=np.array([500]), num_output=np.array([9]))
-    whole = serve(plan, trace)
-    prompts = whole.pools["prefill"].requests.each
-    lost_s = float(prompts.finish_s[0]) + 0.5
-    served = serve(with_changes(plan, Change(lost_s, "prefill", (0,), starts=False)), trace)
-    row, steps = served.requests_table().loc[0], served.steps_of("prefill")
-    assert (row["outcome"], row["num_retries"]) == ("finished", 1)
-    assert steps.groupby("replica")["prefill_tokens"].sum().tolist() == [500, 500]
-    assert not steps["decode_tokens"].any()
-    took_s = row["finish_s"] - whole.requests_table().loc[0, "finish_s"]
-    prompt_s = float(prompts.first_s[0] - prompts.scheduled_s[0])
-    assert took_s == pytest.approx(lost_s - float(prompts.scheduled_s[0]), rel=1e-6)
-    assert took_s == pytest.approx(prompt_s + 0.5, rel=1e-6)
 
 
 @pytest.mark.parametrize("rows", [2, 7])

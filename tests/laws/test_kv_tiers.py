@@ -8,15 +8,12 @@ import pytest
 
 from simulator.config.workload import WorkloadSpec
 from simulator.engine.timeline import make_record
-from simulator.policies.failures import Change
 from simulator.policies.kv_tiers import Tier
 from simulator.workload.requests import load_requests
 from tests.cases import seeds
 from tests.laws.deployments import check_same_events, serve_by_events
-from tests.laws.failing import check_all_is_given_back, with_changes
+from tests.laws.failing import check_all_is_given_back
 from tests.laws.reference_cases import draw_case
-from tests.laws.test_shards import serve_apart
-from tests.laws.test_windows import check_same, make_small
 from tests.parts import change_plan
 from tests.shared import shared_file
 
@@ -108,38 +105,6 @@ def three_prompts(tiny, gaps_s=(1.0, 1.0), blocks=21, **keys):
     return plan, trace
 
 
-@pytest.mark.parametrize("keys", [{}, {"tp": 2}, {"pp": 2}])
-def test_blocks_are_read_at_the_links_rate_behind_its_latency(tiny, keys):
-    plan, trace = three_prompts(tiny, **keys)
-    rate, latency_s = 1e6, 0.25
-    plan = with_tiers(plan, trace, 100, rate=rate, latency_s=latency_s)
-    table = tiny.serve(plan, trace, ingress_delay_s=0.0).requests_table()
-    assert table["num_cached"].tolist() == table["num_read"].tolist() == [0, 0, 10 * BLOCK]
-    waits_s = latency_s + 10 * BLOCK * plan.serving.capacity.cache.bytes_per_token / rate
-    assert table["read_wait_s"][2] == pytest.approx(waits_s, rel=1e-9)
-    assert table["scheduled_s"][2] == pytest.approx(trace.arrival_s[2] + waits_s, rel=1e-9)
-
-
-def test_what_is_not_written_yet_is_not_found(tiny):
-    """Ten blocks are written in ten seconds, one after another, from when they are computed on."""
-    for gap_s, wanted in ((3.5, 3), (4.5, 4), (60.0, 10)):
-        plan, trace = three_prompts(tiny, (gap_s / 2, gap_s / 2))
-        size = plan.serving.capacity.cache.bytes_per_token * BLOCK
-        plan = change_plan(plan, tiers=(Tier(100.5 * size, 1e15, size),))
-        table = tiny.serve(plan, trace).requests_table()
-        assert table["num_cached"][2] == wanted * BLOCK
-
-
-def test_the_first_tier_that_has_a_block_is_read(tiny):
-    """A small fast tier has the beginning only: the rest comes from a large slow one meanwhile."""
-    plan, trace = three_prompts(tiny)
-    size = plan.serving.capacity.cache.bytes_per_token * BLOCK
-    fast, slow = Tier(26.5 * size, 100 * size, 1e15), Tier(100.5 * size, 10 * size, 1e15)
-    for tiers, waits_s in (((fast,), 0.06), ((slow,), 1.0), ((fast, slow), 0.4), ((slow, fast), 1)):
-        found = tiny.serve(change_plan(plan, tiers=tiers), trace).requests_table()
-        assert found["read_wait_s"][2] == pytest.approx(waits_s)
-
-
 def test_hits_by_tier_are_those_of_requests(tiny):
     plan, trace = three_prompts(tiny)
     table = {"name": "x", "kind": "host"}
@@ -151,76 +116,6 @@ def test_hits_by_tier_are_those_of_requests(tiny):
     assert [use.capacity_tokens for use in record.tiers[1:]] == [26 * BLOCK, 100 * BLOCK]
     shares = sum(use.hit_share for use in record.tiers)
     assert shares == record.requests["num_cached"].sum() / record.requests["num_input"].sum()
-
-
-def test_a_block_twice_in_a_prompt_is_kept_once(tiny):
-    plan, trace = three_prompts(tiny)
-    ids = trace.prefix_ids.copy()
-    ids[[1, 2, 31, 32]] = 0
-    trace = replace(trace, prefix_ids=ids)
-    served = tiny.serve(with_tiers(plan, trace, 40), trace)
-    ranks = served.pools["both"].ranks_of(0)
-    assert ranks.tiers.num_held[0, 0] == np.isfinite(ranks.prefixes.since_s[0, 1]).sum()
-
-
-def repeat_first(trace, at_s):
-    """A trace whose first prompt comes again at some times, behind all others."""
-    count = trace.prefix_starts[1]
-    return replace(
-        trace,
-        arrival_s=np.concatenate([trace.arrival_s, at_s]),
-        num_input=np.concatenate([trace.num_input, np.full(len(at_s), trace.num_input[0])]),
-        num_output=np.ones(len(trace.num_input) + len(at_s), dtype=np.int64),
-        prefix_starts=np.concatenate(
-            [trace.prefix_starts, trace.prefix_starts[-1] + count * np.arange(1, len(at_s) + 1)]
-        ),
-        prefix_ids=np.concatenate([trace.prefix_ids, np.tile(trace.prefix_ids[:count], len(at_s))]),
-    )
-
-
-def test_a_window_moves_on_while_a_request_reads(tiny, monkeypatch):
-    plan, trace = three_prompts(tiny, blocks=61)
-    size = plan.serving.capacity.cache.bytes_per_token * BLOCK
-    plan = change_plan(plan, tiers=(Tier(100.5 * size, size, 1e15),))
-    trace = replace(trace, num_input=trace.num_input * np.array([1, 3, 1]))
-    trace = repeat_first(trace, 2.0 + 0.3 * np.arange(1, 30))
-    whole = tiny.serve(plan, trace)
-    make_small(monkeypatch, 4)
-    check_same(tiny.serve(plan, trace), whole)
-    assert (whole.requests_table()["read_wait_s"] > 3.0).any()
-
-
-def test_hits_of_replicas_apart_are_those_of_all(tiny):
-    """Two prompts are asked for in turn, and everything in between takes the GPU's cache."""
-    plan, trace = three_prompts(tiny, replicas=2, balancing={"kind": "round_robin"})
-    order = [0, 0, 1, 1, 2, 2]
-    starts = trace.prefix_starts
-    trace = replace(
-        trace,
-        arrival_s=np.arange(6.0),
-        num_input=trace.num_input[order],
-        num_output=np.ones(6, dtype=np.int64),
-        prefix_starts=np.cumsum([0, *np.diff(starts)[order]]),
-        prefix_ids=np.concatenate([trace.prefix_ids[starts[n] : starts[n + 1]] for n in order]),
-    )
-    plan = with_tiers(plan, trace, 100)
-    apart, whole = serve_apart(tiny, plan, trace, 2), tiny.serve(plan, trace)
-    hits = [one.pools["both"].ranks.tiers.num_hits.sum() for one in (apart, whole)]
-    assert hits == [20, 20]
-
-
-def test_a_read_that_a_failure_cuts_off_is_no_hit(tiny):
-    plan, trace = three_prompts(tiny)
-    size = plan.serving.capacity.cache.bytes_per_token * BLOCK
-    plan = change_plan(plan, tiers=(Tier(100.5 * size, size, 1e15),))
-    stops, starts = Change(3.0, "both", (0,), starts=False), Change(4.0, "both", (0,), starts=True)
-    served = tiny.serve(with_changes(plan, stops, starts), repeat_first(trace, np.array([30.0])))
-    table, record = served.requests_table(), make_record(served)
-    assert table["num_read"].tolist() == table["read_wait_s"].tolist() == [0, 0, 0, 0]
-    assert table["outcome"].tolist() == ["finished", "finished", "lost", "finished"]
-    assert record.tiers[0].hit_tokens == table["num_cached"].sum()
-    for pool in served.pools.values():
-        check_all_is_given_back(pool)
 
 
 def check_tiers(pool):
@@ -271,22 +166,3 @@ def draw_tiered(tiny, seed):
         if (plan.prefill or plan).serving.tiers and not plan.failures:
             return plan, trace
         seed += 10_000
-
-
-@pytest.mark.parametrize("held", [False, True])
-def test_a_prefix_in_a_tier_draws_requests_to_its_rank(tiny, held):
-    """The third prompt is found below the GPU of the first replica, which has as much to do."""
-    plan, trace = three_prompts(tiny, replicas=2, balancing={"kind": "prefix_aware"})
-    order = [0, 1, 1, 2]  # the second prompt goes to both
-    starts = trace.prefix_starts
-    trace = replace(
-        trace,
-        arrival_s=np.array([0.0, 1.0, 1.0, 2.0]),
-        num_input=trace.num_input[order],
-        num_output=np.ones(4, dtype=np.int64),
-        prefix_starts=np.array([0, 10, 30, 50, 60]),
-        prefix_ids=np.concatenate([trace.prefix_ids[starts[n] : starts[n + 1]] for n in order]),
-    )
-    table = tiny.serve(with_tiers(plan, trace, *([100] * held)), trace).requests_table()
-    assert table["replica"][1] != table["replica"][2]
-    assert table["num_cached"][3] == 10 * BLOCK * held

@@ -23,17 +23,6 @@ def test_spares_are_enough_for_as_long_as_machines_drawn_at_that_rate_are_there(
         assert found == pytest.approx((drawn, drawn), abs=0.012)
 
 
-def test_more_spares_are_enough_for_longer_and_more_machines_for_less():
-    rates = FailureRates()
-    shares = [
-        share_of_time_within(64, 8, spare, rates)
-        for spare in (Spare(), Spare(gpus=1), Spare(gpus=2))
-    ]
-    assert shares == sorted(shares)
-    assert all(low < high < 1 for low, high in shares)
-    assert share_of_time_within(512, 8, Spare(), rates) < shares[0]
-
-
 def test_failures_that_take_whole_nodes_leave_no_single_gpu_out():
     """As many of the failures, each of a whole node: one spare GPU helps nothing, and a spare node
     as often as all others work.

@@ -17,7 +17,6 @@ from simulator.step.mixes import (
     MOST_PROFILES,
     expect_loads,
     find_profiles,
-    list_mixes,
     measure_imbalance,
 )
 from tests.cases import cases, seeds
@@ -25,7 +24,6 @@ from tests.laws.test_recorded_choices import (
     DOMAINS,
     draw_trace,
     exact,
-    give_domains,
     name_requests,
     write_recording,
 )
@@ -215,31 +213,3 @@ def test_long_recordings_have_few_profiles_each_of_one_domain():
     assert sorted(np.concatenate(profiles.tokens_P).tolist()) == list(range(int(length_Q.sum())))
     again = find_profiles(recorded, 32)
     assert np.array_equal(again.profile_Q, profiles.profile_Q)
-
-
-def test_mixes_hold_for_another_placement(tiny):
-    plan = tiny.plan("moe", **KEYS, routing=TWO)
-    pool = start_pools(plan, drift(tiny.trace(10)))["both"]
-    placed = plan.placement.experts.placed
-    moved = dataclasses.replace(placed, expert_LP=placed.expert_LP[:, ::-1].copy())
-    before = pool.mixes
-    after = before.place(pool.profiles, moved)
-    assert after.prices_M == before.prices_M
-    assert np.array_equal(after.load_YPR, expect_loads(pool.profiles, moved))
-    fresh = list_mixes(pool.prices, pool.profiles)
-    assert np.array_equal(fresh.imbalance_M, before.imbalance_M)
-
-
-def test_domains_by_name_draw_from_recordings_of_that_name(tiny, tmp_path):
-    write_recording(tmp_path / "ids.npz", 2, 16, 2, 3)
-    plan = tiny.plan("moe", num_layers=2, **KEYS, routing=exact(tmp_path / "ids.npz"))
-    pool = start_pools(plan, give_domains(draw_trace(tiny, 3, count=60), 2))["both"]
-    recorded = plan.placement.experts.recorded
-    for number, profile in enumerate(pool.profile_N.tolist()):
-        names = {
-            recorded.domains[recorded.domain_Q[q]]
-            for q in np.flatnonzero(pool.profiles.profile_Q == profile)
-        }
-        domain = give_domains(draw_trace(tiny, 3, count=60), 2).domain[number]
-        if domain >= 0:
-            assert names == {DOMAINS[domain]}

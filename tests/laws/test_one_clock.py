@@ -1,7 +1,5 @@
 """One clock: whoever says when steps end, the same events happen in the same order."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,7 @@ from simulator.engine import loop_state
 from simulator.engine.events import code_of, pop_event, push_event, start_events
 from simulator.engine.timeline import serve
 from tests.cases import seeds
-from tests.laws.deployments import check_same_events, draw_deployment, join_steps, serve_by_events
+from tests.laws.deployments import check_same_events, draw_deployment, serve_by_events
 
 
 @seeds(2000, 12, soak=200)
@@ -21,33 +19,6 @@ def test_events_have_one_order_at_every_fidelity(tiny, monkeypatch, seed):
     compiled = tiny.serve(plan, trace)
     simpy = serve_by_events(monkeypatch, plan, trace, tiny.tables)
     check_same_events(compiled, simpy)
-
-
-def test_replicas_in_step_form_the_same_batches_at_every_fidelity(tiny, monkeypatch):
-    """Two that end their requests at the same instants, over and over."""
-    plan = tiny.plan(
-        "qwen1.5-moe-a2.7b",
-        replicas=2,
-        scheduling={"kind": "no_evict", "token_budget": 8192, "max_sequences": 256},
-    )
-    trace = dataclasses.replace(
-        tiny.trace(24, concurrency=8),
-        num_input=np.full(24, 2000),
-        num_output=np.full(24, 50),
-        arrival_s=np.zeros(24),
-    )
-    for ingress_delay_s in (0.0, None):
-        served = tiny.serve(plan, trace, ingress_delay_s=ingress_delay_s)
-        simpy = serve_by_events(
-            monkeypatch, plan, trace, tiny.tables, ingress_delay_s=ingress_delay_s
-        )
-        counts = ["num_steps", "prefill_tokens", "decode_tokens", "running", "waiting"]
-        own = served.steps_of("both")
-        for replica in range(2):
-            other = join_steps(simpy, "both", replica)
-            assert (
-                own[own["replica"] == replica][counts].to_numpy() == other[counts].to_numpy()
-            ).all()
 
 
 def test_simpy_has_no_event_of_a_request_where_steps_are_priced_by_tables(tiny, monkeypatch):

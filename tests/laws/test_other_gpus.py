@@ -10,7 +10,7 @@ from simulator.commands.train import train
 from simulator.deployment.notes import notes_of
 from simulator.engine.timeline import make_record, serve
 from simulator.scenario.jobs import load_question
-from tests.laws.test_degraded import EP8, EP16, TP2, end_times
+from tests.laws.test_degraded import EP8, EP16, end_times
 from tests.laws.test_explanations import explain
 from tests.laws.test_one_price import price_both
 from tests.laws.tiny_question import QUESTION
@@ -135,20 +135,3 @@ def test_it_is_a_piece_of_the_explanation_and_a_note(tiny):
     )
     record = make_record(serve(plan, trace))
     assert abs(record.changed_audit.mean) < 0.03
-
-
-@pytest.mark.parametrize(
-    ("degraded", "split", "said"),
-    [
-        ([{"gpu": 3, "accelerator": "a100-sxm"}], TP2, "GPUs 2 to 3 has GPUs of several kinds"),
-        ([{"gpu": 0, "accelerator": "a100"}], EP8, "a100-sxm"),
-        ([{"gpu": 0, "accelerator": "b200-sxm"}], EP8, "faster than 'h100-sxm-16' and its h100"),
-        ([{"accelerator": "a100-sxm"}], EP8, "names no gpu and no node; .* name a cluster"),
-        ([{"gpu": 0, "accelerator": "a100-sxm", "at_s": 1.0}], EP8, "leave at_s and for_s out"),
-        ([{"gpu": 0, "accelerator": "this-machine"}], EP8, "stands in no other cluster"),
-        ([{"gpu": 0, "accelerator": "a100-sxm"}], {"tp": 2, "pp": 2}, "leave pp or degraded out"),
-    ],
-)
-def test_what_is_not_simulated_is_refused(tiny, degraded, split, said):
-    with pytest.raises(UserError, match=said):
-        tiny.plan("moe", replicas=2, degraded=degraded, **split)

@@ -8,14 +8,12 @@ import simpy
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from simulator.base.errors import UserError
 from simulator.cost.comm import Exchange
 from simulator.engine.by_ranks import finish_step, run_step
 from simulator.engine.experts_table import Lockstep
 from simulator.engine.fabric import FluidWires, MessageWires
 from simulator.policies.messages import Messages
 from simulator.step.operations import step_operations
-from simulator.step.overlap import halves
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Finish, Start, Together
 from tests.cases import cases
@@ -108,25 +106,6 @@ def test_a_step_that_cannot_be_cut_runs_as_without_overlap(tiny):
     assert step_s(overlapped, batch_of(whole, 1)) == step_s(whole, batch_of(whole, 1))
 
 
-def test_halves_hold_every_token_once_and_look_back_as_far():
-    batch = Batch(
-        (np.array([1, 700, 1]), np.array([1])),
-        (np.array([50, 10, 90]), np.array([7])),
-        (np.array([True, False, True]), np.array([True])),
-        np.array([3, 1]),
-    )
-    first, second = halves(batch)
-    assert [list(x) for x in first.new_tokens] == [[1, 1, 349], [1]]
-    assert [list(x) for x in second.new_tokens] == [[351], []]
-    assert [list(x) for x in first.context_tokens] == [[50, 90, 10], [7]]
-    assert [list(x) for x in second.context_tokens] == [[359], []]
-    assert (first.tokens_d + second.tokens_d == batch.tokens_d).all()
-    assert (
-        halves(Batch((np.array([1]),), (np.array([4]),), (np.array([True]),), np.array([1])))
-        is None
-    )
-
-
 @pytest.mark.parametrize("split", ["one node", "two nodes", "latent attention, shared experts"])
 @pytest.mark.parametrize("tokens", [1, 7, 64])
 def test_all_ranks_in_one_process_take_the_times_of_a_process_each(tiny, split, tokens):
@@ -201,10 +180,3 @@ def test_messages_confirm_ranks(tiny, split):
     plan = tiny.plan(model, overlap="two_batch", **parallel)
     batch = batch_of(plan, 64)
     assert step_s(plan, batch) == pytest.approx(step_s(plan, batch, "message"), rel=0.05)
-
-
-def test_overlap_is_refused_where_no_tokens_travel(tiny):
-    with pytest.raises(UserError, match="is dense"):
-        tiny.plan("dense", overlap="two_batch", attention_dp=2)
-    with pytest.raises(UserError, match="attention_dp > 1"):
-        tiny.plan("moe", overlap="two_batch", tp=2, ep=2)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import simpy
 
-from simulator.base.errors import UserError
 from simulator.config.deployment import ParallelSpec
 from simulator.config.model import load_model
 from simulator.engine.step_log import LOG_COLUMNS
@@ -127,29 +126,6 @@ def test_the_detailed_fidelities_confirm_the_table(tiny, name, split, fidelity):
     assert other["finish_s"].to_numpy() == pytest.approx(step["finish_s"].to_numpy(), rel=0.05)
 
 
-def test_a_faster_network_is_never_slower(tiny):
-    trace = tiny.trace(num_requests=24)
-    ends = [
-        run_plan(tiny.plan("dense", tp=8, pp=2, network_speed=speed), trace)
-        .steps["duration_s"]
-        .sum()
-        for speed in (0.1, 1.0, 10.0)
-    ]
-    assert ends == sorted(ends, reverse=True)
-    assert ends[-1] < ends[0]
-
-
-def test_stages_across_nodes_are_further_apart_than_inside_one(tiny):
-    tokens = np.array([1, 64, 4096])
-    inside, across = (tiny.plan("dense", tp=tp, pp=2).placement for tp in (4, 8))
-    assert [
-        crossing.is_between_nodes
-        for placement in (inside, across)
-        for crossing in placement.sends.crossings
-    ] == [False, True]
-    assert (inside.sends.seconds(tokens * 1024.0) < across.sends.seconds(tokens * 1024.0)).all()
-
-
 def test_one_sequence_alone_is_not_faster_over_more_stages(tiny):
     trace = tiny.trace(num_requests=4, concurrency=1)
     ends = [
@@ -187,23 +163,3 @@ def test_pools_may_be_pipelines(tiny):
     assert all(requests["finish_s"].notna().all() for requests in found)
     # Twice the GPUs on either side carry half of every cache each.
     assert plans[2].transfer.send_s(100) == pytest.approx(plans[0].transfer.send_s(100) / 2)
-
-
-@pytest.mark.parametrize(
-    ("name", "keys", "reason"),
-    [
-        ("dense", {"pp": 5}, "at most the 4 layers"),
-        (
-            "moe",
-            {"attention_dp": 2, "ep": 2, "pp": 2, "overlap": "two_batch"},
-            "no engine does both",
-        ),
-        ("dense", {"attention_dp": 3, "pp": 4}, "neither divide nodes"),
-        ("dense", {"pp": 2, "scheduling": {"kind": "no_evict", "wait_steps": 3}}, "leave them out"),
-        ("dense", {"pp": 2, "cluster": "this-machine-2"}, "processes of one machine"),
-        ("dense", {"tp": 8, "pp": 4}, "needs 32 GPUs"),
-    ],
-)
-def test_what_cannot_be_simulated_is_refused(tiny, name, keys, reason):
-    with pytest.raises(UserError, match=reason):
-        tiny.plan(name, **keys)

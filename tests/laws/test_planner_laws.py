@@ -205,43 +205,35 @@ def test_what_no_cluster_has_room_for_has_no_size_and_takes_up_nothing(prefill):
     assert found.why
 
 
-def test_which_replicas_are_left():
-    one, two = Spare(nodes=1), Spare(nodes=2)
-    assert list_survivors(candidate(DENSE, tp=8), ClusterSize(32, 4), one, 8) == [
-        ClusterSize(32, 3)
-    ]
-    # Four replicas on a node go together, and a replica over two nodes goes when either does.
-    assert list_survivors(candidate(DENSE, tp=2), ClusterSize(16, 8), one, 8) == [
-        ClusterSize(16, 4)
-    ]
-    assert list_survivors(candidate(MOE, attention_dp=16), ClusterSize(64, 4), two, 8) == [
-        ClusterSize(64, 2)
-    ]
-    # A node that stands idle takes the lost one's place.
-    assert list_survivors(candidate(DENSE, tp=8), ClusterSize(32, 3), one, 8) == [
-        ClusterSize(32, 3)
-    ]
-    assert list_survivors(candidate(DENSE, tp=8), ClusterSize(32, 3), two, 8) == [
-        ClusterSize(32, 2)
-    ]
-    # Of pools either may lose, and both outcomes are looked at.
-    pools = candidate(DENSE, tp=8, prefill=candidate(DENSE, tp=8).shape)
-    assert list_survivors(pools, ClusterSize(40, 3, 2), one, 8) == [
-        ClusterSize(40, 3, 1),
-        ClusterSize(40, 2, 2),
-    ]
-    # A lost GPU takes its replica with it, unless as many GPUs as that has stand idle.
-    assert list_survivors(candidate(DENSE, tp=2), ClusterSize(16, 8), Spare(gpus=1), 8) == [
-        ClusterSize(16, 7)
-    ]
-    assert list_survivors(candidate(DENSE, tp=2), ClusterSize(16, 7), Spare(gpus=1), 8) == [
-        ClusterSize(16, 7)
-    ]
-    assert list_survivors(candidate(DENSE, tp=4), ClusterSize(8, 1), Spare(gpus=2), 8) == [
-        ClusterSize(8, 0)
-    ]
-    # Replicas on nodes of their own are lost one by one.
-    assert list_survivors(candidate(DENSE), ClusterSize(4, 4), one, 1) == [ClusterSize(4, 3)]
+ONE, TWO, GPU = Spare(nodes=1), Spare(nodes=2), Spare(gpus=1)
+
+
+@pytest.mark.parametrize(
+    ("split", "cluster", "lost", "left"),
+    [
+        ({"tp": 8}, (32, 4), ONE, [(32, 3)]),
+        # Four replicas on a node go together, and a replica over two nodes goes when either does.
+        ({"tp": 2}, (16, 8), ONE, [(16, 4)]),
+        ({"attention_dp": 16}, (64, 4), TWO, [(64, 2)]),
+        # A node that stands idle takes the lost one's place.
+        ({"tp": 8}, (32, 3), ONE, [(32, 3)]),
+        ({"tp": 8}, (32, 3), TWO, [(32, 2)]),
+        # Of pools either may lose, and both outcomes are looked at.
+        ({"tp": 8, "prefill": candidate(DENSE, tp=8).shape}, (40, 3, 2), ONE,
+         [(40, 3, 1), (40, 2, 2)]),
+        # A lost GPU takes its replica with it, unless as many GPUs as that has stand idle.
+        ({"tp": 2}, (16, 8), GPU, [(16, 7)]),
+        ({"tp": 2}, (16, 7), GPU, [(16, 7)]),
+        ({"tp": 4}, (8, 1), Spare(gpus=2), [(8, 0)]),
+    ],
+)  # fmt: skip
+def test_which_replicas_are_left(split, cluster, lost, left):
+    found = list_survivors(candidate(DENSE, **split), ClusterSize(*cluster), lost, 8)
+    assert found == [ClusterSize(*one) for one in left]
+
+
+def test_replicas_on_nodes_of_their_own_are_lost_one_by_one():
+    assert list_survivors(candidate(DENSE), ClusterSize(4, 4), ONE, 1) == [ClusterSize(4, 3)]
 
 
 def test_copies_of_experts_take_memory():

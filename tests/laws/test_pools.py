@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from simulator import load_scenario, run
 from simulator.base.errors import UserError
 from simulator.config.workload import SLO
 from simulator.deployment.facts import facts_of
@@ -97,17 +96,6 @@ def test_one_request_alone_takes_its_prompt_its_transfer_and_its_decodes(
     )
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_handshake_delays_each_first_token_by_itself(tiny, engine):
-    """Where nobody waits, whatever the engine does then."""
-    sooner, later = (
-        tiny.run(pooled(tiny, "dense", engine=engine, handshake_s=time_s), one(500, 3)).requests
-        for time_s in (0.0, 0.5)
-    )
-    for name in ("first_token_s", "finish_s", "transfer_s"):
-        assert later[name][0] - sooner[name][0] == pytest.approx(0.5)
-
-
 def test_faster_wires_never_slow_a_run_down(tiny):
     """No cache comes later and no request alone ends later; of many, other batches may end a per
     cent later, as on any scheduler.
@@ -128,16 +116,6 @@ def test_faster_wires_never_slow_a_run_down(tiny):
         assert (faster["transfer_s"] <= slower["transfer_s"] + 1e-12).all()
         assert faster["finish_s"].mean() <= slower["finish_s"].mean() * 1.01
     assert runs[-1]["transfer_s"].max() == pytest.approx(plan.transfer.latency_s)
-
-
-def test_a_rank_sends_one_cache_after_another(tiny):
-    plan = pooled(tiny, "dense", handshake_s=0.0)
-    slow = dataclasses.replace(
-        plan, transfer=dataclasses.replace(plan.transfer, peak_bytes_per_s=1e6 / 0.7, latency_s=0.0)
-    )
-    trace = RequestTrace(np.zeros(3), np.full(3, 64), np.full(3, 2), provenance="three at once")
-    moved_s = np.sort(run_plan(slow, trace).requests["transfer_s"])
-    assert moved_s == pytest.approx(slow.transfer.send_s(64) * np.array([1, 2, 3]))
 
 
 def test_layer_by_layer_leaves_the_last_layer_or_what_the_wires_could_not_carry(tiny):
@@ -230,32 +208,3 @@ def test_copies_of_experts_are_of_the_decode_pool_only_where_prompts_split_exper
         copying.prefill.serving.capacity.weights_bytes
         == plain.prefill.serving.capacity.weights_bytes
     )
-
-
-@pytest.mark.parametrize("seed", [1, 5])
-def test_a_retracted_request_whose_last_token_is_on_the_way_is_served(seed):
-    """SGLang drops the token and computes it again. In seed 5 one of 500 requests was in no queue
-    any more.
-    """
-    lengths = {
-        "kind": "lognormal",
-        "input": {"p50": 300.0, "sigma": 0.8, "max": 4000},
-        "output": {"p50": 900.0, "sigma": 0.8, "max": 4000},
-    }
-    requests = {
-        "num_requests": 500,
-        "arrivals": {"kind": "poisson", "rate_per_s": 300.0},
-        "lengths": lengths,
-    }
-    deployment = {
-        "name": "sglang",
-        "model": "llama-3.1-8b",
-        "cluster": "h100-sxm-2",
-        "engine": "sglang",
-        "memory_fraction": 0.22,
-        "prefill": {"replicas": 1},
-    }
-    table = {"seed": seed, "workload": {"requests": requests}, "deployments": [deployment]}
-    (row,) = run(load_scenario(table)).summary.itertuples()
-    assert (row.num_requests, row.num_lost) == (500, 0)
-    assert row.num_preemptions > 50

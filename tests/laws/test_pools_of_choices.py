@@ -9,26 +9,10 @@ from hypothesis import strategies as st
 from simulator.base.plugins import build
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.policies.placement import Placed
-from simulator.policies.routing._popularity import _pass_on
 from simulator.step.expert_choices import ChoosingTokens
 from simulator.work.layout import Layout
 from simulator.work.slots import SlotMap
 from tests.cases import cases
-
-
-@cases(60)
-@given(st.integers(0, 12), st.integers(1, 9), st.floats(0, 1), st.integers(0, 1000))
-def test_what_is_held_is_what_the_token_before_has(tokens, experts, share, seed):
-    rng = np.random.default_rng(seed)
-    noise_TE = rng.random((tokens, experts), dtype=np.float32)
-    last_E = rng.random(experts, dtype=np.float32)
-    holds_TE = rng.random((tokens, experts)) < share
-    expected, previous_E = noise_TE.copy(), last_E
-    for row_E, holds_E in zip(expected, holds_TE, strict=True):
-        row_E[holds_E] = previous_E[holds_E]
-        previous_E = row_E
-    _pass_on(noise_TE, last_E, holds_TE)
-    assert np.array_equal(noise_TE, expected)
 
 
 @cases(40)

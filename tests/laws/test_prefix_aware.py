@@ -10,46 +10,12 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
-from simulator.engine.cache import allocate_blocks, hold_block, release, share_prompt
-from simulator.engine.pool import Weights, find_least_loaded
-from simulator.engine.state import Limits, start_ranks, start_requests
 from simulator.policies.balancing import Rule
-from simulator.policies.scheduling import Rules
 from simulator.workload.requests import load_requests
-from simulator.workload.traces import RequestTrace
 from tests.cases import seeds
 from tests.laws.test_windows import share_prefixes
 from tests.parts import change_plan
 from tests.shared import shared_file
-
-LIMITS = Limits(Rules(64, 8, True, True), 4, 0, 8, 2)
-"""KV blocks of 4 tokens, prefix blocks of 8."""
-
-
-@pytest.fixture
-def cache():
-    """Two requests of 24 tokens with prefix blocks 0, 1, 2 and 0, 1, 3; ten KV blocks."""
-    trace = RequestTrace(
-        arrival_s=np.zeros(2),
-        num_input=np.array([24, 24]),
-        num_output=np.array([1, 1]),
-        provenance="made up",
-        prefix_block_tokens=8,
-        prefix_starts=np.array([0, 3, 6]),
-        prefix_ids=np.array([0, 1, 2, 0, 1, 3]),
-    )
-    return start_requests(trace, with_prefixes=True), start_ranks(1, 8, 10, 4)
-
-
-def compute(cache, r, hits=0):
-    """A prompt is computed: its blocks are taken and shared."""
-    requests, ranks = cache
-    for block in requests.prefix_ids[requests.prefix_starts[r] :][:hits]:
-        hold_block(requests, ranks, 0, block, LIMITS)
-    requests.each.shared[r] = hits
-    allocate_blocks(ranks, 0, 6 - 2 * hits, LIMITS)
-    requests.each.blocks[r] = 6 - 2 * hits
-    share_prompt(requests, ranks, 0, r, 24, LIMITS, 0.0)
 
 
 class Asks(Frozen):
@@ -133,19 +99,6 @@ def test_no_tokens_are_left_at_a_rank_when_all_is_done(tiny, keys):
     assert served.requests_table()["finish_s"].notna().all()
     for pool in served.pools.values():
         assert not pool.ranks.each.tokens.any()
-
-
-def test_a_rank_with_the_prefix_gets_the_request_until_it_has_too_much_to_do(cache):
-    """Of a prompt of 24 tokens 16 are cached at the only rank that has anything."""
-    requests, ranks = cache
-    compute(cache, 0)
-    release(requests, ranks, 0, 0, LIMITS)
-    each, prefixes = (one.repeat(2, axis=0) for one in (ranks.each, ranks.prefixes))
-    prefixes.since_s[1] = np.inf
-    for tokens, weight, wanted in ((15, 1.0, 0), (17, 1.0, 1), (31, 2.0, 0), (33, 2.0, 1)):
-        each.tokens[:] = [tokens, 0]
-        weights = Weights(0.0, 1.0, weight)
-        assert find_least_loaded(requests, each, prefixes, 1, weights, LIMITS)[0] == wanted
 
 
 def replay(trace, count):

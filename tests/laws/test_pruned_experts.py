@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from simulator.base.errors import UserError
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.host import load_any_calibration
 from simulator.config.sparsity import Unstructured, stored_bytes
@@ -111,25 +110,3 @@ def test_processes_of_one_machine_multiply_each_pruned_expert_on_its_own():
     assert compute.grouped_gemm_s(rows_RG, 512, 1024, "fp32", pruning=pruning)[0] == pytest.approx(
         one_by_one
     )
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({"model": "llama-2-7b", "pruning": TWO_FOUR}, "prunes routed experts, and llama-2-7b"),
-        ({"pruning": {"kind": "two_four"}}, "prunes dense feed-forward blocks, and mixtral-8x7b"),
-        (
-            {"pruning": {"kind": "unstructured", "sparsity": 0.8, "format": "coo"}
-             | {"blocks": "experts"}},
-            "pruned 'coo' are on NVIDIA Hopper",
-        ),
-        (
-            {"pruning": {"kind": "unstructured", "sparsity": 0.8, "index_bits": 8}
-             | {"blocks": "experts"}},
-            "index_bits = 8: a matrix has 28,672 rows and 4,096 columns, which takes 16 in csr",
-        ),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_pruned_is_refused(more, said):
-    with pytest.raises(UserError, match=said):
-        deployment(**more)

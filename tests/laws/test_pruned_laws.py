@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from simulator.base.data import available_files
-from simulator.base.errors import UserError
 from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import CalibrationFile
 from simulator.config.dtypes import BYTES_PER_ELEMENT
@@ -131,27 +130,3 @@ def test_a_pruned_deployment_s_blocks_are_priced_as_such():
     assert (
         1.3 < whole_s[2] / pruned_s[2] < 2.0
     )  # cuSPARSELt on H100, 4,096 tokens and more: 1.4 to 1.7
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        (
-            {"cluster": "b200-sxm-8", "pruning": {"kind": "unstructured", "sparsity": 0.8}},
-            "pruned 'csr' are on NVIDIA Blackwell",
-        ),
-        (
-            {"weight_dtype": "fp8_block", "pruning": {"kind": "two_four"}},
-            "with fp8_block matrices pruned 'two_four'",
-        ),
-        ({"cluster": "mi300x-8", "pruning": {"kind": "two_four"}}, "there are: none"),
-        (
-            {"pruning": {"kind": "block", "sparsity": 0.5}},
-            "unsupported: nobody has published how fast",
-        ),
-        ({"model": "qwen3-30b-a3b", "pruning": {"kind": "two_four"}}, "has none; leave it out"),
-    ],
-)
-def test_what_nobody_measured_is_refused_and_says_what_was(more, said):
-    with pytest.raises(UserError, match=said):
-        deployment(**more)

@@ -29,12 +29,6 @@ def test_where_nobody_is_there_engines_differ_in_who_is_first(tiny, how, ranks):
     assert choose(tiny, how, np.arange(8.0), [9] * 8, [2] * 8) == ranks
 
 
-def test_in_turn_looks_at_nothing_else(tiny):
-    arrival_s = np.repeat([0.0, 0.01], 6)
-    num_output = [900, 2, 2, 2, 900, 2] * 2
-    assert choose(tiny, "in_turn", arrival_s, [9] * 12, num_output) == [0, 1, 2, 3] * 3
-
-
 @pytest.mark.parametrize(
     ("how", "num_blocks", "ranks"),
     [

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.base.errors import UserError
 from simulator.engine.timeline import serve
 from simulator.planner.uncertainty.run_bands import StepTables
 from simulator.policies.failures import Change
@@ -168,26 +167,3 @@ def test_what_happens_is_the_same_where_every_step_is_an_event(
     served = tiny.serve(plan, trace)
     assert served.rebalances == simpy.rebalances
     check_same_events(served, simpy)
-
-
-def test_simulated_ranks_move_experts_too(tiny):
-    plan = moving(tiny, 0.024)
-    trace = tiny.trace(12, 3000.0)
-    trace = dataclasses.replace(trace, num_output=np.minimum(trace.num_output, 6))
-    served = serve(plan, trace, "rank")
-    steps, moved = served.steps_of("both"), served.rebalances[0]
-    gaps_s = steps["start_s"].to_numpy()[1:] - (steps["start_s"] + steps["duration_s"])[:-1]
-    assert np.isclose(gaps_s, moved.seconds).any()
-    assert (served.requests_table()["outcome"] == "finished").all()
-
-
-@pytest.mark.parametrize(
-    ("keys", "wanted"),
-    [
-        ({"tp": 4}, "it takes attention_dp > 1 and ep > 1"),
-        ({"attention_dp": 2, "ep": 2, "pp": 2}, "in a pipeline"),
-    ],
-)
-def test_where_no_expert_can_move_a_policy_is_refused(tiny, keys, wanted):
-    with pytest.raises(UserError, match=wanted):
-        tiny.plan("moe", **keys, rebalancing={"kind": "my.own"})

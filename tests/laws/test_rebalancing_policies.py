@@ -11,8 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from simulator.base.errors import UserError
-from simulator.engine.rebalancing import list_parts
 from simulator.engine.timeline import serve
 from simulator.policies.placement import Placed
 from simulator.policies.placement.eplb import Eplb
@@ -147,22 +145,6 @@ def test_a_placement_with_slots_for_copies_fills_those_that_there_are(kind):
     assert placed.expert_LP.shape == (3, 20)
 
 
-@pytest.mark.parametrize(
-    ("placement", "message"),
-    [
-        ("greedy", "placement must be a table"),
-        ({}, "missing key 'kind'"),
-        ({"kind": "eplbb"}, "unknown placement kind 'eplbb'; did you mean 'eplb'?"),
-        ({"kind": "eplb", "slots": 3}, "unknown key 'slots'"),
-        ({"kind": "greedy"}, "placement 'greedy' has no slots for copies of experts"),
-    ],
-)
-def test_a_placement_that_cannot_be_is_refused_before_the_run(tiny, placement, message):
-    copies, policy = {"kind": "eplb", "num_slots": 20}, {"kind": "periodic", "placement": placement}
-    with pytest.raises(UserError, match=message):
-        tiny.plan("moe", **KEYS, placement=copies, rebalancing=policy)
-
-
 def rebalanced(tiny, policy, **keys):
     plan = tiny.plan("moe", **KEYS, routing={**TWO, "sigma": 1.2}, **keys)
     return change_plan(plan, rebalancing=policy)
@@ -247,16 +229,6 @@ def test_experts_that_move_layer_by_layer_stop_no_replica_for_long(tiny, fidelit
     assert parts.seconds >= whole.seconds * (1 - 1e-12)
     assert gap_s[None] >= whole.seconds * (1 - 1e-9)
     assert gap_s[1] < 0.5 * gap_s[None]  # of four layers
-
-
-def test_parts_lead_to_the_whole_by_so_many_layers():
-    before, after = (place_in_order(5, 16, 4, 16) for _ in range(2))
-    after.expert_LP[[0, 2, 3]] = after.expert_LP[[0, 2, 3], ::-1]
-    parts = list(list_parts(before, after, 2))
-    moved = [np.flatnonzero((part.expert_LP != before.expert_LP).any(axis=1)) for part in parts]
-    assert [layers.tolist() for layers in moved] == [[0, 2], [0, 2, 3]]
-    assert np.array_equal(parts[-1].expert_LP, after.expert_LP)
-    assert sum(map(count_moves, [before, parts[0]], parts)) == count_moves(before, after)
 
 
 @pytest.mark.parametrize("policy", [Periodic, Incremental])

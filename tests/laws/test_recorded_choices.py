@@ -208,18 +208,6 @@ def one_sequence(number, count, context=0):
     )
 
 
-def test_parts_of_a_trace_take_the_sequences_of_the_whole(tiny, tmp_path):
-    write_recording(tmp_path / "ids.npz", 2, 16, 2, 3)
-    plan = tiny.plan("moe", num_layers=2, routing=exact(tmp_path / "ids.npz"))
-    whole = give_domains(draw_trace(tiny, 5, count=40), 7)
-    rows = np.array([3, 4, 17, 39])
-    part = pick_requests(whole, rows)
-    for row in rows.tolist():
-        known = bind_requests(plan.placement, whole).find_tokens(one_sequence(row, 30))
-        found = bind_requests(plan.placement, part).find_tokens(one_sequence(row, 30))
-        assert np.array_equal(found, known)
-
-
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
 def test_a_part_of_a_trace_is_served_with_the_experts_of_its_requests(
     tiny, tmp_path, monkeypatch, fidelity
@@ -313,13 +301,3 @@ def test_a_request_that_is_recorded_twice_is_refused(tiny, tmp_path):
     np.savez(tmp_path / "ids.npz", **arrays)
     with pytest.raises(UserError, match="24 sequences are of request 'r0'; leave one"):
         tiny.plan("moe", num_layers=2, routing=exact(tmp_path / "ids.npz"))
-
-
-def test_few_sequences_for_many_requests_are_told(tiny, tmp_path):
-    arrays = dict(write_recording(tmp_path / "ids.npz", 2, 16, 2, 3))
-    one = {"ids": arrays["ids"][:, : arrays["seq_lens"][0]]}
-    np.savez(tmp_path / "ids.npz", **one)
-    plan = tiny.plan("moe", num_layers=2, routing=exact(tmp_path / "ids.npz"))
-    (found,) = describe_choices(plan.placement, draw_trace(tiny, 3))
-    told = {key: found.facts[key] for key in ("of_all", "sequences", "is_shared")}
-    assert told == {"of_all": 16, "sequences": 1, "is_shared": True}

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
 from simulator.config.ffns.moe import MoE
 from simulator.deployment.facts import facts_of
@@ -154,20 +153,3 @@ def test_a_reduced_model_says_what_it_is_and_that_its_quality_is_unknown():
     assert facts["model"] == "olmoe-1b-7b-16-of-64-experts-top-8"
     assert facts["reduction"].startswith("merge (num_experts 16")
     assert any("fewer experts cost in quality" in text for text in facts["warnings"])
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({"model": "llama-2-7b", "parallel": {}}, "llama-2-7b is dense and has no experts"),
-        ({"reduction": {"kind": "prune", "num_experts": 65}}, "olmoe-1b-7b has 64 in a layer"),
-        (
-            {"reduction": {"kind": "prune", "num_experts": 4, "top_k": 5}},
-            r"top_k = 5: .* use 8 experts, and 4 are left, must be at most 4",
-        ),
-        ({"reduction": {"kind": "prun", "num_experts": 4}}, "prune"),
-    ],
-)
-def test_what_cannot_be_reduced_is_refused(more, said):
-    with pytest.raises(UserError, match=said):
-        deployment(**{"reduction": {"kind": "merge", "num_experts": 16}, **more})

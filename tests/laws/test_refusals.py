@@ -1,6 +1,9 @@
-"""What a refused deployment is told to try instead starts, whatever the model, GPU and engine."""
+"""What cannot be simulated is refused with what would do, which starts, whatever the model, GPU and
+engine.
+"""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,11 +12,39 @@ from hypothesis import strategies as st
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
+from simulator.commands.plan import plan_training
+from simulator.commands.train import train
 from simulator.config.cluster import load_kind
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.model import load_model
 from simulator.deployment.plan import make_plan
 from tests.cases import cases
+from tests.laws.test_training import BASE
+from tests.laws.test_training_plan import QUESTION
+from tests.parts import freeze
+
+REFUSED = tomllib.loads(Path(__file__).with_name("refused.toml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "arguments", "said"),
+    [
+        pytest.param(asked, arguments, said, id=f"{asked}: {said}")
+        for asked, rows in REFUSED.items()
+        for *arguments, said in rows
+    ],
+)
+def test_what_cannot_be_simulated_is_refused(tiny, asked, arguments, said):
+    *names, keys = arguments
+    make_of = {
+        "tiny": lambda: tiny.plan(*names, **keys),
+        "deployment": lambda: freeze({"cluster": "h100-sxm-8", "replicas": 1} | keys),
+        "training": lambda: train(BASE | {"deployments": [BASE["deployments"][0] | keys]}),
+        "training_plan": lambda: plan_training(QUESTION | keys),
+    }
+    with pytest.raises(UserError, match=said):
+        make_of[asked]()
+
 
 MODELS = (
     *("qwen3-235b-a22b", "deepseek-r1", "mixtral-8x7b", "gpt-oss-120b", "llama-3.1-70b", "glm-4.6"),

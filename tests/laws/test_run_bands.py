@@ -20,9 +20,7 @@ from simulator.planner.uncertainty.run_bands import (
     MOST_BETWEEN,
     MOST_REQUESTS,
     StepTables,
-    _compare,
     _interpolate,
-    _move,
     choose_stretch,
     draw_figures,
     find_knees,
@@ -364,15 +362,6 @@ def test_a_verdict_that_is_not_sure_says_so_first(tiny):
         assert (judged.chance is not None) == is_known
 
 
-def test_shares_move_by_their_difference_and_other_figures_by_their_ratio():
-    drawn = np.array([0.1, 0.6, 0.9])
-    moved = [_move(0.7, drawn, 0.5, key) for key in ("slo_attainment", "ttft_p50_s")]
-    assert moved[0] == pytest.approx([0.3, 0.8, 1.0])
-    assert moved[1] == pytest.approx([0.14, 0.84, 1.26])
-    assert _move(0.7, drawn, 0.0, "ttft_p50_s") == pytest.approx([0.8, 1.3, 1.6])
-    assert _move(0.7, drawn, 0.7, "ttft_p50_s") is drawn
-
-
 def test_figures_lie_on_lines_between_the_runs_and_beyond_them_but_not_at_a_knee():
     """Of a share, which has no logarithm; then of its exponential; then of a knee, whose sides have
     the figures of the runs.
@@ -390,26 +379,6 @@ def test_figures_lie_on_lines_between_the_runs_and_beyond_them_but_not_at_a_knee
     assert knees.tolist() == [False, True]
     found = _interpolate(tried, np.array([1.0, 1.5, 30.0]), knees, at, "ttft_p50_s")
     assert found[3:] == pytest.approx([1.5, 1.5, 30.0, 30.0])
-
-
-@pytest.mark.parametrize(
-    ("figures", "expected"),
-    [([1.0, 1.99], False), ([1.0, 2.01], True), ([2.01, 1.0], True), ([0.0, 0.0], False)],
-)
-def test_a_knee_is_a_factor_of_two_that_steps_do_not_explain(figures, expected):
-    figures = np.array(figures)
-    assert find_knees(figures, np.array([1.0, 1.2])).tolist() == [expected]
-    assert not find_knees(figures, np.array([1.0, 2.0])).any()
-    assert find_knees(np.array([0.0, 1.0]), np.array([1.0, 1.2])).all()
-
-
-def test_the_better_of_two_figures_is_the_lower_one_unless_higher_is_better():
-    low, high = np.array([1.0, 1.0, 2.0, 1.0]), np.array([2.0, 2.0, 1.0, 1.0])
-    mine, theirs = (
-        {"tpot_p50_s": one, "slo_attainment": one, "latency": one} for one in (low, high)
-    )
-    chances = {"tpot_p50_s": 0.625, "slo_attainment": 0.375, "latency": 0.625}
-    assert _compare(mine, theirs) == chances
 
 
 def test_notes_and_bands_keep_their_deployments_where_runs_are_merged():

@@ -314,32 +314,3 @@ def test_a_replica_is_replaced_when_its_failure_is_announced(tiny):
     table = served.requests_table()
     assert (table["outcome"] == "finished").all()
     assert not table["num_retries"].any()
-
-
-def test_a_notice_is_remembered_while_a_replica_starts(tiny):
-    """The one that starts when its failure is announced gets no request, and another is launched
-    instead.
-    """
-    plan, trace = tiny.plan("dense", num_layers=2, replicas=3), tiny.trace(300, 400.0, 60, 60)
-    end_s = float(serve(plan, trace).requests_table()["finish_s"].max())
-    plan = with_schedule(plan, (0.0, 1), (0.2 * end_s, 2), startup_s=0.2 * end_s)
-    keys = {"at_s": 0.8 * end_s, "gpu": 1, "notice_s": 0.5 * end_s}
-    kill = build("failures", {"kind": "kill", **keys}, "test")
-    served = serve(change_plan(plan, failures=(kill,)), trace)
-    assert name_changes(served)[:2] == [("launches", 1), ("launches", 2)]
-    assert served.changed[1].at_s == pytest.approx(0.3 * end_s)
-    assert not (served.requests_table()["replica"] == 1).any()
-
-
-def test_a_replica_that_restarts_before_an_announced_failure_waits_for_it(tiny):
-    plan, trace = tiny.plan("dense", num_layers=2, replicas=2), tiny.trace(300, 400.0, 60, 60)
-    end_s = float(serve(plan, trace).requests_table()["finish_s"].max())
-    lost = [
-        {"at_s": 0.1 * end_s, "gpu": 0, "restart_s": 0.2 * end_s},
-        {"at_s": 0.6 * end_s, "gpu": 0, "restart_s": 0.1 * end_s, "notice_s": 0.35 * end_s},
-    ]
-    kills = tuple(build("failures", {"kind": "kill", **keys}, "test") for keys in lost)
-    recovery = build("recovery", {"kind": "restart", "startup_s": 0.05 * end_s}, "test")
-    served = serve(change_plan(plan, failures=kills, recovery=recovery), trace)
-    told = ["stops", "starts", "evacuates", "stops", "starts"]
-    assert [kind for kind, _ in name_changes(served) if kind != "hangs"] == told

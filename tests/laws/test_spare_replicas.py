@@ -3,31 +3,23 @@ for them; and as many replicas serve for as long as the plan says when GPUs fail
 """
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from simulator.base.frozen import validate
-from simulator.base.plugins import build
 from simulator.config.capacity import Question
 from simulator.config.failures import FailureRates
-from simulator.engine.timeline import serve
 from simulator.planner.loss_probability import (
     MOST_SPARES,
     count_spare_replicas,
     share_of_time_serving,
 )
 from simulator.planner.space import ReplicaShape, Space, Spares, count_spares, share_of_time_enough
-from simulator.results.run_sentences import list_held
 from tests.cases import cases
 from tests.laws.test_planner_laws import DENSE, QUESTION, candidate
-from tests.parts import change_plan
-
-HOUR_S = 3600.0
 
 
 def rates_of(mtbf_hours, repair_hours, **keys):
@@ -108,30 +100,3 @@ def test_a_cluster_has_room_for_the_spares_and_the_next_smaller_one_has_not(
     else:
         low, _ = share_of_time_enough(space, one.sides, (replicas, prompts), spares)
         assert low >= availability * (1 - 1e-12)
-
-
-@pytest.mark.parametrize(("needed", "spares", "num_gpus"), [(3, 1, 2), (2, 2, 1), (1, 0, 4)])
-def test_as_many_replicas_serve_as_long_when_gpus_fail_at_random(tiny, needed, spares, num_gpus):
-    """Three years of an engine whose GPUs fail every 50 h and are repaired in 5 h: the time with at
-    least so many replicas, beside the share that the plan goes by. What is measured scatters by
-    less than a percent, for what is out stays out for hours.
-    """
-    total, mtbf_hours, repair_hours = needed + spares, 50.0, 5.0
-    plan = tiny.plan("dense", tp=num_gpus, num_layers=2, replicas=total)
-    keys = {"mtbf_gpu_hours": mtbf_hours, "repair_s": repair_hours * HOUR_S}
-    plan = change_plan(plan, failures=(build("failures", {"kind": "random", **keys}, "test"),))
-    end_s = 27_000 * HOUR_S
-    trace = tiny.trace(2, 1.0)
-    trace.arrival_s[1] = end_s
-    served = serve(plan, trace, until=end_s)
-    changes = [asdict(one) for one in served.changed]
-    assert len(changes) > 1000
-    facts = {"changes": changes, "num_gpus": total * num_gpus, "replicas": total}
-    levels = np.array([(at_s, serving) for at_s, _, serving in list_held(facts)])
-    spans_s = np.diff(np.append(levels[:, 0], end_s))
-    share = spans_s[levels[:, 1] >= needed].sum() / end_s
-    rates = rates_of(mtbf_hours, repair_hours)
-    said, _ = share_of_time_serving(needed, spares, num_gpus, 8, rates)
-    assert said == pytest.approx(add_up(needed, spares, num_gpus, mtbf_hours, repair_hours))
-    assert share == pytest.approx(said, abs=0.015)
-    assert abs(share - said) < 0.3 * (1 - said)

@@ -2,7 +2,6 @@
 
 import pytest
 
-from simulator import UserError
 from simulator.config.accelerator import Speeds
 from simulator.engine.probe import spread_batch
 from simulator.explanation.causes import price_step
@@ -54,8 +53,3 @@ def test_what_lies_below_is_reached_faster(tiny):
     twice_s = step_s(tiny, "moe", keys, (0, 4), **dict.fromkeys(PARTS, 2.0))
     # Faster arithmetic is fed worse by few rows, on GPUs that the fit of that does not cap.
     assert twice_s == pytest.approx(usual_s / 2, rel=0.01)
-
-
-def test_a_machine_that_was_timed_as_a_whole_has_no_parts(tiny):
-    with pytest.raises(UserError, match="leave speeds out"):
-        tiny.plan("dense", cluster="this-machine-1", speeds={"memory": 2.0})

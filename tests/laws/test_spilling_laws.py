@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.base.errors import UserError
 from simulator.engine.experts_table import spread_tokens
 from simulator.engine.timeline import run_plan
 from simulator.policies.contracts import do_spills_fit
@@ -117,11 +116,6 @@ def test_even_steps_are_not_spilled(tiny, kind):
         for spilling in ({"kind": "none"}, {"kind": "least_loaded", "threshold": 100.0})
     ]
     assert runs[0].requests["finish_s"].tolist() == runs[1].requests["finish_s"].tolist()
-
-
-def test_tokens_that_stay_are_refused(tiny):
-    with pytest.raises(UserError, match="tokens that do not travel to their experts"):
-        tiny.plan("moe", tp=4, ep=4, spilling=SPILLING)
 
 
 def test_a_hot_rank_is_relieved_as_published(tiny):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.base.streams import open_stream
-from simulator.engine.experts_table import _choose_layers, _pass_through, spread_tokens
+from simulator.engine.experts_table import spread_tokens
 from simulator.engine.table import make_table
 from simulator.step.prices import Prices
 from tests.cases import cases
@@ -70,33 +70,6 @@ def test_tokens_are_spread_evenly_beside_the_rank_that_has_most(total, num_ranks
     assert tokens_d[0] == tokens_d.max()
     assert abs(tokens_d[0] - share * total / num_ranks) <= 1
     assert num_ranks == 1 or np.ptp(tokens_d[1:]) <= 1
-
-
-@pytest.mark.parametrize("num_layers", [1, 4, 27, 58])
-@pytest.mark.parametrize("count", [1, 14, 58, 96])
-def test_layers_that_stand_for_all_are_as_unevenly_loaded_as_all(num_layers, count):
-    imbalance_L = 1 + open_stream(count, "imbalance", num_layers).lognormal(0.0, 0.5, num_layers)
-    chosen = _choose_layers(tuple(imbalance_L.tolist()), count)
-    assert len(chosen) == count
-    uses = np.bincount(chosen, minlength=num_layers)
-    assert uses.max() - uses.min() <= 1
-    spread = np.ptp(imbalance_L) * num_layers / max(count, num_layers)
-    assert (
-        abs(imbalance_L[chosen].mean() - imbalance_L.mean())
-        <= spread / min(count, num_layers) / 2 + 1e-12
-        or count == 1
-    )
-
-
-@cases(200)
-@given(st.integers(1, 100), st.integers(1, 100))
-def test_draws_pass_as_layers_of_one_step_do_each_as_often_as_the_others(num_layers, num_draws):
-    """In passes about as long as the model: it is within a third of what is longer."""
-    passes = _pass_through(num_layers, num_draws)
-    uses = np.bincount(np.concatenate(passes), minlength=num_draws)
-    assert np.ptp(uses) == 0
-    for drawn in passes:
-        assert abs(len(drawn) - num_layers) <= max(len(drawn), num_layers) / 3 + 1
 
 
 def test_streams_of_other_purposes_and_numbers_are_other_streams():

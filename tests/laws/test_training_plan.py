@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from simulator.base.errors import UserError
 from simulator.commands.plan import plan_training
 from simulator.commands.train import train
 from simulator.config.cluster import load_kind
 from simulator.config.model import load_model
 from simulator.planner.training import (
     Pair,
-    Split,
     TrainingSearch,
     _fits,
     list_sizes,
@@ -195,22 +193,6 @@ def test_a_law_by_which_another_model_is_cheapest_is_told(total_tokens, days, di
     assert all(f"{other['model']} is ahead" in sentence for sentence in told)
 
 
-@pytest.mark.parametrize(
-    ("changes", "error"),
-    [
-        ({"models": [{"model": "deepseek-v3"}]}, "none of the models fits on up to 16 GPUs"),
-        ({"models": [{"model": "olmoe-1b-7b"}] * 2}, "give each its own name"),
-        ({"training": {"sequence_tokens": 64, "global_batch": 8}}, "total_tokens is missing"),
-        ({"targets": {"days": 0}}, "days must be at least 0.001"),
-        ({"clusters": [{"cluster": "h100-sxm-8"}]}, "max_gpus = 8"),
-        ({"deployments": []}, "which moesim run takes"),
-    ],
-)
-def test_refusals_say_what_would_do(changes, error):
-    with pytest.raises(UserError, match=error):
-        ask(**changes)
-
-
 def test_sizes_are_parts_of_a_node_and_whole_nodes():
     offer = load_job(QUESTION, QUESTIONS).clusters[0]
     assert list_sizes(offer.model_copy(update={"max_gpus": 100}), "test") == [
@@ -268,14 +250,3 @@ def test_nodes_of_72_are_divided():
     splits = list_splits(model, cluster, 72, 72)
     assert splits
     assert all(split.num_gpus % (split.tp * split.pp) == 0 for split in splits)
-
-
-def test_a_model_whose_routing_differs_by_layer_is_estimated_by_few_layers():
-    model = load_model("mixtral-8x7b", "test")
-    assert isinstance(model.routing["persistence"], dict)
-    question = load_job(QUESTION | {"models": [{"model": "mixtral-8x7b"}]}, QUESTIONS)
-    pair, split = (
-        Pair(question.models[0], question.clusters[0], model),
-        Split(8, 1, 1, 8, 1, 1, "none"),
-    )
-    assert TrainingSearch(question, lambda *_: None)._estimate(pair, split) > 0

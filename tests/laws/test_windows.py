@@ -5,35 +5,18 @@ is put away that anything still names.
 import dataclasses
 import gc
 import weakref
-from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from simulator.engine import loop_state, result_rows
-from simulator.engine.events import (
-    ARRIVES,
-    COMES_LATER,
-    ENDS,
-    GOES_ON,
-    LEAVES,
-    code_of,
-    kind_of,
-    number_of,
-    push_event,
-    start_events,
-)
-from simulator.engine.loop_state import LoopState
-from simulator.engine.pool import PoolState
 from tests.cases import seeds
 from tests.laws.deployments import draw_deployment
 from tests.laws.reference_cases import draw_tiers
 from tests.laws.test_drafts import draw_drafting
 from tests.laws.test_failures import draw_failing
 from tests.laws.test_room_for_caches import draw_pools
-
-QUEUES = ("waiting", "ready", "line")
 
 
 def share_prefixes(trace, rng):
@@ -95,81 +78,12 @@ def test_how_many_rows_a_window_has_makes_no_difference(tiny, monkeypatch, seed)
     check_same(whole, tiny.serve(plan, trace, until=until_s))
 
 
-def count_names(state):
-    """How often each request of the trace is named, by its number, and where."""
-    found = Counter()
-    for place, pool in enumerate(state.pools):
-        first, each, counts = pool.requests.first, pool.ranks.each, pool.ranks.counts
-        found.update((place, row + first) for row in loop_state.list_named(pool))
-        for name in QUEUES:
-            last = each[name]["last"][each[name]["count"] > 0]
-            found.update((place, name, row + first) for row in last)
-        found.update((place, row + first) for row in counts.coming.last[counts.coming.count > 0])
-    first, events = state.first.requests.first, state.events
-    for at_s, code in zip(events.at_s, events.code[: events.num_left[0]], strict=False):
-        kind, number = kind_of(code), number_of(code)
-        if kind in loop_state._OF_REQUESTS:
-            found[at_s, kind, number + first] += 1
-    found["next to come", int(state.feed.num_come) + first] += 1
-    return found
-
-
 @pytest.mark.parametrize("seed", [3349, 3484])
 def test_nor_where_events_name_requests_that_are_lost(tiny, monkeypatch, seed):
     plan, trace = draw_failing(tiny, seed)
     whole = tiny.serve(plan, trace)
     make_small(monkeypatch, 1)
     check_same(whole, tiny.serve(plan, trace))
-
-
-MOVED = [(LEAVES, 3), (GOES_ON, 2), (ARRIVES, 1), (COMES_LATER, 0)]
-
-
-def test_lost_requests_stay_while_something_names_them(tiny):
-    pool = PoolState(tiny.plan("dense", replicas=2, num_layers=2), tiny.trace(9))
-    loop_state.move_window(pool, 0, np.zeros(9))
-    requests = pd.DataFrame({"outcome": ["finished"] + ["lost"] * 7 + ["unfinished"]})
-    events = start_events(5)
-    assert loop_state.count_settled(requests, [pool], events, []) == 8
-    assert loop_state.count_settled(requests, [pool], events, [7, 8]) == 7
-    pool.ranks.running[1, 0, 0], pool.ranks.each.num_running[1, 0] = 6, 1
-    assert loop_state.count_settled(requests, [pool], events, [7]) == 6
-    pool.ranks.counts.coming.first[0], pool.ranks.counts.coming.count[0] = 5, 1
-    assert loop_state.count_settled(requests, [pool], events, []) == 5
-    push_event(events, 1.0, code_of(ENDS, 2))
-    assert loop_state.count_settled(requests, [pool], events, []) == 5
-    for row, kind in zip((4, 3, 2, 1), (LEAVES, GOES_ON, ARRIVES, COMES_LATER), strict=True):
-        push_event(events, 1.0, code_of(kind, row))
-        assert loop_state.count_settled(requests, [pool], events, []) == row
-    moved = loop_state.move_events(events, 1, 9)
-    codes = sorted(moved.code[: moved.num_left[0]].tolist())
-    assert codes == [code_of(ENDS, 2), *(code_of(kind, row) for kind, row in MOVED)]
-    requests["outcome"] = ["finished"] * 8 + ["unfinished"]
-    pool.ranks.each.waiting.first[0, 0], pool.ranks.each.waiting.count[0, 0] = 3, 1
-    assert loop_state.count_settled(requests, [pool], start_events(0), []) == 8
-
-
-@seeds(7700, 8)
-def test_whatever_names_a_request_names_it_when_the_window_has_moved(tiny, monkeypatch, seed):
-    plan, trace, _ = draw_case(tiny, seed)
-    move, moved = LoopState.move_window, []
-
-    def check(state, count):
-        before, end = count_names(state), state.first.requests.first + count
-        assert all(number >= end for *_, number in before)
-        rows = [pool.requests.each[count:].copy() for pool in state.pools]
-        move(state, count)
-        assert count_names(state) == before
-        for pool, own in zip(state.pools, rows, strict=True):
-            for name in set(own.dtype.names) - {"following"}:
-                assert np.array_equal(pool.requests.each[name][: len(own)], own[name], True)
-        moved.append(count)
-
-    make_small(monkeypatch, 4)
-    monkeypatch.setattr(LoopState, "move_window", check)
-    tiny.serve(plan, trace)
-    assert sum(moved) <= trace.num_requests
-    assert len(moved) > 1 or trace.num_requests <= (trace.concurrency or 0) + 1
 
 
 def own_memory(records):

@@ -8,56 +8,10 @@ from scipy import stats
 from simulator.runtime.recording.comparison import (
     SAME_TIME,
     SAME_TOKENS,
-    Above,
-    Outcome,
-    TimeRatio,
     compare_models,
     headline,
-    list_findings,
 )
 from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL, Shape, three_models
-
-
-def outcome(model, seconds, same_tokens, same_time, reached=None, num_reached=0, simulated_s=None):
-    """Losses beside a mixture that ends at 2.0; their bands are 0.02 wide to each side."""
-    return Outcome(
-        model=model,
-        num_parameters=4,
-        num_active_parameters=2,
-        learning_rate=3e-3,
-        tokens=1000,
-        seconds=seconds,
-        step_s=seconds / 100,
-        step_band_s=(seconds / 110, seconds / 90),
-        simulated_step_s=simulated_s,
-        train_loss=1.9,
-        held_out_loss=same_tokens,
-        above_moe=Above(same_tokens - 2.0, 0.02),
-        same_time_tokens=500,
-        same_time_loss=same_time,
-        same_time_above_moe=Above(same_time - 2.0, 0.02),
-        num_seeds=3,
-        num_reached=3 if reached else num_reached,
-        seconds_to_moe_loss=reached,
-        time_to_moe_loss=TimeRatio(reached / 10.0, 0.9, 3.0) if reached else None,
-    )
-
-
-def test_the_headline_and_findings_follow_the_numbers():
-    moe = outcome(MOE, 10.0, 2.0, 2.0, 10.0)
-    total = outcome(SAME_TOTAL, 30.0, 1.9, 2.5, 25.0)
-    rows = [moe, total, outcome(SAME_ACTIVE, 8.0, 2.1, 2.05)]
-    assert headline(rows).endswith("the mixture of experts learned fastest.")
-    assert headline([moe, total, outcome(SAME_ACTIVE, 8.0, 2.1, 1.9)]).endswith(
-        "the dense model of the same active size learned fastest."
-    )
-    for level in (1.99, 2.01):
-        assert "no clear difference" in headline(
-            [moe, total, outcome(SAME_ACTIVE, 8.0, 2.01, level)]
-        )
-    beside = [outcome(MOE, 10.0, 2.0, 2.0, 10.0, simulated_s=0.08), *rows[1:]]
-    assert "100 ms for the mixture of experts where 80 ms" in list_findings(beside)[5]
-    assert len(list_findings(rows)) == len(list_findings(beside)) - 1
 
 
 def curves(ends):

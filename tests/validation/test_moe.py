@@ -16,9 +16,7 @@ from simulator.cost.kernels.grouped_gemm import grouped_gemm_s
 from simulator.lab.validation import OK
 from simulator.lab.validation.kernels._power_law import (
     Case,
-    _balanced_ids,
     expert_tokens,
-    exponent,
     rank_rows,
 )
 from simulator.lab.validation.kernels.eplb import Eplb
@@ -109,15 +107,6 @@ def test_kernels_whose_tiles_hold_an_even_share_pay_for_choices_of_other_ranks_e
     assert (np.diff([seconds_of(shared, rows_RG * n, 8) for n in range(1, 40)]) >= 0).all()
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 16, 100, 128, 300, 4096])
-def test_balance_of_many_tokens_is_counted_without_listing_them(tokens):
-    listed = _balanced_ids(tokens, 128, 8)
-    np.testing.assert_array_equal(
-        expert_tokens(tokens, 128, 8, None)[0], np.bincount(listed.ravel(), minlength=128)
-    )
-    assert expert_tokens(10**12, 128, 8, None).sum() == 8e12
-
-
 def test_a_router_that_limits_groups_touches_half_of_the_experts_under_balance():
     # DeepSeek-V3: 4 wishes of each token are in groups that it may use, and 4 fall back on the
     # first experts of those.
@@ -133,15 +122,6 @@ def test_the_busiest_rank_has_more_than_its_share_and_steeper_laws_give_it_more(
         for alpha in (0.6, 1.2)
     ]
     assert 1 < shares[0] < shares[1]
-
-
-def test_names_of_distributions():
-    assert exponent("power_law_1.01") == (1.01, "")
-    assert exponent("balanced") == exponent("uniform") == (None, "")
-    assert all(
-        exponent(name)[1] == f"no distribution '{name}'"
-        for name in ("power_law_x", "zipf", "power_law_-1", "power_law_nan")
-    )
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm", "abacus"])

@@ -17,16 +17,10 @@ from simulator.base.errors import UserError
 from simulator.lab.results.scores import SCORE_COLUMNS, is_answered
 from simulator.lab.validation.published import (
     RELEASE_UNSAID,
-    SAME_RELEASE,
-    Part,
-    Reply,
-    orders_of,
     run,
     topic_of,
     topics,
 )
-from simulator.lab.validation.published._rows import figures, ratio
-from simulator.lab.validation.published.serving_pairs import read_points, split_pairs, trends
 from tests.shared import shared_file
 
 pytestmark = pytest.mark.xdist_group(
@@ -284,61 +278,6 @@ def test_a_server_rate_lasts(mlperf):
         assert value[model, "server"] < 1.10 * value[model, "offline"]
 
 
-def test_what_both_figures_share_is_no_error_of_their_ratio():
-    def figure(*shares):
-        parts = tuple(
-            Part(name, share, 0.8, 1.25)
-            for name, share in zip(("attention", "dense", "experts"), shares, strict=True)
-        )
-        row = {"group": "g", "case": "s", "quantity": "q", "unit": "u", "value": 1.0}
-        return figures(pd.DataFrame([row]), [Reply(1.0, 0.8, 1.25, "ok", parts=parts)]).iloc[0]
-
-    def width(above, below):
-        row = ratio("g", "s", above, below)
-        return np.log(row["high"] / row["low"]) / 2 / np.log(1.25)
-
-    assert width(figure(0.5, 0.5, 0.0), figure(0.5, 0.5, 0.0)) == 0.0
-    assert width(figure(0.5, 0.5, 0.0), figure(0.4, 0.6, 0.0)) == pytest.approx(0.1 * 2**0.5)
-    assert width(figure(0.5, 0.0, 0.5), figure(0.5, 0.5, 0.0)) == pytest.approx(0.5 * 2**0.5)
-
-
-def test_pairs_of_splits_are_alike_in_all_else():
-    def row(name, version, split, concurrency=8, ranks=4):
-        ep = ranks if split == "spread" else 1
-        return {
-            "id": f"{name}_c{concurrency}_x", "backend": "vllm", "backend_version": version, ("model_path"): ("Qwen/Qwen3-30B-A3B"),
-            "system": "h200_sxm", "mode": "agg", "isl": 1024, "osl": 1024, "gemm_quant_mode": ("bfloat16"),
-            "moe_quant_mode": "bfloat16", "batch_size": concurrency, "tp_size": ranks, ("attention_dp_size"): 1,
-            "moe_tp_size": ranks // ep, "moe_ep_size": ep,
-        }  # fmt: skip
-
-    def found(*rows):
-        return split_pairs(read_points(pd.DataFrame(rows)))["group"].tolist()
-
-    split = row("a", "0.12.0", "split")
-    assert found(split, row("a", "0.12.0", "spread")) == [SAME_RELEASE]
-    assert found(split, row("b", "0.12.0", "spread")) == [SAME_RELEASE]
-    assert found(split, row("a", "", "spread")) == [RELEASE_UNSAID]
-    assert found(split, row("b", "", "spread")) == []
-    assert found(split, row("a", "0.13.0", "spread")) == []
-    assert found(split, row("a", "0.12.0", "spread", concurrency=16)) == []
-    assert found(split, row("a", "0.12.0", "spread", ranks=2)) == []
-
-
-def test_the_trend_with_load_is_that_of_all_loads():
-    def compared(loads, measured, predicted):
-        pairs = pd.DataFrame({"load": loads, "measured": measured, "predicted": predicted})
-        alike = {"group": SAME_RELEASE, "series": 0, "sweep": "a", "ranks": 8, "status": "ok"}
-        return pairs.assign(**alike, low=pairs["predicted"] / 2, high=pairs["predicted"] * 2)
-
-    loads = np.array([4, 16, 64])
-    (row,) = trends(compared(loads, loads**0.5, loads**-0.5))
-    assert row["measured"] == pytest.approx(4.0)
-    assert row["predicted"] == pytest.approx(0.25)
-    assert row["subject"] == "EP : TP, c64 over c4, a on 8"
-    assert list(trends(compared(loads[:2], 1.0, 1.0))) == []
-
-
 @pytest.fixture(scope="module")
 def splits(folder):
     rows = table("serving_pairs.csv")
@@ -354,19 +293,3 @@ def test_spread_experts_are_slower_in_small_deployments(splits):
     assert (rows["measured"] < 0.9).all()
     assert (rows["predicted"] < 1.0).all()
     assert len(splits.rows) == 6
-
-
-def test_whole_deployments_spread_experts_and_load_are_told_apart_in_order():
-    names = ["TensorRT-LLM MoE : dense", SAME_RELEASE, RELEASE_UNSAID, f"{RELEASE_UNSAID}, by load"]
-    rows = pd.DataFrame(
-        {
-            "group": names,
-            "quantity": "ratio",
-            "status": "ok",
-            "measured": 1.5,
-            "predicted": [1.2, 1.2, 0.9, 1.0],
-        }
-    )
-    orders = {order["suite"]: (order["pairs"], order["right"]) for order in orders_of(rows)}
-    assert list(orders.values()) == [(2, 2), (1, 0), (1, 0)]
-    assert next(iter(orders)) == "published"
