@@ -15,7 +15,6 @@ from tests.shared import SHARED, each_shared
 
 ACCELERATORS = available_files("cluster_configs/accelerators")
 CLUSTERS = available_files("cluster_configs")
-CALIBRATIONS = available_files("cluster_configs/calibration")
 NAMES_OF_SIZES = {"num_gpus", "sizes"}
 """What a file chooses to offer, rather than facts that have a source."""
 
@@ -55,11 +54,6 @@ def test_every_number_has_a_source_of_its_own_and_every_source_a_number(path):
 def test_a_cluster_with_what_it_inherits_has_a_source_for_every_number(name):
     cluster, _ = load_cluster(name, "a test")
     assert numeric_keys(cluster.model_dump(exclude_none=True)) <= set(cluster.sources)
-
-
-def test_an_accelerator_is_called_after_its_file(accelerator):
-    assert accelerator.name in ACCELERATORS
-    assert accelerator.title
 
 
 def test_peaks_are_dense(accelerator):
@@ -102,10 +96,6 @@ def test_a_narrower_format_is_never_slower_except_int8_where_the_vendor_cut_it(a
             >= accelerator.flops_per_s("bf16")
             > accelerator.flops_per_s("fp32")
         )
-
-
-def test_its_calibration_exists(accelerator):
-    assert accelerator.calibration in CALIBRATIONS
 
 
 @pytest.mark.parametrize("name", available_clusters())

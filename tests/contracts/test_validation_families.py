@@ -74,11 +74,6 @@ TABLES = sorted({path.name for path in SAMPLES.glob("*.csv")} - {"serving_points
 """Samples of kernels and exchanges."""
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_a_sample_is_read_by_a_family(name):
-    assert suite_of(read_table(SAMPLES / name, 50).values) in families()
-
-
 def sample(name, count):
     values = read_table(SAMPLES / name).values
     return values.sample(min(count, len(values)), random_state=3).reset_index(drop=True)

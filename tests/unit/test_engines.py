@@ -78,34 +78,10 @@ def test_a_release_is_that_of_the_newest_file_that_is_not_newer():
     assert find_engine("vllm@0.6.3").release == "0.10.0", "the oldest that is known"
 
 
-def test_each_engine_has_its_own_scheduler():
-    assert resolve("sglang", "h100-sxm")["kind"] == "prefill_first"
-    assert resolve("trtllm", "h100-sxm") == {
-        "kind": "no_evict",
-        "chunked_prompts": False,
-        "token_budget": 8192,
-        "max_sequences": 2048,
-        "steps_ahead": 1,
-        "rank_choice": "prompt_tokens",
-    }
-    assert resolve("mine", "h100-sxm") == {"kind": "chunked"}
-
-
 def make(model, cluster, engine, parallel, **keys):
     table = {"name": "it", "model": model, "cluster": cluster, "engine": engine, **keys}
     table["parallel"] = parallel
     return freeze(table).serving
-
-
-def test_engines_have_pages_of_their_own():
-    pages = [
-        make("qwen3-8b", "h100-sxm-1", engine, {}).capacity.block_tokens
-        for engine in ("vllm", "sglang", "trtllm", "any")
-    ]
-    assert pages == [16, 1, 32, 16]
-    assert (
-        make("qwen3-8b", "h100-sxm-1", "sglang", {}, kv_block_tokens=64).capacity.block_tokens == 64
-    )
 
 
 def test_sglang_lets_more_run_where_the_cache_holds_many_contexts():
@@ -206,13 +182,18 @@ def test_a_plan_gives_prompts_of_their_own_pool_the_batching_of_its_engine(engin
     assert plan.prefill.serving.rules.splits_prompts != (engine == "trtllm")
 
 
-def test_an_engine_offers_what_its_release_or_an_earlier_one_did():
-    assert find_offering("exchange_chunks", "vllm") == []
-    assert find_offering("spilling", "sglang@0.5.0") == []
-    assert find_offering("two_batch", "sglang") is None
-    assert find_offering("two_batch", "trtllm") == ["SGLang", "vLLM"]
-    assert find_offering("two_batch", "vllm@0.10.0") == ["SGLang", "vLLM"]
-    assert find_offering("two_batch", "mine") is None
+@pytest.mark.parametrize(
+    ("what", "engine", "others"),
+    [
+        ("exchange_chunks", "vllm", []),
+        ("two_batch", "sglang", None),
+        ("two_batch", "trtllm", ["SGLang", "vLLM"]),
+        ("two_batch", "vllm@0.10.0", ["SGLang", "vLLM"]),
+        ("two_batch", "mine", None),
+    ],
+)
+def test_an_engine_offers_what_its_release_or_an_earlier_one_did(what, engine, others):
+    assert find_offering(what, engine) == others
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])

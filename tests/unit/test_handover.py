@@ -12,7 +12,7 @@ from simulator.base.frozen import validate
 from simulator.config.capacity import Question
 from simulator.deployment.plan import make_plan
 from simulator.planner.answer import make_answer
-from simulator.planner.evaluations import best_of_each, deployment_of, price_cluster, text_of
+from simulator.planner.evaluations import deployment_of, price_cluster, text_of
 from simulator.planner.explore import ClusterSize
 from simulator.planner.handover import (
     choose_handed_over,
@@ -156,10 +156,6 @@ def test_electricity_is_that_of_the_whole_cluster_by_the_kilowatt_hour(found):
     assert price_cluster(found, first)["cost_power_per_hour"] == 0
 
 
-def test_nothing_is_lost_where_nobody_asks_what_happens_then(found):
-    assert make_answer(found).spare.lost == ""
-
-
 def test_a_stretch_that_is_asked_for_is_not_made_longer():
     asked = validate(Question, QUESTION, "test")
     assert lasting(asked, Path())[0].workload.num_requests > 300
@@ -184,22 +180,6 @@ def test_commands_are_those_of_each_models_engine(found):
     given = hand_over(found)
     assert {one.command.split()[0] for one in given.commands} == {"vllm", "python"}
     assert Handover.model_validate_json(given.model_dump_json()) == given == hand_over(found)
-
-
-@pytest.mark.slow
-def test_every_model_that_meets_the_targets_is_started():
-    names = ["gpt-oss-20b", "qwen3-8b", "llama-3.1-8b"]
-    models = [{"model": name, "weight_dtypes": ["bf16"]} for name in names[1:]]
-    space = {**QUESTION["space"], "tp": [1]}
-    found = found_of(models=[{"model": names[0], "quality": 0.7}, *models], space=space)
-    given = hand_over(found).commands
-    assert {one.model for one in given} == set(names)
-    assert given[0].model == next(iter(best_of_each(found)))
-    weights = {"gpt-oss-20b": "openai/gpt-oss-20b", "qwen3-8b": "Qwen/Qwen3-8B"}
-    for one in given:
-        assert weights.get(one.model, "Llama-3.1-8B") in one.command
-        assert "--max-model-len" in one.command
-        assert "vLLM 0.33.0" in one.flags_read
 
 
 def test_the_answer_holds_scenarios_that_load(found, tmp_path):

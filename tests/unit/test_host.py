@@ -11,10 +11,8 @@ import simpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.base.data import available_files
 from simulator.base.errors import UserError
-from simulator.config.calibration import CalibrationFile
-from simulator.config.host import ExchangeTable, HostCalibration, MatrixTable, load_any_calibration
+from simulator.config.host import ExchangeTable, MatrixTable, load_any_calibration
 from simulator.config.training import TrainingDeployment, TrainingSpec
 from simulator.deployment.fits import fits_of
 from simulator.deployment.notes import notes_of
@@ -105,15 +103,6 @@ def test_shared_cores_are_never_idle_while_there_is_work_for_them(seconds, num_c
     assert all(end_s[i] >= seconds[i] * (1 - 1e-6) for i in range(len(seconds)))
 
 
-def test_equal_ranks_on_half_as_many_cores_take_twice_as_long():
-    env = simpy.Environment()
-    cores = SharedCores(env, 2)
-    for _ in range(4):
-        cores.work(1.0)
-    env.run()
-    assert env.now == pytest.approx(2.0)
-
-
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
     folder = tmp_path_factory.mktemp("local")
@@ -151,13 +140,6 @@ def seconds_of(plan, sequences, new=1, context=0):
     dp = plan.placement.layout.attention_dp
     [times] = forecast(plan, [(make_even_batch([sequences // dp] * dp, new, context), 0)])
     return times
-
-
-def test_a_step_costs_more_with_more_tokens_and_its_phases_add_up(local):
-    few, many = (seconds_of(local(), number) for number in (8, 512))
-    assert many.duration_s > few.duration_s
-    assert few.phases["experts"] > 0
-    assert few.phases["dispatch"] > 0
 
 
 def test_ranks_beyond_the_cores_share_them(local):
@@ -271,13 +253,6 @@ def test_each_layer_is_packed_by_rows_of_its_own(local):
     together = [step.pack_R.tolist() for step in experts.steps(tokens, places)]
     assert together == [experts.steps(tokens, [one])[0].pack_R.tolist() for one in places]
     assert len(set(map(tuple, together))) > 1
-
-
-@pytest.mark.parametrize("name", sorted(available_files("cluster_configs/calibration")))
-def test_every_calibration_says_where_its_numbers_come_from(name):
-    found = load_any_calibration(name, "test")
-    assert isinstance(found, CalibrationFile | HostCalibration)
-    assert found.title
 
 
 HERE = {

@@ -67,18 +67,6 @@ def test_bands_of_what_is_unseen_are_of_whole_groups():
     assert band_of_unseen(1 / ratios, few, 1200) is None, "one group says nothing of another"
 
 
-def test_bands_of_new_groups_hold_four_of_five():
-    """Groups whose middles are drawn like those that the band was made of."""
-    rng = np.random.default_rng(5)
-    inside = []
-    for _ in range(300):
-        middles = rng.normal(0.0, 0.15, 6)
-        drawn = np.exp(np.repeat(middles, 50) + rng.normal(0.0, 0.1, 300))
-        low, high = band_of_unseen(1 / drawn[:250], np.repeat(range(5), 50), LEAST_ROWS)
-        inside.append(((drawn[250:] >= low) & (drawn[250:] <= high)).mean())
-    assert 0.77 < np.mean(inside) < 0.87
-
-
 def test_an_entry_is_widened_by_what_is_unseen_alone():
     own, new = (0.9, 1.1), LatencyBands(band=(0.95, 1.4), ttft_band=(0.5, 1.05))
     fit = EngineFit.model_construct(kind="fitted", band=own, ttft_band=own, unseen={"gpu": new})

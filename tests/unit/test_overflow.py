@@ -1,9 +1,6 @@
 """The overflow of a deployment: how it is asked for, what is refused, and what is said of it."""
 
-import math
-
 import numpy as np
-import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
@@ -11,7 +8,6 @@ from simulator.base.plugins import build
 from simulator.deployment.facts import facts_of
 from simulator.policies.overflow import count_next_choices, may_drop
 from simulator.policies.overflow.capacity import Capacity
-from simulator.results.run_sentences import find_drops
 
 ROOMY = {"kind": "capacity", "factor": 1.25}
 
@@ -54,29 +50,6 @@ def test_steps_too_large_to_be_counted_are_refused_in_words(tiny):
     said = "a step has up to 35,651,584 token-expert pairs, must be at most 33,554,432; lower the"
     assert said in str(refused.value)
     tiny.plan("moe", attention_dp=16, overflow=ROOMY, **keys)
-
-
-NEVER, EVENLY, ONE = [0.0, 0.0], [0.2, 0.2], [0.0, 0.31]
-
-
-@pytest.mark.parametrize(
-    ("share", "dropped", "rerouted", "wanted"),
-    [
-        (0.0, NEVER, NEVER, "it drops no choice of an expert: there was room for all."),
-        (0.0317, EVENLY, NEVER, "it drops 3.2 % of its tokens' choices of experts: it computes"),
-        (0.254, ONE, NEVER, "drops 25 % of its tokens' choices of experts (31 % in MoE layer 1, "),
-        (0.9999, EVENLY, NEVER, "it drops nearly 100 % of"),
-        (0.0, NEVER, EVENLY, "it sends 20 % of its tokens' choices of experts to next choices: w"),
-        (0.1, EVENLY, ONE, "and sends 16 % of them to next choices (31 % in MoE layer 1, the most"),
-    ],
-)
-def test_shares_are_told_where_something_can_be_dropped(share, dropped, rerouted, wanted):
-    facts = {"overflow_by_layer": {"dropped": dropped, "rerouted": rerouted}}
-    assert wanted in str(*find_drops(pd.Series({"dropped_share": share}), facts, "it"))
-
-
-def test_nothing_is_said_where_nothing_can_be_dropped():
-    assert not list(find_drops(pd.Series({"dropped_share": math.nan}), {}, "it"))
 
 
 def test_next_choices_are_as_many_as_a_token_may_choose():

@@ -15,11 +15,8 @@ from simulator.engine.timeline import run_plan
 from simulator.planner import space as rules
 from simulator.planner.analytical import Curve
 from simulator.planner.crossover import make_fixed_traffic
-from simulator.planner.explore import Explorer
 from simulator.planner.launch import list_commands
-from simulator.planner.screen import Candidate, Judge
 from simulator.planner.space import Ruled, Space
-from simulator.planner.traffic import lasting, traffic_of
 from simulator.workload.traces import RequestTrace
 from tests.parts import freeze
 from tests.single_steps import take_apart
@@ -116,34 +113,6 @@ def test_the_closed_form_is_what_the_engine_does(cluster, split, sequences):
         (np.array([float(sequences)]), np.array([sequences / 200]), 600.0),
     )
     assert curve.step_s(*at)[0] == pytest.approx(middle["duration_s"].mean(), rel=0.12)
-
-
-def test_the_screen_reads_pipelines_optimistically():
-    asked, _ = lasting(
-        question(
-            models=("qwen3-32b",),
-            clusters=("h100-sxm", "l40s"),
-            tp=[4, 8],
-            attention_dp=[1],
-            pp=[2],
-        ),
-        Path(),
-    )
-    space, traffic = Space(asked, Path()), traffic_of(asked, Path())
-    judge = Judge(space, traffic)
-    found = 0
-    for machines in range(2):
-        for shape, plan in space.shapes(0, machines, Ruled()):
-            rates = judge.best(judge.both(plan, judge.curve(shape, plan), 2048))
-            candidate = Candidate(shape, 2048, None, 1, 0, 0.0, 0, 0, 0.0, 0.0)
-            evaluation = Explorer(space, candidate, traffic, 1).find()
-            assert evaluation.cluster_size is not None
-            assert evaluation.num_gpus == evaluation.cluster_size.replicas * shape.num_ranks
-            assert rates.most * evaluation.cluster_size.replicas >= traffic.rate_per_s * 0.99, (
-                space.text(shape)
-            )
-            found += 1
-    assert found >= 2
 
 
 def test_a_slower_table_is_slower_on_the_way_between_stages_too(tiny):

@@ -28,14 +28,6 @@ def test_contiguous_fills_further_slots_with_the_first_experts_again():
         place(Contiguous(num_slots=4), [[1.0] * 5], 4)
 
 
-def test_random_shuffles_every_layer_its_own_way():
-    placed = place(Random(), np.ones((2, 64)), 8)
-    assert placed.expert_LP[0].tolist() != placed.expert_LP[1].tolist()
-    assert (
-        placed.expert_LP.tolist() != place(Random(), np.ones((2, 64)), 8, seed=1).expert_LP.tolist()
-    )
-
-
 def test_greedy_keeps_the_contiguous_order_where_that_is_as_good():
     # Heaviest first gives 7 and 5 here; 3 + 3 against 2 + 2 + 2 is better, and is the order the
     # experts already have.

@@ -190,31 +190,6 @@ def test_a_killed_search_goes_on_where_it_was(fresh, tmp_path):
     ] == [STORED_EVALUATION.dump_json(one) for one in fresh.evaluations]
 
 
-@pytest.mark.slow
-def test_an_extended_search_does_not_repeat_what_it_has(tmp_path):
-    """Another name, another model: what was explored stays explored; another target does not."""
-    asked = question(models=[{"model": "qwen3-8b"}])
-    search(asked, Path(), Store(tmp_path), workers=1)
-    done = set(read_findings(tmp_path))
-    search(
-        question(name="another", models=[{"model": "gpt-oss-20b"}, {"model": "qwen3-8b"}]),
-        Path(),
-        Store(tmp_path),
-        workers=1,
-    )
-    more = set(read_findings(tmp_path))
-    alone = tmp_path / "alone"
-    search(question(models=[{"model": "gpt-oss-20b"}]), Path(), Store(alone), workers=1)
-    assert len(more) <= len(done) + len(read_findings(alone))
-    search(
-        asked.model_copy(update={"targets": question(targets={"tpot_s": {"p50": 0.03}}).targets}),
-        Path(),
-        Store(tmp_path),
-        workers=1,
-    )
-    assert set(read_findings(tmp_path)) > more
-
-
 def test_a_recording_that_a_model_names_itself_is_part_of_the_key(tmp_path):
     shipped = (Path(__file__).parents[2] / "workloads/models/olmoe-1b-7b.toml").read_text()
     head, _, rest = shipped.partition("[routing]")
@@ -257,18 +232,6 @@ def identify(asked):
 )
 def test_the_key_tells_apart_what_a_finding_depends_on_and_nothing_else(changes, is_another):
     assert (identify(question()) != identify(question(**changes))) == is_another
-
-
-def test_the_key_tells_apart_what_fails_together():
-    """Where there are spare replicas, whose number hangs on it."""
-    shares = (
-        {},
-        {"node_share": 0.1},
-        {"switch_share": 0.1},
-        {"node_share": 0.1, "nodes_per_switch": 8},
-    )
-    asked = [question(failures={"availability": 0.9, **one}) for one in shares]
-    assert len({identify(one) for one in asked}) == 4
 
 
 def test_two_folders_with_a_model_of_one_name_do_not_share_its_steps(tmp_path):

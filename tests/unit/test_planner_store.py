@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from simulator.base import caches
 from simulator.base.caches import DATABASE
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.screen import Candidate
@@ -196,18 +195,3 @@ def test_a_full_disk_is_said_once_and_costs_only_what_would_have_been_kept(tmp_p
     assert store.has_failed
     assert store.get(key_of("x"), STORED_EVALUATION) is None
     assert read_findings(tmp_path) == {}
-
-
-def test_only_the_searches_own_files_are_listed_and_one_that_vanishes_has_no_size(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setenv("MOESIM_CACHE", str(tmp_path))
-    own = [caches.DATABASE, f"{caches.DATABASE}-journal", f"{caches.DATABASE}.damaged"]
-    for name in (*own, f"{caches.DATABASE}.bak"):
-        (tmp_path / name).write_text("x")
-    for name in ("ab" + 62 * "c", 64 * "c"):
-        (tmp_path / "ab").mkdir(exist_ok=True)
-        (tmp_path / "ab" / f"{name}.json").write_text("{}")
-    listed = caches.list_caches()["findings of searches"]
-    assert {path.name for path in listed} == {*own, f"ab{62 * 'c'}.json"}
-    assert caches._measure(tmp_path / "gone") == 0

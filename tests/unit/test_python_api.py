@@ -238,11 +238,3 @@ def test_a_sweep_takes_values_by_path(tmp_path):
     assert simulator.build_report(tmp_path / "out").verdict["headline"]
     with pytest.raises(simulator.UserError, match="there is an empty value"):
         simulator.sweep(path, tmp_path / "out", {"workload.rate_scale": []})
-
-
-@pytest.mark.slow
-def test_a_question_is_answered_and_its_folder_written(tmp_path):
-    answer = simulator.plan(QUESTION, folder=tmp_path / "plan", cache=tmp_path / "kept", workers=1)
-    assert (tmp_path / "plan" / "report.html").exists()
-    text = (tmp_path / "plan" / "plan.json").read_text(encoding="utf-8")
-    assert answer.model_dump(mode="json") == json.loads(text)

@@ -8,14 +8,12 @@ import time
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
 from simulator.config.workload import LogColumns, WorkloadSpec
 from simulator.workload.requests import load_requests, read_trace
-from simulator.workload.traces._times import read_times, split_unit
-from simulator.workload.traces.request_log import find_names
+from simulator.workload.traces._times import split_unit
 from tests.unit.trace_texts import AZURE, lines, read, written
 
 HEADER = "timestamp,prompt_tokens,completion_tokens"
@@ -55,12 +53,6 @@ def test_a_unit_in_the_name_goes_before_what_a_number_looks_like(tmp_path):
         trace = read(tmp_path, log(0, int(1.5 * per_second), header=header))
         assert trace.arrival_s.tolist() == [0, 1.5]
         assert split_unit(name)[1] is not None
-
-
-def test_nanoseconds_keep_their_last_digits():
-    first = MOMENT_S * 10**9
-    seconds, _ = read_times(np.array([str(first), str(first + 1)], object), "ts")
-    assert seconds[1] - seconds[0] == pytest.approx(1e-9, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -128,11 +120,6 @@ def test_a_refused_log_ends_with_a_line_that_reads_it(tmp_path):
     trace = load_requests(WorkloadSpec.model_validate(tomllib.loads(copied)), tmp_path, 0)
     assert trace.arrival_s.tolist() == [0, 1.5]
     assert trace.num_input.tolist() == [10, 11]
-
-
-def test_of_several_times_the_arrival_is_taken():
-    names = find_names(["end_time", "time", "arrival_time", "total_tokens", "input_tokens"])
-    assert names == ("arrival_time", "input_tokens", None, None)
 
 
 def test_parquet_and_json_lines_hold_the_same_log(tmp_path):

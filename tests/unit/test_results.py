@@ -16,7 +16,6 @@ from simulator.results.folder import (
     merge,
 )
 from simulator.results.results_folder import SCHEMA
-from simulator.results.shown_steps import chrome_trace
 from simulator.results.tables import SPAN_COLUMNS
 
 SHOWN_STEP = {"source": "run", "number": 1234, "replica": 2, "start_s": 90.0, "num_batches": 4}
@@ -250,18 +249,3 @@ def test_runs_that_cannot_be_compared_are_not_merged(tmp_path):
         merge([(one, made("a")), (two, made("b", slo={}))])
     with pytest.raises(UserError, match="named twice"):
         merge([(one, made("a")), (one, made("a"))])
-
-
-def test_the_timeline_opens_in_perfetto():
-    found = chrome_trace(made("a", "b").spans, lambda deployment, phase: f"the {phase}")
-    events = json.loads(json.dumps(found))["traceEvents"]
-    assert {event["pid"] for event in events} == {0, 1}
-    named = [event["args"]["name"] for event in events if event["name"] == "process_name"]
-    assert named == ["a: the decode", "b: the decode"]
-    (first, _) = [event for event in events if event["ph"] == "X"]
-    assert (first["ts"], first["dur"], first["tid"], first["args"]) == (
-        0.5e6,
-        0.25e6,
-        0,
-        {"layer": 1},
-    )

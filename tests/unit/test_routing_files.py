@@ -167,18 +167,6 @@ def test_selecting_what_a_file_does_not_hold_is_refused(tmp_path, name, fields, 
         Replay(trace=str(tmp_path / name), **fields).prepare(moe, 2, np.random.default_rng(0))
 
 
-def test_counts_by_domain_in_an_archive_of_arrays(tmp_path):
-    np.savez(tmp_path / "c.npz", counts=[[[9, 1, 1]], [[1, 1, 9]]], domain=["law", "code"])
-    moe = MoE(kind="moe", num_experts=3, top_k=1, intermediate_size=1)
-    router = Replay(trace=str(tmp_path / "c.npz"), domain="code").prepare(
-        moe, 1, np.random.default_rng(0)
-    )
-    assert (
-        np.bincount(router.topk_ids(0, np.array([500]), np.random.default_rng(0)).ravel()).argmax()
-        == 2
-    )
-
-
 MODEL = MoE(kind="moe", num_experts=8, top_k=2, intermediate_size=4)
 LAYERS = 3
 RNG = np.random.default_rng(0)

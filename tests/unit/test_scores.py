@@ -359,35 +359,6 @@ def test_answered_and_refused_are_all_rows():
     assert refused.values.tolist() == [["no fit of N rows", "left out by whole model", 1]]
 
 
-def test_rows_of_gpus_without_a_fit_stand_apart():
-    board = make_board()
-    others = make_rows([3.0, 3.0], group="a100 bf16")
-    board = replace(board, rows=pd.concat([board.rows, others], ignore_index=True))
-    text = accuracy.update_document("", board)
-    assert cells_of(text, "Dense GEMM kernels", "a100")[:4] == ["2", "0", "100.0 %", "200.0 %"]
-    assert cells_of(text, "Dense GEMM kernels", "h100-sxm, left out")[0] == "4"
-    assert cells_of(text, "Dense GEMM kernels", "rows")[0] == "4", "those in the fits, alone"
-    foreign = replace(make_board(tables=[]), unseen=pd.DataFrame())
-    text = accuracy.update_document("", foreign)
-    assert cells_of(text, "Dense GEMM kernels", "h100")[0] == "4", "of no table that was fitted"
-    assert cells_of(text, "Dense GEMM kernels", "rows")[0] == "0"
-
-
-def test_what_calibrations_state_of_models_left_out_is_shown_where_nothing_was_refitted():
-    stated = pd.DataFrame(
-        [("Dense GEMM kernels", 3, 1, 0, 0.15, 0.45, 0.7)],
-        columns=["what", "rows", "fits", "missed", "median", "p90", "covered"],
-    )
-    board = replace(make_board(), unseen=pd.DataFrame(), left_out=stated)
-    text = accuracy.update_document("", board)
-    for figure, cell in (
-        ("rows", "3"),
-        ("error: median", "15.0 %"),
-        ("inside the 80 % band", "70.0 %"),
-    ):
-        assert cells_of(text, "Dense GEMM kernels", figure)[1] == cell
-
-
 def test_only_marked_parts_of_a_document_are_replaced():
     document = accuracy.update_document("# Accuracy\n\nWords.\n", make_board())
     assert document.startswith("# Accuracy\n\nWords.\n\n<!-- accuracy: measured -->")

@@ -147,16 +147,3 @@ def test_replicas_carry_the_traffic_as_likely_as_not_or_read_optimistically(
     found = size_candidate(space, traffic, replica(), 2048, rates, ruled)
     assert ([] if found is None else [found.replicas]) == replicas
     assert ruled.counts == ({} if reason is None else {reason: 1})
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({}, "TP 1"),
-        ({"attention_dp": 4, "ep": 4}, "attention DP 4, EP 4"),
-        ({"tp": 2, "slots": 40, "overlap": "two_batch"}, "TP 2, 8 spare experts, overlap"),
-        ({"placement": "eplb", "pp": 2}, "TP 1, PP 2, experts placed by load"),
-    ],
-)
-def test_a_split_is_told_in_words(changes, text):
-    assert Space(question(), HERE).split(replica()._replace(**changes)) == text

@@ -19,7 +19,6 @@ from simulator.planner.loss_probability import share_of_time_serving
 from simulator.planner.losses import list_survivors
 from simulator.planner.search import search
 from simulator.planner.store import Store
-from tests.small_scenario import poisson
 from tests.unit.test_plan_questions import TABLE
 
 FAILURES = {"mtbf_gpu_hours_low": 1000.0, "repair_hours": 10.0}
@@ -128,14 +127,3 @@ def test_what_has_no_room_for_spare_replicas_is_refused_with_what_would_do():
     assert re.search(
         r"takes 2 replicas of 1 GPU for 1 .* allow 1, with which it is 0\.990099", told
     )
-
-
-def test_what_misses_targets_for_its_spare_replicas_says_how_many_these_are():
-    asked = {"tpot_s": {"p90": 0.0115}, "ttft_s": {"p90": 0.05}}
-    workload = poisson(300.0, 512, 64, 300)
-    failures = FAILURES | {"availability": 0.9999}
-    found = find(most=4, targets=asked, workload=workload, failures=failures)
-    assert not found.met
-    whys = [one.why for one in found.evaluations if one.most is not None]
-    assert whys
-    assert all("of whose replicas" in why and "spare" in why for why in whys)

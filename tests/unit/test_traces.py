@@ -123,7 +123,7 @@ def test_azure_multimodal_counts_images_in_a_note(tmp_path):
     ]
     trace = read(tmp_path, "\n".join(rows))
     assert trace.num_input.tolist() == [1000, 10]
-    assert trace.notes == ("1 requests carry images, which count only through ContextTokens",)
+    assert "1 requests carry images" in trace.notes[0]
 
 
 def test_burstgpt_is_read_by_name_in_every_version(tmp_path):
@@ -346,203 +346,94 @@ def test_a_million_rows_take_seconds(tmp_path):
     assert time.perf_counter() - start < 2
 
 
-def refusal(tmp_path, text):
+A, B = "2023-11-16 18:15:46.1,374,44", "2023-11-16 18:15:47.2,396,109"
+EARLY = "2023-11-16 18:15:46.5,1,1"
+JSONL, CSV = lines(MOONCAKE[:1]), f"{AZURE}\n{A}\n"
+TABLE = "num_input,num_output,prefix_block_tokens,prefix_ids\n"
+BOTH = "arrived_at,num_prefill_tokens,num_decode_tokens,num_input,num_output\n"
+
+
+def second(**changes):
+    return JSONL + json.dumps({**MOONCAKE[1], **changes})
+
+
+def bench(**changes):
+    return json.dumps({**BENCH, **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", ": the file is empty"),
+        (b"\n\n  \n", ": the file is empty"),
+        (b"\xef\xbb\xbf", ": the file is empty"),
+        (gzip.compress(b"", mtime=0), ": the file is empty"),
+        (gzip.compress(b"num_input,num_output\n" * 9)[:-12], ": damaged, or not a whole packed"),
+        (AZURE, ": holds no request"),
+        (CSV + "2023-11-16 18:15:47.2,x,109", ", line 3: ContextTokens must be a whole number"),
+        (CSV + B + "\n2023-11-16 18:15:48.2,5", ", line 4: has 2 columns, the header has 3"),
+        (CSV + "\n2023-11-16 18:15:48.2,-5,6", ", line 4: ContextTokens must be at least 1"),
+        (CSV + "2023-11-16 18:15:46+02:00,5,6", ", line 3: TIMESTAMP must be a UTC time"),
+        (CSV + f"{B}\n{EARLY}", ", line 4: TIMESTAMP lies 0.7 s before"),
+        (f"{AZURE}\n".encode() + b"\xff,1,1\n", ", line 2: not UTF-8 text"),
+        (JSONL + "{", ", line 2: not valid JSON"),
+        (JSONL + "[1]", ", line 2: must hold a JSON object, found a list"),
+        (JSONL + '{"input_length": 5, "output_length": 5}', ", line 2: missing timestamp"),
+        (second(timestamp=float("nan")), ", line 2: timestamp must be a finite number"),
+        (second(timestamp=-1), ", line 2: timestamp lies 0.001 s before"),
+        (second(timestamp=0.5), ", line 2: timestamp must be whole milliseconds"),
+        (second(output_length=True), ", line 2: output_length must be a whole number"),
+        (second(hash_ids=[1]), ", line 2: 1 hash_ids for input_length 1025"),
+        (json.dumps({**MOONCAKE[1], "hash_ids": 3}), ", line 1: hash_ids must be a list"),
+        (bench(input_lens=None), ": no list input_lens"),
+        (bench(output_lens=[1]), ": output_lens has 1 entries, input_lens has 3"),
+        (bench(input_lens=[1, "x", 2]), ", entry 2: input_lens must be a number"),
+        (bench(start_times=[1, float("nan"), 2]), ", entry 2: start_times must be a finite"),
+        (bench(output_lens=[0, 0, 0]), ": holds no request"),
+        (bench(max_concurrency=0), ": max_concurrency must be a whole number"),
+        ('[{"conversations": [{"value": 1}]}', ", line 1, column 35: not valid JSON"),
+        ('[{"conversations": [{"value": 1}]}]', ", entry 1: conversations must be a list"),
+        ("time_stamp,ContextTokens\n1,2\n", ": not a request trace of a known format"),
+        (TABLE + "20,1,16,0 1\n20,1,8,0 1\n", ": prefix_block_tokens must be the same number"),
+        (BOTH + "0,1,1,1,1\n", ": could be any of splitwise, table"),
+    ],
+)
+def test_a_broken_file_is_refused_in_one_line_with_the_place(tmp_path, text, said):
     with pytest.raises(UserError) as found:
         read(tmp_path, text, strict=True)
     message = str(found.value)
     assert "\n" not in message
-    assert message.startswith(str(tmp_path / "trace"))
-    return message.removeprefix(str(tmp_path / "trace"))
+    assert message.startswith(f"{tmp_path / 'trace'}{said}")
 
 
-def test_broken_parquet_is_refused_with_its_row(tmp_path):
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    path = tmp_path / "t.parquet"
-    for columns, message in (
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
         ({"num_input": [1, None], "num_output": [1, 1]}, "row 2: num_input has no value"),
         ({"num_input": ["a"], "num_output": [1]}, "column num_input must hold int numbers"),
-        (
-            {"num_input": [1, -2], "num_output": [1, 1]},
-            "row 2: num_input must be at least 1 tokens, got -2",
-        ),
-        (
-            {"num_input": [1], "num_output": [1], "prefix_ids": [[1]]},
-            "prefix_ids need a column prefix_block_tokens",
-        ),
-        (
-            {"num_input": [1], "num_output": [1], "arrival_s": [float("nan")]},
-            "row 1: arrival_s must be a finite number",
-        ),
-    ):
-        parquet.write_table(pa.table(columns), path)
-        with pytest.raises(UserError) as found:
-            read_trace(path, strict=True)
-        assert message in str(found.value)
+        ({"num_input": [1, -2], "num_output": [1, 1]}, "row 2: num_input must be at least 1"),
+        ({"num_input": [1], "num_output": [1], "prefix_ids": [[1]]}, "prefix_block_tokens"),
+        ({"num_input": [1], "num_output": [1], "arrival_s": [float("nan")]}, "row 1: arrival_s"),
+    ],
+)
+def test_broken_parquet_is_refused_with_its_row(tmp_path, columns, said):
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(UserError, match=said):
+        read_trace(path, strict=True)
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(UserError, match="damaged, or not a Parquet file"):
         read_trace(path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\n\n  \n", b"\xef\xbb\xbf", gzip.compress(b"", mtime=0)]
-)
-def test_empty_files(tmp_path, content):
-    assert (
-        refusal(tmp_path, content)
-        == ": the file is empty; a request trace has at least one request"
-    )
-
-
-def test_a_missing_file_and_a_damaged_archive(tmp_path):
+def test_what_is_no_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_trace(tmp_path / "missing.csv")
-    assert "not a whole packed file" in refusal(
-        tmp_path, gzip.compress(b"num_input,num_output\n" * 9)[:-12]
-    )
-
-
-A, B, C = (
-    "2023-11-16 18:15:46.1,374,44",
-    "2023-11-16 18:15:47.2,396,109",
-    "2023-11-16 18:15:46.5,1,1",
-)
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([], ": holds no request; a request trace has at least one"),
-        (
-            [A, "2023-11-16 18:15:47.2,x,109"],
-            ", line 3: ContextTokens must be a whole number, got 'x'",
-        ),
-        ([A, B, "2023-11-16 18:15:48.2,5"], ", line 4: has 2 columns, the header has 3"),
-        (
-            [A, "", "2023-11-16 18:15:48.2,-5,6"],
-            ", line 4: ContextTokens must be at least 1 tokens, got -5",
-        ),
-        (
-            [A, "2023-11-16 18:15:46+02:00,5,6"],
-            ", line 3: TIMESTAMP must be a UTC time such as 2023-11-16 18:15:46.6805900",
-        ),
-        (
-            [A, B, C],
-            ", line 4: TIMESTAMP lies 0.7 s before that of the row above; sort the rows by it",
-        ),
-    ],
-)
-def test_broken_csv(tmp_path, rows, message):
-    assert refusal(tmp_path, "\n".join([AZURE, *rows])).startswith(message)
-
-
-def test_equal_times_are_in_order(tmp_path):
-    assert read(tmp_path, "\n".join([AZURE, A, A, B])).num_requests == 3
-
-
-@pytest.mark.parametrize(
-    ("second", "message"),
-    [
-        ("{", ", line 2: not valid JSON"),
-        ("[1]", ", line 2: must hold a JSON object, found a list"),
-        (
-            {"input_length": 5, "output_length": 5, "hash_ids": [1]},
-            ", line 2: missing timestamp; it must be a finite number",
-        ),
-        (
-            {**MOONCAKE[1], "timestamp": float("nan")},
-            ", line 2: timestamp must be a finite number, got NaN",
-        ),
-        (
-            {**MOONCAKE[1], "timestamp": -1},
-            ", line 2: timestamp lies 0.001 s before that of the row above",
-        ),
-        (
-            {**MOONCAKE[1], "timestamp": 0.5},
-            (
-                ", line 2: timestamp must be whole milliseconds in a Mooncake trace, "
-                "got 0.5; multiply by 1000"
-            ),
-        ),
-        (
-            {**MOONCAKE[1], "output_length": True},
-            ", line 2: output_length must be a whole number, got true",
-        ),
-        (
-            {**MOONCAKE[1], "hash_ids": [1]},
-            ", line 2: 1 hash_ids for input_length 1025; blocks of 512 tokens need 3",
-        ),
-    ],
-)
-def test_broken_json_lines(tmp_path, second, message):
-    text = lines(MOONCAKE[:1]) + (second if isinstance(second, str) else json.dumps(second))
-    assert refusal(tmp_path, text).startswith(message)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"input_lens": None}, ": no list input_lens; run the benchmark with --save-detailed"),
-        ({"output_lens": [1]}, ": output_lens has 1 entries, input_lens has 3"),
-        ({"input_lens": [1, "x", 2]}, ', entry 2: input_lens must be a number, got "x"'),
-        ({"start_times": [1, float("nan"), 2]}, ", entry 2: start_times must be a finite number"),
-        ({"output_lens": [0, 0, 0]}, ": holds no request"),
-        ({"max_concurrency": 0}, ": max_concurrency must be a whole number of at least 1, got 0"),
-    ],
-)
-def test_broken_vllm_results(tmp_path, change, message):
-    assert refusal(tmp_path, json.dumps({**BENCH, **change})).startswith(message)
-
-
-def test_a_table_needs_one_block_size(tmp_path):
-    message = refusal(
-        tmp_path, "num_input,num_output,prefix_block_tokens,prefix_ids\n20,1,16,0 1\n20,1,8,0 1\n"
-    )
-    assert message == ": prefix_block_tokens must be the same number, at least 1, in every row"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('[{"conversations": [{"value": 1}]}', ", line 1, column 35: not valid JSON"),
-        (
-            '[{"conversations": [{"value": 1}]}]',
-            ", entry 1: conversations must be a list of turns with a text 'value'",
-        ),
-        (
-            "time_stamp,ContextTokens\n1,2\n",
-            (
-                ": not a request trace of a known format; its first line reads as the "
-                "columns 'time_stamp'"
-            ),
-        ),
-        (
-            '{"timestamp": 1, "input_length": 5, "output_length": 1, "hash_ids": 3}',
-            ", line 1: hash_ids must be a list of whole numbers",
-        ),
-        (
-            b"TIMESTAMP,ContextTokens,GeneratedTokens\n\xff,1,1\n",
-            ", line 2: not UTF-8 text; save the file as UTF-8",
-        ),
-    ],
-)
-def test_other_broken_files(tmp_path, text, message):
-    assert refusal(tmp_path, text).startswith(message)
-
-
-def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "trace").mkdir()
     (tmp_path / "trace" / "notes.txt").touch()
     with pytest.raises(UserError, match=r"it is a folder of 1 entries \(notes.txt\)"):
         read_trace(tmp_path / "trace")
 
 
-def test_what_could_be_two_formats_is_refused(tmp_path):
-    message = refusal(
-        tmp_path,
-        "arrived_at,num_prefill_tokens,num_decode_tokens,num_input,num_output\n0,1,1,1,1\n",
-    )
-    assert message.startswith(
-        ": could be any of splitwise, table; its first line reads as the columns 'arrived_at'"
-    )
+def test_equal_times_are_in_order(tmp_path):
+    assert read(tmp_path, "\n".join([AZURE, A, A, B])).num_requests == 3

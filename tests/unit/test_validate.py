@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.lab.results.scores import IN_SAMPLE, SCORE_COLUMNS
+from simulator.lab.results.scores import SCORE_COLUMNS
 from simulator.lab.validation import Answered, known_rows, published, suites
 from simulator.lab.validation.tables import read_table, values_of
 
@@ -55,22 +55,6 @@ def test_rows_that_cannot_be_compared_are_answered_and_counted(moesim):
     assert json.loads(out)["tables"][0]["unusable"] == {"latency_ms": 3}
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_few_rows_and_the_same_rows_twice(moesim, count):
-    table = (
-        pd.read_csv("gemm.csv", dtype=str, keep_default_na=False)
-        .iloc[[0] * count]
-        .assign(id="same", further="column")
-    )
-    table.to_csv("few.csv", index=False)
-    code, _, _ = moesim(
-        "validate", "kernels", "gemm", "few.csv", "--out", "answers.csv", "--report", "page.html"
-    )
-    answers = pd.read_csv("answers.csv")
-    assert (code, len(answers), answers["predicted_kernel_s"].nunique()) == (0, count, 1)
-    assert "further" in answers.columns
-
-
 def test_a_cell_that_cannot_be_used_is_quoted(moesim):
     told = {
         "h100,bfloat16,abc,8,8": "m is not a number: abc",
@@ -91,15 +75,6 @@ def test_a_cell_that_cannot_be_used_is_quoted(moesim):
     assert moesim("validate", "kernels", "gemm", "cells.csv", "--out", "answers.csv")[0] == 0
     assert pd.read_csv("answers.csv")["status"].tolist() == [
         f"unsupported: {why}" for why in told.values()
-    ]
-
-
-def test_a_cell_is_quoted_by_its_columns_own_name(moesim):
-    columns = "gpu,engine,node_num,hidden_size,num_token,num_topk,num_experts,dispatch_avg_t_us,combine_avg_t_us"
-    Path("exchange.csv").write_text(f"{columns}\nh100,sglang,1,7168,few,8,256,1,1\n")
-    assert moesim("validate", "kernels", "alltoall", "exchange.csv", "--out", "answers.csv")[0] == 0
-    assert pd.read_csv("answers.csv")["status"].tolist() == [
-        "unsupported: num_token is not a number: few"
     ]
 
 
@@ -203,30 +178,6 @@ def no_published(monkeypatch):
     monkeypatch.setattr(
         published, "run", lambda *_: Answered("published", "shipped cases", rows, rows)
     )
-
-
-@pytest.mark.parametrize("where", ["other.csv", "known.csv"])
-def test_targets_are_judged_with_models_left_out_where_rows_are_in_sample(
-    moesim, monkeypatch, where
-):
-    table = pd.read_csv("gemm.csv", dtype=str, keep_default_na=False)
-    table.assign(m="8", latency_ms="0.9").to_csv("known.csv", index=False)
-    table.assign(m="8", latency_ms="0.8").to_csv("other.csv", index=False)
-    sketch = known_rows.sketch(read_table(Path("known.csv")).values)
-    monkeypatch.setattr(known_rows, "_sketches", lambda: [sketch])
-    code, out, _ = moesim("validate", "kernels", "gemm", where, "--report", "page.html")
-    page = Path("page.html").read_text()
-    assert code == 0
-    in_sample = where == "known.csv"
-    assert ("gemm, in sample" in out) == ("(in sample)" in out) == in_sample
-    said = "targets with models left out: 1 of 1 met" if in_sample else "targets: 0 of 1 met"
-    assert said in out
-    assert said in page
-    assert IN_SAMPLE.split(".")[0] in page
-    target = next(line for line in out.splitlines() if line.strip().startswith("Dense GEMM"))
-    met, left_out, *_ = target.partition("kernels")[2].split()
-    assert met == ("yes" if in_sample else "no"), "4-5 % with shapes left out; these are made up"
-    assert (left_out == "median") == in_sample, "of other rows it is no figure"
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
-from simulator.config.workload import SLO, WorkloadSpec
+from simulator.config.workload import WorkloadSpec
 from simulator.workload.requests import describe, load_requests
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces.table import write_table
@@ -203,11 +203,6 @@ def test_far_too_many_requests_are_refused(monkeypatch):
     monkeypatch.setattr("simulator.workload.requests.MOST_REQUESTS", 4096)
     with pytest.raises(UserError, match="more than 4,096 requests would be generated"):
         load(requests={"arrivals": POISSON, "lengths": FIXED}, duration_s=1e6)
-
-
-def test_targets_are_optional():
-    assert WorkloadSpec(requests="azure-conv").slo == SLO()
-    assert validate(WorkloadSpec, {"requests": "x", "slo": {"ttft_s": 2}}, "t").slo.ttft_s == 2
 
 
 def test_describing_two_requests_leaves_undefined_what_is():
