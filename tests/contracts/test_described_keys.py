@@ -93,17 +93,6 @@ def test_a_key_of_alternative_tables_is_listed_once_and_says_where_it_belongs():
     assert joint["input"].within == ""
 
 
-def test_what_a_whole_file_must_give_is_required_in_the_reference():
-    files = described()["files"]
-    engine = {key.path: key.default for key in files["engine"].keys}
-    assert [engine[f"memory.{name}"] for name in ("kind", "generations", "off_gib")] == [None] * 3
-    assert engine["memory.driver_gib"] == "0.0"
-    calibration = {key.path: key.default for key in files["calibration"].keys}
-    assert calibration["gemm"] is None
-    assert calibration["pruned"] == "{}"
-    assert {key.path: key.default for key in files["cluster"].keys}["name"] == "absent"
-
-
 @cache
 def validator(kind):
     schema = make_schema(kind)

@@ -127,16 +127,6 @@ def test_overflow_policies_keep_pairs_of_each_rank_by_itself(num_tokens, top_k, 
             assert np.array_equal(admitted_TK[own_T], policy.admit(alone))
 
 
-@pytest.mark.parametrize("scheduling", available("scheduling"))
-def test_scheduling_policies_give_rules(scheduling):
-    rules = build(
-        "scheduling", {"kind": scheduling, "token_budget": 100, "max_sequences": 7}, "test"
-    ).rules()
-    assert (rules.token_budget, rules.max_sequences) == (100, 7)
-    assert isinstance(rules.mixes_phases, bool)
-    assert isinstance(rules.splits_prompts, bool)
-
-
 @pytest.mark.parametrize("balancing", available("balancing"))
 def test_balancing_policies_choose_a_replica_that_there_is_and_do_so_again(balancing):
     policy = build("balancing", {"kind": balancing}, "test")

@@ -8,7 +8,7 @@ import pytest
 from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.workload.arrivals._rate import Pauses, Swing
-from simulator.workload.renewal import fill_window, weibull_cv, weibull_shape
+from simulator.workload.renewal import fill_window
 from simulator.workload.requests import fano_factor
 
 
@@ -38,11 +38,6 @@ def test_renewal_processes_have_their_rate_and_cv(table, expected_cv):
     assert cv(gaps) == pytest.approx(expected_cv, rel=0.04)
 
 
-def test_a_weibull_cv_is_inverted():
-    for wanted in (0.05, 0.5, 1.0, 3.0, 20.0):
-        assert weibull_cv(weibull_shape(wanted)) == pytest.approx(wanted, rel=1e-9)
-
-
 def test_windows_follow_each_other_and_repeat():
     windows = [
         {"duration_s": 10, "rate_per_s": 1},
@@ -54,15 +49,6 @@ def test_windows_follow_each_other_and_repeat():
     assert set(counts[:, 0]) <= {9, 10, 11}
     assert set(counts[:, 1]) == {0}
     assert set(counts[:, 2]) <= {29, 30, 31}
-
-
-def test_one_long_window_has_its_cv():
-    times = arrivals(
-        90_000,
-        kind="windowed",
-        windows=[{"duration_s": 10_000, "rate_per_s": 10, "cv": 2.5, "pattern": "weibull"}],
-    )
-    assert cv(np.diff(times)) == pytest.approx(2.5, rel=0.05)
 
 
 def test_a_window_of_gaps_that_all_underflow_is_still_filled():

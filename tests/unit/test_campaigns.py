@@ -89,25 +89,3 @@ def test_a_wrong_file_refuses_a_table_as_a_whole_and_says_where(own, change, rea
     own.write_text(OWN.replace(*change))
     with pytest.raises(UserError, match=rf"ours\.toml.*{reason}"):
         groups(pd.DataFrame([{"id": "other"}]))
-
-
-def test_rules_that_set_no_limit_of_sequences_are_named(own):
-    own.write_text(
-        OWN
-        + """
-[[engines.lmdeploy]]
-scheduling = { kind = "chunked", token_budget = 100 }
-source = "made up"
-"""
-    )
-    with pytest.raises(UserError, match=r"campaign 'ours'.*engines\.lmdeploy.*max_sequences"):
-        deployment_of(point("ours_1", backend="lmdeploy", backend_version="0.1.0"))
-
-
-def test_sglang_polls_less_on_blackwell_at_load():
-    def poll_steps(concurrency, system):
-        made = point("dsr1_cfg1", backend="sglang", system=system, concurrency=concurrency)
-        return settings(made)["poll_steps"]
-
-    assert [poll_steps(load, "b200_sxm") for load in (8, 16)] == [10, 30]
-    assert poll_steps(16, "h200_sxm") == 1

@@ -125,17 +125,6 @@ def test_a_wrong_file_is_named_with_what_would_be_right(own, text, said):
         assert said in message(name)
 
 
-def test_formats_that_the_hardware_cannot_multiply_run_at_the_bf16_rate():
-    a100 = load_accelerator("a100-sxm", "a test")
-    h100 = load_accelerator("h100-sxm", "a test")
-    b200 = load_accelerator("b200-sxm", "a test")
-    assert a100.flops_per_s("fp8") == a100.flops_per_s("bf16")
-    assert h100.flops_per_s("mxfp4") == h100.flops_per_s("int4") == h100.flops_per_s("bf16")
-    assert h100.flops_per_s("fp8") == h100.fp8_flops_per_s
-    assert b200.flops_per_s("nvfp4") == b200.fp4_flops_per_s
-    assert h100.flops_per_s("fp32") == h100.flops_per_s("bf16") / 2
-
-
 def test_memory_to_serve_from_is_what_the_driver_shows_where_that_is_known():
     h100 = load_accelerator("h100-sxm", "a test")
     assert h100.servable_memory_bytes == 81559 * 2**20

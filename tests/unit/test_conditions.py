@@ -24,10 +24,6 @@ def question(**keys):
     return validate(Question, {**QUESTION, **keys}, "test")
 
 
-def test_nothing_changed_is_the_same_question():
-    assert apply_conditions(Change(), question(), HERE) == question()
-
-
 def test_prompts_grow_and_outputs_stay():
     longer = traffic_of(apply_conditions(Change(prompts=4.0), question(), HERE), HERE)
     assert (longer.num_input, longer.num_output) == (1200, 50)

@@ -171,10 +171,6 @@ DEEPSEEK_V2_LITE = {
     "num_experts_per_tok": 6,
     "first_k_dense_replace": 1,
     "moe_layer_freq": 1,
-    "n_group": 1,
-    "topk_group": 1,
-    "topk_method": "greedy",
-    "scoring_func": "softmax",
     "num_hidden_layers": 27,
     "num_attention_heads": 16,
     "num_key_value_heads": 16,
@@ -253,43 +249,30 @@ def test_dense_and_moe_layers_are_where_the_configuration_puts_them(load):
 
 
 @pytest.mark.parametrize(
-    ("changes", "weights", "experts"),
+    ("quantization", "weights", "experts"),
     [
-        ({}, "bf16", None),
-        ({"torch_dtype": ..., "dtype": "float16"}, "fp16", None),
-        ({"quantization_config": {"quant_method": "fp8"}}, "fp8", None),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "int4", None),
+        (None, "bf16", None),
+        ({"quant_method": "fp8"}, "fp8", None),
+        ({"quant_method": "gptq", "bits": 4}, "int4", None),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4", None),
         (
-            {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}},
-            "nvfp4",
-            None,
+            {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]},
+            *("bf16", "mxfp4"),
         ),
         (
             {
-                "quantization_config": {
-                    "quant_method": "mxfp4",
-                    "modules_to_not_convert": ["model.layers.*.self_attn"],
-                }
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}},
+                "ignore": ["lm_head", "re:.*self_attn.*"],
             },
-            "bf16",
-            "mxfp4",
-        ),
-        (
-            {
-                "quantization_config": {
-                    "quant_method": "compressed-tensors",
-                    "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}},
-                    "ignore": ["lm_head", "re:.*self_attn.*"],
-                }
-            },
-            "bf16",
-            "int4",
+            *("bf16", "int4"),
         ),
     ],
 )
-def test_formats_come_from_the_quantization(load, changes, weights, experts):
-    model = load(MOE, **changes)
+def test_formats_come_from_the_quantization(load, quantization, weights, experts):
+    model = load(MOE, quantization_config=quantization or ...)
     assert (model.weight_dtype, model.expert_dtype) == (weights, experts)
+    assert load(MOE, torch_dtype=..., dtype="float16").weight_dtype == "fp16"
 
 
 def test_an_unknown_architecture_loads_when_its_keys_suffice(load):
@@ -298,47 +281,21 @@ def test_an_unknown_architecture_loads_when_its_keys_suffice(load):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "said"),
     [
         ({"num_key_value_heads": ...}, "missing key 'num_key_value_heads'"),
-        (
-            {"num_attention_heads": 31},
-            "missing key 'head_dim': num_attention_heads = 31 does not divide hidden_size = 4096",
-        ),
+        ({"num_attention_heads": 31}, "missing key 'head_dim': num_attention_heads = 31"),
         ({"model_type": "new", "tie_word_embeddings": ...}, "missing key 'tie_word_embeddings'"),
-        (
-            {"hidden_act": "gelu"},
-            "hidden_act is 'gelu': whether the feed-forward block has a gate cannot be told",
-        ),
-        (
-            {"model_type": "new", "use_qk_norm": True},
-            "use_qk_norm is true, but the size of the norms cannot be told",
-        ),
-        (
-            {"layer_types": ["odd_attention"] * 32},
-            "layer_types holds 'odd_attention', which is not understood",
-        ),
-        (
-            {"attention_chunk_size": 8192},
-            "missing key 'layer_types': which layers have chunked attention cannot be told",
-        ),
-        (
-            {"moe_num_experts": 64},
-            "key 'moe_num_experts' describes a part of the model that is not understood",
-        ),
-        (
-            {"quantization_config": {"quant_method": "bitsandbytes"}},
-            "quantization_config describes 'bitsandbytes'",
-        ),
-        (
-            {"num_experts": 8, "num_local_experts": 16},
-            "contradictory keys: num_experts = 8, num_local_experts = 16",
-        ),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"model_type": "new", "use_qk_norm": True}, "use_qk_norm is true"),
+        ({"layer_types": ["odd_attention"] * 32}, "layer_types holds 'odd_attention'"),
+        ({"attention_chunk_size": 8192}, "missing key 'layer_types'"),
+        ({"moe_num_experts": 64}, "key 'moe_num_experts'"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "'bitsandbytes'"),
+        ({"num_experts": 8, "num_local_experts": 16}, "contradictory keys: num_experts = 8"),
         ({"kv_lora_rank": 512}, "missing key 'qk_nope_head_dim'"),
     ],
 )
-def test_what_cannot_be_told_is_refused_with_file_and_key(load, changes, message):
-    with pytest.raises(UserError, match=message) as caught:
+def test_what_cannot_be_told_is_refused_with_file_and_key(load, changes, said):
+    with pytest.raises(UserError, match=rf"^[^\n]*config\.json[^\n]*{said}[^\n]*$"):
         load(LLAMA, **changes)
-    assert "config.json" in str(caught.value)
-    assert "\n" not in str(caught.value)

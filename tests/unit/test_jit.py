@@ -9,8 +9,6 @@ import textwrap
 import pytest
 from typer.testing import CliRunner
 
-from simulator.base import caches
-from simulator.base.jit import jit
 from simulator.cli import app
 from simulator.engine.loop import run_ahead
 
@@ -149,20 +147,6 @@ def test_a_borrowing_function_is_called_from_both_sides_and_kept_for_both(tmp_pa
     assert kept[0] == kept[1]
     # For each type, and with an index: fourfold as Python calls it, and twice as either does.
     assert len(kept[0]) == 3 * (2 + 1)
-
-
-def test_that_something_is_compiled_is_said_once(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    for _ in range(2):
-        caches.tell_compiling(lambda: said.append("compiling"))
-        function = jit(_halve)
-        assert (function(4.0), function(4)) == (2.0, 2.0)
-    assert said == ["compiling"]
-
-
-def _halve(x):
-    return x / 2
 
 
 def test_caches_are_measured_and_cleared_and_no_file_of_others_goes(tmp_path, monkeypatch):

@@ -28,27 +28,20 @@ def test_both_pools_drop(tiny):
     assert [pool.placement.experts.overflow for pool in plan.pools] == [Capacity(factor=1.25)] * 2
 
 
-@pytest.mark.parametrize(
-    ("model", "overflow", "wanted"),
-    [
-        ("dense", ROOMY, "[overflow]: dense-4 is dense and routes nothing; leave it out"),
-        ("dense", {"kind": "none"}, "[overflow]: dense-4 is dense and routes nothing"),
-    ],
-)
-def test_what_cannot_be_is_refused_in_words(tiny, model, overflow, wanted):
-    with pytest.raises(UserError) as refused:
-        tiny.plan(model, overflow=overflow)
-    assert wanted in str(refused.value)
+@pytest.mark.parametrize("overflow", [ROOMY, {"kind": "none"}])
+def test_a_dense_model_has_no_overflow(tiny, overflow):
+    with pytest.raises(UserError, match=r"\[overflow\]: dense-4 is dense and routes nothing"):
+        tiny.plan("dense", overflow=overflow)
 
 
-def test_steps_too_large_to_be_counted_are_refused_in_words(tiny):
+def test_steps_too_large_to_be_counted_are_refused(tiny):
     scheduling = {"kind": "chunked", "token_budget": 1 << 20, "max_sequences": 4}
     keys = {"scheduling": scheduling, "cluster": "h100-sxm-128", "activation_bytes": 1e9}
     tiny.plan("moe", attention_dp=17, **keys)
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(
+        UserError, match="35,651,584 token-expert pairs, must be at most 33,554,432"
+    ):
         tiny.plan("moe", attention_dp=17, overflow=ROOMY, **keys)
-    said = "a step has up to 35,651,584 token-expert pairs, must be at most 33,554,432; lower the"
-    assert said in str(refused.value)
     tiny.plan("moe", attention_dp=16, overflow=ROOMY, **keys)
 
 

@@ -114,49 +114,31 @@ def test_a_budget_for_nothing_is_an_answer(ask):
     assert answer["recommended"] is None
 
 
+ONE_GB200 = [{"cluster": "gb200"}]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"limits": {"power_w": 10}}, "and limits.power_w = 10 is the limit"),
-        (
-            {"clusters": [{"cluster": "gb200", "max_gpus": 2}]},
-            "gb200 comes in 4 GPUs or more, and max_gpus = 2 is the limit",
-        ),
-        (
-            {"limits": {"gpus": 1}, "clusters": [{"cluster": "gb200"}]},
-            "and limits.gpus = 1 is the limit",
-        ),
-        (
-            {"spare": {"nodes": 2}},
-            (
-                "holding 2 nodes (a node has 8 GPUs) free for failures leaves nothing of the 2 GPUs of "
-                "h100-sxm that max_gpus = 2"
-            ),
-        ),
+        ({"limits": {"power_w": 10}}, "limits.power_w = 10 is the limit"),
+        ({"clusters": [ONE_GB200[0] | {"max_gpus": 2}]}, "max_gpus = 2 is the limit"),
+        ({"limits": {"gpus": 1}, "clusters": ONE_GB200}, "limits.gpus = 1 is the limit"),
+        ({"spare": {"nodes": 2}}, "leaves nothing of the 2 GPUs of h100-sxm that max_gpus = 2"),
     ],
 )
 def test_limits_that_leave_nothing_are_named(changes, said):
     assert said in Space(validate(Question, TABLE | changes, "test"), Path()).machines[0].beyond
 
 
-@pytest.mark.parametrize(
-    ("spare", "is_left"),
-    [
-        ({}, True),
-        ({"gpus": 1}, True),
-        ({"gpus": 7}, True),
-        ({"nodes": 7}, True),
-        ({"gpus": 8}, False),
-        ({"gpus": 9}, False),
-        ({"nodes": 8}, False),
-    ],
-)
-def test_what_is_held_free_is_refused_only_where_it_is_all_there_is(spare, is_left):
+@pytest.mark.parametrize("unit", ["gpus", "nodes"])
+@pytest.mark.parametrize("held", [0, 1, 7, 8, 9])
+def test_what_is_held_free_is_refused_only_where_it_is_all_there_is(unit, held):
     """Eight GPUs, which are rented one by one: the least that a node may be."""
-    asked = TABLE | {"clusters": [{"cluster": "h100-sxm", "max_gpus": 8}], "spare": spare}
+    clusters = [{"cluster": "h100-sxm", "max_gpus": 8}]
+    asked = TABLE | {"clusters": clusters, "spare": {unit: held}}
     machines = Space(validate(Question, asked, "test"), Path()).machines[0]
     assert machines.sizes == (1, 2, 4, 8)
-    assert (machines.beyond == "") == is_left
+    assert (machines.beyond == "") == (held < 8)
 
 
 def found(**changes):
@@ -195,18 +177,13 @@ def test_a_peak_that_is_longer_than_the_requests_is_said():
 
 
 def test_a_cluster_beyond_the_limits_leaves_the_others():
-    both = [
-        {"cluster": "h100-sxm", "price_per_gpu_hour": 9.0},
-        {"cluster": "l40s", "price_per_gpu_hour": 1.0, "max_gpus": 2},
-    ]
+    prices = {"h100-sxm": {"price_per_gpu_hour": 9.0}, "l40s": {"price_per_gpu_hour": 1.0}}
+    both = [{"cluster": name, "max_gpus": 2, **keys} for name, keys in prices.items()]
     answer = found(clusters=both, limits={"budget_per_hour": 4.0})
     assert answer.space.machines[0].sizes == ()
     assert answer.evaluations[0].candidate.shape.machines == 1
     assert answer.evaluations[0].cluster_size is not None
-    assert (
-        "even 1 GPU of h100-sxm would cost 9.00 USD per hour, and the budget of 4 USD per hour is the limit"
-        in answer.ruled.counts
-    )
+    assert any("9.00 USD per hour" in reason for reason in answer.ruled.counts)
 
 
 def test_every_model_that_does_not_do_has_its_reason():
@@ -242,10 +219,7 @@ def test_a_reason_about_splits_never_hides_one_about_limits(telling):
 
 def test_a_model_whose_context_is_too_short_is_ruled_out():
     answer = found(workload=poisson(20.0, 50_000, 64, 4), targets={"ttft_s": {"p90": 600.0}})
-    assert (
-        explain_models(answer)["qwen3-8b"].text
-        == "100 % of the requests are longer than its context of 40,960 tokens"
-    )
+    assert "40,960 tokens" in explain_models(answer)["qwen3-8b"].text
 
 
 def test_nothing_that_refuses_a_prompt_is_recommended():

@@ -98,14 +98,6 @@ def test_machines_and_models_that_are_ruled_out_are_named():
     assert [one["name"] for one in find(made, "ruled_out")] == ["h200-sxm", "other"]
 
 
-def test_what_the_traffic_hides_is_said():
-    made = rows(10.0, 20.0)
-    made["traffic"] = {"rate_per_s": 20.0, "is_steady": False, "num_requests": 60, "lasts_s": 3.0}
-    made["recommended"] |= {"too_long_share": 0.0004, "preempted_share": 0.37}
-    kinds = [one.kind for one in reasons(read(made)) if one.kind.startswith("traffic.")]
-    assert kinds == ["traffic.short", "traffic.preempted", "traffic.too_long"]
-
-
 @pytest.mark.parametrize(
     ("drawn", "asked", "rate", "is_far"),
     [

@@ -60,12 +60,6 @@ def test_experts_have_the_band_of_the_kernels_behind_their_exchange(tiny):
     assert found["per_expert"] != found["per_node"]
 
 
-def test_few_experts_have_the_band_of_the_kernels_for_few(tiny):
-    plan = tiny.plan("moe", weight_dtype="fp8", cluster="b200-sxm-8")
-    known = plan.placement.calibration.grouped_gemm
-    assert band(plan, "experts") == around_one(known["fp8_few"]) != around_one(known["fp8"])
-
-
 def test_a_step_of_prompts_has_the_band_of_attention_over_prompts():
     deployment = {"model": "mixtral-8x7b", "cluster": "h200-sxm-1", "weight_dtype": "fp8"}
     prompts, decode = (run_step(make(deployment), 1, new, 512) for new in (256, 1))

@@ -55,28 +55,6 @@ def test_pools_for_prompts_place_experts_in_order_where_that_is_asked_for(placem
     assert {speed.prefill.placement for speed in found.pooled} == {of_prompts}
 
 
-@pytest.mark.parametrize(
-    ("model", "changes"),
-    [
-        ("llama-3.1-8b", {"attention_dp": [1]}),
-        ("gpt-oss-20b", {"ep": ["off"]}),
-        ("gpt-oss-20b", {"redundant_experts": [0.25]}),
-    ],
-)
-def test_a_placement_that_is_asked_for_takes_no_pools_from_designs_that_have_no_choice_of_it(
-    model, changes
-):
-    pairs = []
-    for placements in (["contiguous"], ["eplb"]):
-        asked = question(
-            models=[{"model": model}],
-            space=QUESTION["space"] | changes | {"placements": placements},
-        )
-        candidates = screen(Space(asked, HERE), traffic_of(asked, HERE), 0, 0).candidates
-        pairs.append([one for one in candidates if one.prefill is not None])
-    assert pairs[0] == pairs[1] != []
-
-
 def test_what_keeps_no_target_costs_the_largest_cluster_within_the_limits():
     space = Space(question(limits={"nodes": 4}, spare={"nodes": 1}), HERE)
     front = [Speed(100.0, 1.0, 1.0, replica(), 1000)]

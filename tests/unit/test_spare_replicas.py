@@ -11,11 +11,9 @@ import pytest
 
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question, Spare
-from simulator.config.failures import FailureRates
 from simulator.planner.answer import make_answer
 from simulator.planner.evaluations import deployment_of, spares_of
 from simulator.planner.explore import ClusterSize
-from simulator.planner.loss_probability import share_of_time_serving
 from simulator.planner.losses import list_survivors
 from simulator.planner.search import search
 from simulator.planner.store import Store
@@ -78,33 +76,6 @@ def test_the_file_says_what_fails_together_too():
     found = find(failures=FAILURES | shares | {"availability": 0.999})
     (file,) = (f for f in make_answer(found).handover.scenarios if f.file == "recommended.toml")
     assert "node_share = 0.1, switch_share = 0.05, nodes_per_switch = 4 }]" in file.text
-
-
-A_GPU, GPU, NODE, SWITCH = 18 / 19, 36 / 37, 18 / 19, 4.5 / 5.5
-"""Shares of the time in which each works that fails every 18 hours and is repaired in one: a GPU by
-itself; where half of all failures are a node's or a switch's, a GPU by itself; a node of two, each
-of which adds half; a switch over four such nodes.
-"""
-NODES, SWITCHES = {"node_share": 0.5}, {"switch_share": 0.5}
-
-
-@pytest.mark.parametrize(
-    ("shares", "replicas", "spares", "num_gpus", "wanted"),
-    [
-        ({}, 2, 1, 1, A_GPU**3 + 3 * A_GPU**2 * (1 - A_GPU)),
-        ({}, 1, 0, 2, A_GPU**2),
-        (NODES, 2, 0, 1, NODE * GPU**2),
-        (NODES, 1, 1, 1, NODE * (1 - (1 - GPU) ** 2)),
-        (NODES, 1, 0, 4, NODE**2 * GPU**4),
-        (SWITCHES, 2, 0, 4, SWITCH * GPU**8),
-        (SWITCHES, 3, 0, 4, SWITCH**2 * GPU**12),
-        (SWITCHES, 1, 0, 12, SWITCH**2 * GPU**12),
-    ],
-)
-def test_replicas_serve_while_all_that_they_need_works(shares, replicas, spares, num_gpus, wanted):
-    rates = FailureRates(mtbf_gpu_hours_low=18.0, mtbf_gpu_hours_high=18.0, **shares)
-    found = share_of_time_serving(replicas, spares, num_gpus, 2, rates)
-    assert found == pytest.approx((wanted, wanted))
 
 
 def test_the_worst_losses_are_those_that_no_other_is_worse_than():
