@@ -346,12 +346,3 @@ def test_a_placement_that_loses_an_expert_or_moves_slots_is_refused(change):
 
     with pytest.raises(UserError, match=r"Wrong.decide\(\) .*as many slots on each rank"):
         decide_placement(Wrong(), ExpertLoad(1.0, 100, load_LE, placed), None)
-
-
-@cases(60)
-@given(*(st.integers(1, 9) for _ in range(3)), st.integers(0, 20), st.integers(0, 30))
-def test_a_node_takes_the_replicas_that_have_a_gpu_on_it(replicas, gpus, per_node, before, node):
-    machines = Machines(replicas, gpus, per_node, first_gpu=before)
-    on_it = {g // gpus for g in range(machines.num_gpus) if (before + g) // per_node == node}
-    assert set(machines.find_replicas(machines.list_gpus(node))) == on_it
-    assert machines.num_nodes > node or not on_it

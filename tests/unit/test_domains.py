@@ -82,28 +82,17 @@ def test_a_closed_loop_has_one_mix(tmp_path):
         load(tmp_path, two, loop, 60)
 
 
-def test_a_table_with_domains_and_identifiers_is_read_back(tmp_path, tiny):
-    trace = tiny.trace(5)
-    trace.arrival_s[:] = np.arange(5.0)
-    named = dataclasses.replace(
-        trace,
-        domains=("chat",),
-        domain=np.array([0, -1, 0, 0, -1]),
-        request_ids=np.array(["a", "b", "c", "d", "e"], dtype=object),
-    )
-    for name in ("t.csv", "t.parquet"):
-        write_table(named, tmp_path / name)
-        spec = validate(WorkloadSpec, {"requests": name}, "test")
-        found = load_requests(spec, tmp_path, 1)
-        assert found.request_ids.tolist() == ["a", "b", "c", "d", "e"]
-        assert found.domain.tolist() == [0, -1, 0, 0, -1]
-        again = validate(
-            WorkloadSpec,
-            {"requests": name, "domains": {"mixes": [{"shares": {"x": 1}}]}},
-            "test",
-        )
-        with pytest.raises(UserError, match="have kinds of text of their own"):
-            load_requests(again, tmp_path, 1)
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_identifiers_of_a_table_are_kept_and_its_kinds_of_text_take_no_mixes(tmp_path, tiny, name):
+    ids = np.array(["a", "b", "c"], dtype=object)
+    kinds = {"domains": ("chat",), "domain": np.array([0, -1, 0])}
+    write_table(dataclasses.replace(tiny.trace(3), request_ids=ids, **kinds), tmp_path / name)
+    spec = validate(WorkloadSpec, {"requests": name}, "test")
+    assert load_requests(spec, tmp_path, 1).request_ids.tolist() == ["a", "b", "c"]
+    mixes = {"mixes": [{"shares": {"x": 1}}]}
+    again = validate(WorkloadSpec, {"requests": name, "domains": mixes}, "test")
+    with pytest.raises(UserError, match="have kinds of text of their own"):
+        load_requests(again, tmp_path, 1)
 
 
 @pytest.mark.parametrize("name", ["mixes.csv", "mixes.parquet"])

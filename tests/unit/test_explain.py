@@ -11,58 +11,42 @@ from simulator.explanation.changes import list_changes
 from simulator.results.explained import Queue
 from simulator.results.explanation_text import find_help, read_explanation
 from tests.parts import freeze
+from tests.small_scenario import poisson
 
+SHARED = {
+    "cluster": "h100-sxm-8",
+    "replicas": 1,
+    "scheduling": {"kind": "chunked", "token_budget": 256, "max_sequences": 16},
+    "engine": f"vllm@{UNSAID}",  # whose own time leaves something to gain
+}
+SPREAD = {"parallel": {"attention_dp": 4, "ep": 4}, "routing": {"kind": "lognormal", "sigma": 1.5}}
 SCENARIO = {
     "name": "small",
-    "workload": {
-        "requests": {
-            "arrivals": {"kind": "poisson", "rate_per_s": 60.0},
-            "lengths": {"kind": "fixed", "num_input": 64, "num_output": 24},
-        },
-        "num_requests": 40,
-    },
+    "workload": poisson(60.0, 64, 24, 40),
     "deployments": [
-        {"name": "dense", "model": "llama-3.1-8b", "cluster": "h100-sxm-8", "replicas": 1},
-        {
-            "name": "MoE",
-            "model": "olmoe-1b-7b",
-            "cluster": "h100-sxm-8",
-            "replicas": 1,
-            "parallel": {"attention_dp": 4, "ep": 4},
-            "routing": {"kind": "lognormal", "sigma": 1.5},
-        },
+        {"name": "dense", "model": "llama-3.1-8b", **SHARED},
+        {"name": "MoE", "model": "olmoe-1b-7b", **SHARED, **SPREAD},
     ],
 }
-STEPS = {"token_budget": 256, "max_sequences": 16}
-for deployment in SCENARIO["deployments"]:
-    deployment["scheduling"] = {"kind": "chunked", **STEPS}
-    deployment["engine"] = f"vllm@{UNSAID}"  # whose own time leaves something to gain
-
-
-@pytest.fixture(scope="module")
-def explained():
-    """A run whose changes are tried with half of its requests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explain, "MOST_REQUESTS", 20)
-        results = run(SCENARIO, explain=True)
-    json.dumps(results.run["explanation"], allow_nan=False)
-    return read_explanation(results.run)
-
-
-def by_hand(name, changes, overrides):
-    scenario = load_scenario(SCENARIO, [*changes.stretch, *overrides])
-    return float(run(scenario).summary.set_index("deployment")[changes.metric][name])
 
 
 @pytest.mark.slow
-def test_what_is_printed_is_what_a_run_by_hand_gives(explained):
-    changes = explained["MoE"].changes
+def test_what_is_printed_is_what_a_run_by_hand_gives(monkeypatch):
+    monkeypatch.setattr(explain, "MOST_REQUESTS", 20)
+    results = run(SCENARIO, explain=True)
+    json.dumps(results.run["explanation"], allow_nan=False)
+    changes = read_explanation(results.run)["MoE"].changes
     assert changes.stretch == ["workload.num_requests=20"]
-    assert by_hand("MoE", changes, []) == changes.value
+
+    def by_hand(overrides):
+        summary = run(load_scenario(SCENARIO, [*changes.stretch, *overrides])).summary
+        return float(summary.set_index("deployment")[changes.metric]["MoE"])
+
+    assert by_hand([]) == changes.value
     tried = [one for one in changes.tried if one.value is not None]
     assert len(tried) > 4
     for one in (tried[0], tried[-1]):
-        value = by_hand("MoE", changes, one.overrides)
+        value = by_hand(one.overrides)
         assert value == one.value
         assert one.gain == 1 - value / changes.value
     gains = [one.gain for one in tried]

@@ -14,12 +14,7 @@ from simulator.deployment.plan import make_plan
 from simulator.planner.answer import make_answer
 from simulator.planner.evaluations import deployment_of, price_cluster, text_of
 from simulator.planner.explore import ClusterSize
-from simulator.planner.handover import (
-    choose_handed_over,
-    commands,
-    hand_over,
-    scenario_text,
-)
+from simulator.planner.handover import choose_handed_over, commands, hand_over, scenario_text
 from simulator.planner.screen import Candidate
 from simulator.planner.search import search
 from simulator.planner.space import ReplicaShape, Space

@@ -8,12 +8,7 @@ import pytest
 from simulator.base.data import available_files
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.model import load_model
-from simulator.work.flops import (
-    WHOLE,
-    count_decode_step,
-    release_precision,
-    used_expert_share,
-)
+from simulator.work.flops import WHOLE, count_decode_step, release_precision, used_expert_share
 from simulator.work.memory import weight_bytes
 from simulator.work.sparsity import count_idle
 

@@ -11,10 +11,7 @@ from simulator.planner.samples import Priced
 from simulator.planner.search import SearchResult
 from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty import assessment
-from simulator.planner.uncertainty.sensitivity import (
-    WHAT_IFS,
-    Sensitivity,
-)
+from simulator.planner.uncertainty.sensitivity import WHAT_IFS, Sensitivity
 from tests.laws.tiny_question import candidate, trials
 
 MOE, DENSE = 0, 1

@@ -41,16 +41,12 @@ def question(**changes):
     """Two small models on up to four GPUs: some dozens of deployments, each simulated in
     milliseconds.
     """
+    workload = poisson(40.0, 700, 60, 160)
+    workload["requests"]["arrivals"] |= {"kind": "gamma", "cv": 1.5}
     table = {
         "name": "small",
         "seed": 1,
-        "workload": {
-            "requests": {
-                "arrivals": {"kind": "gamma", "rate_per_s": 40.0, "cv": 1.5},
-                "lengths": {"kind": "fixed", "num_input": 700, "num_output": 60},
-                "num_requests": 160,
-            }
-        },
+        "workload": workload,
         "targets": {"ttft_s": {"p90": 0.6}, "tpot_s": {"p90": 0.012}},
         "models": [{"model": name, "engine": ENGINE} for name in ("qwen3-8b", "gpt-oss-20b")],
         "clusters": [{"cluster": "h100-sxm", "max_gpus": 8}, {"cluster": "l40s", "max_gpus": 8}],

@@ -16,16 +16,11 @@ from simulator.results.folder import COLUMNS
 from simulator.results.results_folder import read_long, write_long
 from simulator.scenario.jobs import override_texts
 from tests.laws.tiny_question import QUESTION
+from tests.small_scenario import poisson
 
 SCENARIO = {
     "name": "tiny",
-    "workload": {
-        "requests": {
-            "arrivals": {"kind": "poisson", "rate_per_s": 50.0},
-            "lengths": {"kind": "fixed", "num_input": 100, "num_output": 4},
-        },
-        "num_requests": 5,
-    },
+    "workload": poisson(50.0, 100, 4, 5) | {"num_requests": 5},
     "deployments": [
         {
             "name": "own",

@@ -8,13 +8,7 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.cli.run import report
-from simulator.results.folder import (
-    LONG_TABLES,
-    SHORT_TABLES,
-    TABLES,
-    Results,
-    merge,
-)
+from simulator.results.folder import LONG_TABLES, SHORT_TABLES, TABLES, Results, merge
 from simulator.results.results_folder import SCHEMA
 from simulator.results.tables import SPAN_COLUMNS
 

@@ -39,35 +39,13 @@ def deployment(
     step_s = sum(phases_s.values())
     row = dict.fromkeys(METRICS, np.nan)
     row |= {f"{phase}_share": phases_s.get(phase, 0.0) / step_s for phase in STEP_PHASES}
-    row |= {
-        "deployment": name,
-        "ttft_p50_s": ttft_s,
-        "tpot_p50_s": tpot_s,
-        "slo_attainment": slo,
-        "num_gpus": 8.0,
-        "num_retries": 0.0,
-        "room_wait_mean_s": 0.0,
-        "tokens_per_decode": 1.0,
-    }
-    row |= {
-        "duration_s": 100.0 + late_s,
-        "e2e_p50_s": 1.0,
-        "kv_used_max": 0.25,
-        "output_tokens_per_s": 1234.0,
-    }
-    facts = {
-        "active_parameters": 13e9,
-        "total_parameters": 47e9 if is_moe else 13e9,
-        "is_moe": is_moe,
-        "is_rumour": False,
-        "currency": "",
-    }
-    facts |= {
-        "model_title": "A Model",
-        "max_sequences": 256,
-        "token_budget": 8192,
-        "num_batches": 2,
-    }
+    row |= {"deployment": name, "slo_attainment": slo, "duration_s": 100.0 + late_s}
+    row |= {"ttft_p50_s": ttft_s, "tpot_p50_s": tpot_s, "e2e_p50_s": 1.0, "num_gpus": 8.0}
+    row |= {"num_retries": 0.0, "room_wait_mean_s": 0.0, "tokens_per_decode": 1.0}
+    row |= {"kv_used_max": 0.25, "output_tokens_per_s": 1234.0}
+    facts = {"active_parameters": 13e9, "total_parameters": 47e9 if is_moe else 13e9}
+    facts |= {"is_moe": is_moe, "is_rumour": False, "currency": "", "model_title": "A Model"}
+    facts |= {"max_sequences": 256, "token_budget": 8192, "num_batches": 2}
     facts |= {key: changes.pop(key) for key in list(changes) if key in facts}
     row |= changes
     facts["num_gpus"] = int(row["num_gpus"])
