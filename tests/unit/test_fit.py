@@ -1,4 +1,4 @@
-"""Memory: what a GPU holds, what is refused, and that what a refusal names really fits."""
+"""Memory: weights are a model's parameters, and a request that never fits is refused."""
 
 import pytest
 
