@@ -212,6 +212,22 @@ def test_a_claim_that_is_counted_is_written_and_read_back(tmp_path):
     assert (folder / "report.html").is_file()
 
 
+def test_the_iso_loss_rival_of_each_law_needs_as_many_tokens_by_that_law(tmp_path, monkeypatch):
+    """Where all models make as many tokens a second, the ratio is that of tokens; sizes are met
+    within 1 %, embeddings included.
+    """
+    monkeypatch.setattr(
+        "simulator.lab.commands.claim_tests.training._measure_rate", lambda table, seed: 1.0
+    )
+    text = TRAINED.replace("olmoe-1b-7b", "qwen3-30b-a3b").replace("[1e11]", "[1e11, 2e12]")
+    text = text.replace('["joint-moe"]', '["joint-moe", "fine-grained-moe"]')
+    cases_of = try_one(tmp_path, text).answers[0].cases
+    good = [one for one in cases_of if one.rival == "dense, iso-loss"]
+    assert {one.conditions["law"] for one in good} == {"joint-moe", "fine-grained-moe"}
+    assert len({one.conditions["tokens"] for one in good}) == 2
+    assert [one.ratio for one in good] == pytest.approx([1.0] * len(good), rel=0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("text", [SERVED, TRAINED, ON_A_DEVICE], ids=["serve", "train", "device"])
 def test_another_seed_gives_the_same_verdict(tmp_path, text):

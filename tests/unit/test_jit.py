@@ -9,6 +9,8 @@ import textwrap
 import pytest
 from typer.testing import CliRunner
 
+from simulator.base import caches
+from simulator.base.jit import jit
 from simulator.cli import app
 from simulator.engine.loop import run_ahead
 
@@ -176,6 +178,20 @@ def test_caches_are_measured_and_cleared_and_no_file_of_others_goes(tmp_path, mo
     assert [path for path in mine if path.exists()] == []
     assert all(path.exists() for path in others)
     assert "0 files" in runner.invoke(app, ["cache", "info"]).output
+
+
+def test_that_something_is_compiled_is_said_once(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    for _ in range(2):
+        caches.tell_compiling(lambda: said.append("compiling"))
+        function = jit(_halve)
+        assert (function(4.0), function(4)) == (2.0, 2.0)
+    assert said == ["compiling"]
+
+
+def _halve(x):
+    return x / 2
 
 
 def test_the_inner_loop_counts_no_references():

@@ -72,6 +72,13 @@ def test_a_cell_that_cannot_be_used_is_quoted(moesim):
         assert status.startswith(f"unsupported: {why}")
 
 
+def test_a_cell_is_quoted_by_its_columns_own_name(moesim):
+    columns = "gpu,engine,node_num,hidden_size,num_token,num_topk,num_experts,dispatch_avg_t_us"
+    Path("exchange.csv").write_text(f"{columns}\nh100,sglang,1,7168,few,8,256,1\n")
+    assert moesim("validate", "kernels", "alltoall", "exchange.csv", "--out", "answers.csv")[0] == 0
+    assert "num_token is not a number: few" in pd.read_csv("answers.csv")["status"].item()
+
+
 def test_formats_are_read_in_other_spellings(moesim):
     names = ("bfloat16", "bf16", "BFLOAT16", "fp8", "FP8")
     Path("names.csv").write_text(
