@@ -148,6 +148,7 @@ def test_log_normal_lengths_have_their_percentiles():
 
 ONE = {"p50": 1, "sigma": 1}
 LAST = {"probabilities": [0, 1], "lengths": [1, 2]}
+TWICE = {"probabilities": [0, 0.5, 0.5, 1], "lengths": [1, 2, 3, 4]}
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ LAST = {"probabilities": [0, 1], "lengths": [1, 2]}
         ("lognormal", {"input": {**ONE, "min": 9, "max": 8}}, r"max \(8\) must be at least min"),
         ("empirical", {"input": {**LAST, "lengths": [1, 2, 3]}}, "must be as many"),
         ("empirical", {"input": {**LAST, "probabilities": [0.1, 1]}}, "must begin with 0"),
-        ("empirical", {"input": {**LAST, "probabilities": [0, 0]}}, "must begin with 0 and end"),
+        ("empirical", {"input": TWICE}, "probabilities must rise"),
         *((kind, {"input": None, "output": None}, "or a path") for kind in ("empirical", "joint")),
         *((kind, {"path": "x.csv", "input": LAST}, "or a path") for kind in ("empirical", "joint")),
     ],
