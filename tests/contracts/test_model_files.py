@@ -24,10 +24,6 @@ def agrees(derived: float, printed: float, rounded_to: float) -> bool:
     return abs(derived - printed) <= max(0.01 * printed, rounded_to / 2)
 
 
-def test_there_are_model_files():
-    assert NAMES
-
-
 def test_name_is_lower_case_and_title_and_sources_are_given(model):
     assert model.name == model.name.lower()
     assert model.title
@@ -97,8 +93,3 @@ def test_a_rumour_says_so_where_it_is_read(model):
     if model.is_rumour:
         assert "rumour" in model.title.lower()
         assert "rumour" in model.notes.lower()
-
-
-def test_text_has_no_very_long_lines(model):
-    for text in (model.notes, model.routing_source, *model.sources.values()):
-        assert all(len(line) <= 140 for line in text.splitlines())

@@ -16,7 +16,7 @@ STEPS = "deployments.*.scheduling={ kind = 'chunked', token_budget = 256, max_se
 FEW = ("--set", "workload.num_requests=20", "--set", STEPS)
 """Requests in small steps, whose tables are soon filled."""
 SHORT = ("run", "mixtral_vs_llama2", *FEW, "--json", "--out", "out")
-KINDS = [f"my_package.{name}" for name in ("neighbours", "empty", "absent")]
+
 
 ROUTING = (PROJECT / "docs/guides/routing.md").read_text().split("```python\n")[1].split("```")[0]
 """The example of a policy, as people read it."""
@@ -45,32 +45,20 @@ class Number(Figure):
 def own(tmp_path_factory):
     """A folder with files of the user's own, and what commands say there."""
     folder = tmp_path_factory.mktemp("own")
-    gpus, machines, models, package = (
-        folder / name
-        for name in (
-            "cluster_configs/accelerators",
-            "cluster_configs",
-            "workloads/models",
-            "my_package",
-        )
-    )
-    for place in (gpus, models, package):
+    machines, models = folder / "cluster_configs", folder / "workloads/models"
+    gpus = machines / "accelerators"
+    for place in (gpus, models):
         place.mkdir(parents=True)
     shipped = (PROJECT / "cluster_configs/accelerators/h100-sxm.toml").read_text()
     (gpus / "h900.toml").write_text(shipped.replace("NVIDIA H100", "NVIDIA H900"))
     machine = (PROJECT / "cluster_configs/h100-sxm.toml").read_text()
     (machines / "h900-box.toml").write_text(machine.replace('"h100-sxm"', '"h900"'))
     shutil.copy(PROJECT / "workloads/models/mixtral-8x7b.toml", models / "my-mixtral.toml")
-    (package / "__init__.py").touch()
-    (package / "neighbours.py").write_text(ROUTING)
-    (package / "empty.py").write_text('"""Nothing."""')
     box = ("--set", "deployments.0.model=my-mixtral", "--set", "deployments.*.cluster=h900-box-8")
-    allowed = (*SHORT[:-1], "policy", "--allow-code", "--set")
     commands = {
         "accelerators": ("list", "accelerators", "--json"),
         "models": ("list", "models", "--json"),
         "run": (*SHORT, *box),
-        **{kind: (*allowed, f"deployments.0.routing.kind={kind}") for kind in KINDS},
     }
     return folder, dict(zip(commands, moesim(folder, *commands.values()), strict=True))
 
@@ -82,14 +70,6 @@ def test_an_accelerator_a_cluster_and_a_model_of_the_users_own(own):
     assert said["run"].status == 0, said["run"].err
     facts = json.loads((folder / "out" / "run.json").read_text())["deployments"]
     assert all("H900" in entry["accelerator"] for entry in facts.values())
-
-
-def test_a_policy_outside_the_project(own):
-    runs, *refused = (own[1][kind] for kind in KINDS)
-    assert runs.status == 0, runs.err
-    for kind, one in zip(KINDS[1:], refused, strict=True):
-        assert one.status == 2
-        assert kind in one.err
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +117,7 @@ def test_a_wheel_runs_from_any_folder_with_a_routing_policy_and_a_figure_of_one_
     )
     assert begun.status == 0, begun.err
     assert (tmp_path / "my_package" / "test_mine.py").is_file()
-    assert (
-        listed.answer["routing"]["neighbours"]
-        == "Every token goes to experts that lie side by side: the worst case of a contiguous placement."
-    )
+    assert listed.answer["routing"]["neighbours"].startswith("Every token goes to experts")
     even, uneven = (one.answer["summary"][0]["load_imbalance"] for one in runs)
     assert even < uneven  # every expert is drawn as often as any other
     assert "A figure from one new file" in (tmp_path / "out" / "report.html").read_text()

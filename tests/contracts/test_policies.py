@@ -127,16 +127,6 @@ def test_overflow_policies_keep_pairs_of_each_rank_by_itself(num_tokens, top_k, 
             assert np.array_equal(admitted_TK[own_T], policy.admit(alone))
 
 
-@pytest.mark.parametrize("scheduling", available("scheduling"))
-def test_scheduling_policies_give_rules(scheduling):
-    rules = build(
-        "scheduling", {"kind": scheduling, "token_budget": 100, "max_sequences": 7}, "test"
-    ).rules()
-    assert (rules.token_budget, rules.max_sequences) == (100, 7)
-    assert isinstance(rules.mixes_phases, bool)
-    assert isinstance(rules.splits_prompts, bool)
-
-
 @pytest.mark.parametrize("balancing", available("balancing"))
 def test_balancing_policies_choose_a_replica_that_there_is_and_do_so_again(balancing):
     policy = build("balancing", {"kind": balancing}, "test")
@@ -356,12 +346,3 @@ def test_a_placement_that_loses_an_expert_or_moves_slots_is_refused(change):
 
     with pytest.raises(UserError, match=r"Wrong.decide\(\) .*as many slots on each rank"):
         decide_placement(Wrong(), ExpertLoad(1.0, 100, load_LE, placed), None)
-
-
-@cases(60)
-@given(*(st.integers(1, 9) for _ in range(3)), st.integers(0, 20), st.integers(0, 30))
-def test_a_node_takes_the_replicas_that_have_a_gpu_on_it(replicas, gpus, per_node, before, node):
-    machines = Machines(replicas, gpus, per_node, first_gpu=before)
-    on_it = {g // gpus for g in range(machines.num_gpus) if (before + g) // per_node == node}
-    assert set(machines.find_replicas(machines.list_gpus(node))) == on_it
-    assert machines.num_nodes > node or not on_it

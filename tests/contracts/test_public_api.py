@@ -5,9 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_type_hints
 
-import pandas as pd
 import pytest
 
 import simulator
@@ -51,11 +49,6 @@ def test_every_name_is_documented(name):
         assert "return" in found.__annotations__
 
 
-def test_a_name_that_is_none_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="module 'simulator' has no attribute 'ron'"):
-        simulator.ron  # noqa: B018
-
-
 def test_nothing_heavy_is_imported_with_the_package(tmp_path):
     program = (
         "import sys, simulator; simulator.UserError; simulator.__version__; "
@@ -75,10 +68,6 @@ def test_a_scenario_is_read_without_the_engine_and_a_run_needs_no_torch(tmp_path
     )
     done = run_python(program, tmp_path)
     assert (done.stdout, done.stderr) == ("[]\n[]\n", "")
-
-
-def test_the_frame_of_a_table_is_one_of_pandas():
-    assert get_type_hints(simulator.Results.frame)["return"] is pd.DataFrame
 
 
 @pytest.mark.slow

@@ -109,12 +109,6 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("kind", plugins.available("traces"))
-class TestTraceFormats:
-    def test_it_has_no_fields(self, kind):
-        assert plugins.policy_class("traces", kind, "test").model_fields == {}
-
-
 @pytest.mark.parametrize("name", list(available_files("workloads/requests")))
 class TestShippedWorkloads:
     def test_it_names_its_sources_and_licence(self, name):

@@ -74,29 +74,9 @@ TABLES = sorted({path.name for path in SAMPLES.glob("*.csv")} - {"serving_points
 """Samples of kernels and exchanges."""
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_a_sample_is_read_by_a_family(name):
-    assert suite_of(read_table(SAMPLES / name, 50).values) in families()
-
-
 def sample(name, count):
     values = read_table(SAMPLES / name).values
     return values.sample(min(count, len(values)), random_state=3).reset_index(drop=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TABLES)
-def test_one_wrong_cell_spoils_its_own_row_only(name):
-    texts = read_table(SAMPLES / name).texts.sample(32, random_state=3).reset_index(drop=True)
-    table = values_of(texts)
-    family = suite_of(table)
-    before = answered(family, table)
-    measured = {measure.column for measure in family_of(family).measures_of(table)}
-    for column in table.columns.difference(measured):
-        changed = texts.copy()
-        changed.loc[::2, column] = np.resize(JUNK, len(texts) // 2)
-        after = answered(family, values_of(changed))
-        np.testing.assert_array_equal(after.seconds[1::2], before.seconds[1::2])
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.workload.arrivals._rate import Pauses, Swing
-from simulator.workload.renewal import fill_window, weibull_cv, weibull_shape
+from simulator.workload.renewal import fill_window
 from simulator.workload.requests import fano_factor
 
 
@@ -38,21 +38,6 @@ def test_renewal_processes_have_their_rate_and_cv(table, expected_cv):
     assert cv(gaps) == pytest.approx(expected_cv, rel=0.04)
 
 
-def test_a_weibull_cv_is_inverted():
-    for wanted in (0.05, 0.5, 1.0, 3.0, 20.0):
-        assert weibull_cv(weibull_shape(wanted)) == pytest.approx(wanted, rel=1e-9)
-
-
-def test_windows_keep_their_rate_whatever_their_cv():
-    for pattern in ("gamma", "weibull"):
-        table = {
-            "kind": "windowed",
-            "windows": [{"duration_s": 600, "rate_per_s": 0.085, "cv": 6.7, "pattern": pattern}],
-        }
-        times = arrivals(20_000, **table)
-        assert len(times) / times[-1] == pytest.approx(0.085, rel=0.01)
-
-
 def test_windows_follow_each_other_and_repeat():
     windows = [
         {"duration_s": 10, "rate_per_s": 1},
@@ -64,15 +49,6 @@ def test_windows_follow_each_other_and_repeat():
     assert set(counts[:, 0]) <= {9, 10, 11}
     assert set(counts[:, 1]) == {0}
     assert set(counts[:, 2]) <= {29, 30, 31}
-
-
-def test_one_long_window_has_its_cv():
-    times = arrivals(
-        90_000,
-        kind="windowed",
-        windows=[{"duration_s": 10_000, "rate_per_s": 10, "cv": 2.5, "pattern": "weibull"}],
-    )
-    assert cv(np.diff(times)) == pytest.approx(2.5, rel=0.05)
 
 
 def test_a_window_of_gaps_that_all_underflow_is_still_filled():
@@ -99,12 +75,6 @@ RATE = {"kind": "modulated", "rate_per_s": 1}
 def test_what_cannot_be_drawn_is_refused(table, said):
     with pytest.raises(UserError, match=f"test: .*{said}"):
         plugins.build("arrivals", table, "test")
-
-
-def test_modulation_without_swings_is_the_renewal_process():
-    times = arrivals(kind="modulated", rate_per_s=5.0, span_s=10_000, cv=1.5)
-    assert len(times) / times[-1] == pytest.approx(5.0, rel=0.001)
-    assert cv(np.diff(times)) == pytest.approx(1.5, rel=0.03)
 
 
 def test_each_part_of_a_profile_gets_its_share():
@@ -176,46 +146,30 @@ def test_log_normal_lengths_have_their_percentiles():
     assert np.log(num_output).std() == pytest.approx(0.7, rel=0.02)
 
 
-def test_lengths_stay_between_their_limits():
-    num_input, _ = lengths(
-        1000,
-        kind="lognormal",
-        input={"p50": 10, "sigma": 9.0, "min": 5, "max": 20},
-        output={"p50": 1, "sigma": 0.1},
-    )
-    assert set(num_input) == {5, 20} | set(num_input[(num_input > 5) & (num_input < 20)])
+ONE = {"p50": 1, "sigma": 1}
+LAST = {"probabilities": [0, 1], "lengths": [1, 2]}
+TWICE = {"probabilities": [0, 0.5, 0.5, 1], "lengths": [1, 2, 3, 4]}
 
 
 @pytest.mark.parametrize(
-    ("table", "message"),
+    ("kind", "table", "message"),
     [
-        ({"p50": 10}, "give either p90 or sigma"),
-        ({"p50": 10, "p90": 20, "sigma": 1}, "give either p90 or sigma"),
-        ({"p50": 10, "p90": 10}, r"p90 \(10.0\) must be above p50"),
-        ({"p50": 10, "sigma": 1, "min": 9, "max": 8}, r"max \(8\) must be at least min"),
+        ("lognormal", {"input": {"p50": 10}}, "give either p90 or sigma"),
+        ("lognormal", {"input": {"p50": 10, "p90": 20, "sigma": 1}}, "give either p90 or sigma"),
+        ("lognormal", {"input": {"p50": 10, "p90": 10}}, r"p90 \(10.0\) must be above p50"),
+        ("lognormal", {"input": {**ONE, "min": 9, "max": 8}}, r"max \(8\) must be at least min"),
+        ("empirical", {"input": {**LAST, "lengths": [1, 2, 3]}}, "must be as many"),
+        ("empirical", {"input": {**LAST, "probabilities": [0.1, 1]}}, "must begin with 0"),
+        ("empirical", {"input": TWICE}, "probabilities must rise"),
+        *((kind, {"input": None, "output": None}, "or a path") for kind in ("empirical", "joint")),
+        *((kind, {"path": "x.csv", "input": LAST}, "or a path") for kind in ("empirical", "joint")),
     ],
 )
-def test_wrong_log_normal_tables_are_refused(table, message):
+def test_wrong_tables_of_lengths_are_refused(kind, table, message):
+    sides = {"output": ONE if kind == "lognormal" else LAST, **table}
+    given = {name: value for name, value in sides.items() if value is not None}
     with pytest.raises(UserError, match=message):
-        plugins.build(
-            "lengths",
-            {"kind": "lognormal", "input": table, "output": {"p50": 1, "sigma": 1}},
-            "test",
-        )
-
-
-@pytest.mark.parametrize(
-    ("probabilities", "values", "message"),
-    [
-        ([0, 1], [1, 2, 3], "must be as many"),
-        ([0.1, 1], [1, 2], "must begin with 0 and end with 1"),
-        ([0, 0.5, 0.5, 1], [1, 2, 3, 4], "probabilities must rise"),
-    ],
-)
-def test_wrong_quantile_tables_are_refused(probabilities, values, message):
-    side = {"probabilities": probabilities, "lengths": values}
-    with pytest.raises(UserError, match=message):
-        plugins.build("lengths", {"kind": "empirical", "input": side, "output": side}, "test")
+        plugins.build("lengths", {"kind": kind, **given}, "test")
 
 
 def test_empirical_lengths_have_their_percentiles_and_are_independent():
@@ -233,10 +187,3 @@ def test_joint_lengths_have_their_rank_correlation():
     num_input, num_output = lengths(50_000, kind="joint", input=side, output=side, correlation=-0.6)
     ranks = [np.argsort(np.argsort(found)) for found in (num_input, num_output)]
     assert np.corrcoef(*ranks)[0, 1] == pytest.approx(6 / math.pi * math.asin(-0.3), abs=0.02)
-
-
-@pytest.mark.parametrize("kind", ["empirical", "joint"])
-def test_lengths_need_one_source(kind):
-    for table in ({}, {"path": "x.csv", "input": {"probabilities": [0, 1], "lengths": [1, 2]}}):
-        with pytest.raises(UserError, match=r"give either .* or a path"):
-            plugins.build("lengths", {"kind": kind, **table}, "test")

@@ -81,13 +81,12 @@ def test_enough_requests_are_asked_that_a_queue_may_grow():
         assert asked["workload"]["num_requests"] == num_requests
 
 
-def test_requests_beyond_the_context_are_told_in_the_verdict_and_the_notes():
-    kinds, notes = warnings_of(5000, 0.5, 20)  # its context is of 4,096 tokens
-    assert "run.too_long" in kinds
-    assert any(note.startswith("20 of 20 requests are longer") for note in notes)
-    kinds, notes = warnings_of(4076, 0.5, 20)
-    assert "run.too_long" not in kinds
-    assert not any("longer than the context" in note for note in notes)
+@pytest.mark.parametrize(("num_input", "is_told"), [(5000, True), (4076, False)])
+def test_requests_beyond_the_context_are_told_in_the_verdict_and_the_notes(num_input, is_told):
+    """Its context is of 4,096 tokens."""
+    kinds, notes = warnings_of(num_input, 0.5, 20)
+    assert ("run.too_long" in kinds) == is_told
+    assert any(note.startswith("20 of 20 requests") for note in notes) == is_told
 
 
 @pytest.mark.parametrize(
@@ -170,21 +169,14 @@ def test_a_run_and_a_training_have_nothing_to_compare(tmp_path):
 
 def test_other_traffic_and_another_program_are_differences_that_no_key_makes(tmp_path):
     table, scenario = {"deployment": ["A"], "tpot_p50_s": [0.01]}, {"workload": {"requests": "x"}}
-    facts = {
-        "workload": {"num_requests": 10, "input": {"mean": 5.0, "p50": 4.0}},
-        "versions": {"moesim": "1", "numpy": "2"},
-        "revision": "a",
-    }
-    edited = {
-        "workload": {"num_requests": 9, "input": {"mean": 6.0, "p50": 4.0}},
-        "versions": {"moesim": "1", "numpy": "3"},
-        "revision": "b",
-    }
-    folders = [
-        write_run_of(tmp_path / one["revision"], table, scenario=scenario, **one)
-        for one in (facts, edited)
-    ]
-    metrics, keys = diff(*folders)
+
+    def write(revision, num_requests, mean, numpy):
+        lengths = {"num_requests": num_requests, "input": {"mean": mean, "p50": 4.0}}
+        facts = {"workload": lengths, "versions": {"moesim": "1", "numpy": numpy}}
+        own = {"scenario": scenario, "revision": revision, **facts}
+        return write_run_of(tmp_path / revision, table, **own)
+
+    metrics, keys = diff(write("a", 10, 5.0, "2"), write("b", 9, 6.0, "3"))
     assert metrics.empty
     assert keys == {
         "run.json: workload.num_requests": (10, 9),

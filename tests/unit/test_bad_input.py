@@ -39,39 +39,23 @@ def refused(folder, moesim, text, *options):
     return message
 
 
+FP8, DENSE, SPREAD = 'weight_dtype = "fp8"', 'model = "llama-3.1-8b"', "attention_dp = 8, ep = 8"
+REPLAY = 'ep = 8 }\nrouting = { kind = "replay", trace = "absent.npz" }'
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        (
-            'weight_dtype = "fp8"',
-            'weight_dtyp = "fp8"',
-            ["scenario.toml", "weight_dtyp", "weight_dtype"],
-        ),
-        ('weight_dtype = "fp8"', 'weight_dtype = "fp9"', ["weight_dtype", "fp9", "fp8"]),
+        (FP8, 'weight_dtyp = "fp8"', ["scenario.toml", "weight_dtyp", "weight_dtype"]),
+        (FP8, 'weight_dtype = "fp9"', ["weight_dtype", "fp9", "fp8"]),
         ("attention_dp = 8", 'attention_dp = "8"', ["attention_dp", "whole number", '"8"']),
         ("ep = 8", "ep = 3", ["ep (3)", "divide", "8"]),
-        ("attention_dp = 8, ep = 8", "attention_dp = 16, ep = 16", ["16", "8"]),
-        ("attention_dp = 8, ep = 8", "tp = 3", ["tp (3)", "32 heads"]),
-        (
-            'model = "llama-3.1-8b"',
-            'model = "llama-3.1-405b"',
-            ["does not fit", "needs", "has", "what would fit", "tp = "],
-        ),
-        (
-            'model = "llama-3.1-8b"',
-            'model = "llama-3.1-8b"\nparallel = { tp = 2, ep = 2 }',
-            ["dense", "ep"],
-        ),
-        (
-            'model = "llama-3.1-8b"',
-            'model = "llama-3.1-8b"\nrouting = { kind = "uniform" }',
-            ["dense", "routing"],
-        ),
-        (
-            "ep = 8 }",
-            'ep = 8 }\nrouting = { kind = "replay", trace = "absent.npz" }',
-            ["absent.npz"],
-        ),
+        (SPREAD, "attention_dp = 16, ep = 16", ["16", "8"]),
+        (SPREAD, "tp = 3", ["tp (3)", "32 heads"]),
+        (DENSE, 'model = "llama-3.1-405b"', ["does not fit", "needs", "has", "tp = "]),
+        (DENSE, DENSE + "\nparallel = { tp = 2, ep = 2 }", ["dense", "ep"]),
+        (DENSE, DENSE + '\nrouting = { kind = "uniform" }', ["dense", "routing"]),
+        ("ep = 8 }", REPLAY, ["absent.npz"]),
         ('name = "dense"', 'name = "moe"', ["moe", "name"]),
         ('name = "dense"', "name = ", ["scenario.toml", "line 13"]),
         ("rate_per_s = 50.0", "rate_per_s = nan", ["rate_per_s", "finite"]),

@@ -215,6 +215,7 @@ def test_a_signal_at_any_moment_of_the_start_ends_the_command_in_a_line(tmp_path
     [
         "workloads",
         "workloads/models",
+        "workloads/plans",
         "cluster_configs",
         "cluster_configs/accelerators",
         "cluster_configs/calibration",
@@ -257,17 +258,9 @@ def test_help_is_quick_because_it_loads_nothing_heavy():
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing_behind(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "simulator",
-        "run",
-        "deepseek_v3_vs_llama_405b",
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    asked = ("run", "deepseek_v3_vs_llama_405b", "--out", str(tmp_path / "out"))
     running = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "simulator", *asked],
         cwd=PROJECT,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,

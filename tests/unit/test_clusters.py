@@ -44,12 +44,6 @@ def own(tmp_path, monkeypatch):
     return write
 
 
-def test_the_number_at_the_end_of_a_name_is_its_gpus():
-    cluster, accelerator = load_cluster("h100-sxm-32", "a test")
-    assert (cluster.name, cluster.num_gpus, cluster.num_nodes) == ("h100-sxm-32", 32, 4)
-    assert accelerator.name == "h100-sxm"
-
-
 def test_a_file_without_sizes_is_called_by_its_bare_name_even_where_that_ends_in_digits():
     cluster, _ = load_cluster("gb200-nvl72", "a test")
     assert (cluster.num_gpus, cluster.gpus_per_node, cluster.num_nodes) == (72, 72, 1)
@@ -58,15 +52,11 @@ def test_a_file_without_sizes_is_called_by_its_bare_name_even_where_that_ends_in
 
 def test_what_a_file_does_not_give_comes_from_the_one_it_is_based_on():
     base, _ = load_cluster("h100-sxm-64", "a test")
-    cluster, accelerator = load_cluster("h100-sxm-leafspine-64", "a test")
-    assert cluster.topology["kind"] == "leaf_spine"
+    cluster, accelerator = load_cluster("h100-sxm-leafspine", "a test")
+    assert (cluster.num_gpus, cluster.topology["kind"]) == (64, "leaf_spine")
     assert cluster.scale_out == base.scale_out
     assert cluster.sources.items() >= base.sources.items()
     assert accelerator.name == "h100-sxm"
-
-
-def test_the_bare_name_is_num_gpus_where_a_file_gives_both():
-    assert load_cluster("h100-sxm-leafspine", "a test")[0].num_gpus == 64
 
 
 @pytest.mark.parametrize(
@@ -122,39 +112,17 @@ def test_a_users_own_file_may_be_based_on_one_that_ships(own):
         (BOX + "gpus_pernode = 4\n", "unknown key 'gpus_pernode'; did you mean 'gpus_per_node'?"),
         ('based_on = "h100-smx"\n', "unknown cluster file 'h100-smx'; did you mean 'h100-sxm'?"),
         ('based_on = "mybox"\n', "based_on goes round in a circle: mybox -> mybox"),
+        (BOX + 'sizes = [8, "x"]\n', 'sizes.1 must be a whole number, got "x"'),
+        (BOX + "sizes = [8, 12]\n" + WIRE, "sizes (12) must be whole nodes of 8"),
+        (BOX + "num_gpus = 12\n" + WIRE, "num_gpus (12) must be whole nodes of 8"),
+        (BOX + "num_gpus = 16\n", "num_gpus (16) needs several nodes, so scale_out"),
     ],
 )
-def test_a_wrong_key_or_base_names_the_file_and_the_right_one(own, text, said):
+def test_a_wrong_file_is_named_with_what_would_be_right(own, text, said):
     path = own("mybox", text)
-    assert message("mybox").startswith(f"{path}: ")
-    assert said in message("mybox")
-
-
-@pytest.mark.parametrize(
-    ("extra", "said"),
-    [
-        ('sizes = [8, "x"]\n', 'sizes.1 must be a whole number, got "x"'),
-        ("sizes = [8, 12]\n" + WIRE, "sizes (12) must be whole nodes of 8"),
-        ("num_gpus = 12\n" + WIRE, "num_gpus (12) must be whole nodes of 8"),
-        ("num_gpus = 16\n", "num_gpus (16) needs several nodes, so scale_out must be given"),
-    ],
-)
-def test_a_wrong_file_says_what_is_wrong_rather_than_failing(own, extra, said):
-    path = own("mybox", BOX + extra)
     for name in ("mybox", "mybox-8"):
         assert message(name).startswith(str(path))
         assert said in message(name)
-
-
-def test_formats_that_the_hardware_cannot_multiply_run_at_the_bf16_rate():
-    a100 = load_accelerator("a100-sxm", "a test")
-    h100 = load_accelerator("h100-sxm", "a test")
-    b200 = load_accelerator("b200-sxm", "a test")
-    assert a100.flops_per_s("fp8") == a100.flops_per_s("bf16")
-    assert h100.flops_per_s("mxfp4") == h100.flops_per_s("int4") == h100.flops_per_s("bf16")
-    assert h100.flops_per_s("fp8") == h100.fp8_flops_per_s
-    assert b200.flops_per_s("nvfp4") == b200.fp4_flops_per_s
-    assert h100.flops_per_s("fp32") == h100.flops_per_s("bf16") / 2
 
 
 def test_memory_to_serve_from_is_what_the_driver_shows_where_that_is_known():

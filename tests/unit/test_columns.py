@@ -1,6 +1,5 @@
 """Tables that come in parts are the same however many parts there are."""
 
-import gc
 import pickle
 
 import numpy as np
@@ -66,17 +65,6 @@ def test_a_table_is_the_same_in_however_many_parts_it_comes(counts, seed):
 def test_one_part_stays_in_memory():
     part = make_part(np.random.default_rng(0), 5)
     assert spool([part]) is part
-
-
-def test_a_table_that_nobody_looks_at_is_thrown_away_without_a_word(capfd):
-    part, unwanted = make_part(np.random.default_rng(0), 5), Spool()
-    for _ in range(3):
-        unwanted.add(lambda: part)
-    file = unwanted._file
-    del unwanted
-    gc.collect()
-    assert file.closed
-    assert not capfd.readouterr().err
 
 
 def test_a_full_disk_is_told_with_the_way_out(monkeypatch):

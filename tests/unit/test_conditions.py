@@ -2,12 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question
-from simulator.config.deployment import DeploymentSpec
-from simulator.deployment.plan import make_plan
 from simulator.planner.conditions import Change, apply_conditions, list_recorded_skews
 from simulator.planner.space import Ruled, Space
 from simulator.planner.traffic import traffic_of
@@ -28,19 +24,6 @@ def question(**keys):
     return validate(Question, {**QUESTION, **keys}, "test")
 
 
-def test_nothing_changed_is_the_same_question():
-    assert apply_conditions(Change(), question(), HERE) == question()
-
-
-def test_faster_traffic_is_the_question_at_another_rate_scale():
-    asked = question()
-    workload = asked.workload.model_copy(update={"rate_scale": 2 * asked.workload.rate_scale})
-    fast = apply_conditions(Change(rate=2.0), asked, HERE)
-    assert fast == asked.model_copy(update={"workload": workload})
-    rates = [traffic_of(one, HERE).rate_per_s for one in (asked, fast)]
-    assert rates[1] == pytest.approx(2 * rates[0], rel=0.1)
-
-
 def test_prompts_grow_and_outputs_stay():
     longer = traffic_of(apply_conditions(Change(prompts=4.0), question(), HERE), HERE)
     assert (longer.num_input, longer.num_output) == (1200, 50)
@@ -58,22 +41,6 @@ def test_wires_carry_half_and_start_as_late():
         plans[0].placement.cluster.scale_out.bytes_per_s
         == 2 * plans[1].placement.cluster.scale_out.bytes_per_s
     )
-
-
-def test_both_pools_of_a_deployment_get_the_changed_wires():
-    table = {
-        "name": "pools",
-        "model": "llama-3.1-8b",
-        "cluster": "h100-sxm-2",
-        "replicas": 1,
-        "prefill": {},
-        "network_speed": 0.5,
-    }
-    usual, slow = (
-        make_plan(validate(DeploymentSpec, table | keys, "t"), 0, "t", HERE)
-        for keys in ({"network_speed": 1.0}, {})
-    )
-    assert slow.transfer.bytes_per_s == usual.transfer.bytes_per_s / 2
 
 
 def test_skew_is_the_spread_of_popularity():

@@ -35,6 +35,8 @@ FAMILIES = [
     name for name in NAMED if isinstance(load_any_calibration(name, "test"), CalibrationFile)
 ]
 """Those that hold shares of peaks; a machine's own times are tested with it."""
+SHARES = {"compute_fraction": 0.5, "memory_fraction": 0.5, "floor_s": 0.0}
+FIT = GemmFit(kind="assumed", source="test", **SHARES)
 
 
 def model(name="h100-sxm"):
@@ -77,9 +79,7 @@ def test_every_calibration_that_an_accelerator_names_is_plausible(family):
 
 
 def test_a_dtype_without_an_entry_is_priced_by_other():
-    fit = GemmFit(
-        kind="assumed", source="test", compute_fraction=0.5, memory_fraction=0.5, floor_s=0.0
-    )
+    fit = FIT
     calibration = load_calibration("hopper", "test").choose_engine("any")
     changed = Calibration.model_validate({**dict(calibration), "gemm": {"other": fit}})
     assert changed.matrices("int8") is fit
@@ -103,36 +103,20 @@ def test_the_peak_bounds_a_large_product():
 def test_an_operand_that_does_not_fit_the_cache_is_read_for_each_strip_of_the_result():
     roofline = model()
     fit = roofline.calibration.matrices("bf16")
-    fitting = gemm_s(
-        roofline.accelerator,
-        fit.model_copy(update={"cache_bytes": 1e9}),
-        np.array([8192.0]),
-        8192,
-        8192,
-        "bf16",
-    )[0]
+    larger = fit.model_copy(update={"cache_bytes": 1e9})
+    shape = (np.array([8192.0]), 8192, 8192, "bf16")
+    fitting = gemm_s(roofline.accelerator, larger, *shape)[0]
     # 134 MB do not fit 50 MB of cache: 14 strips of 547 beyond the first read 1.9 GB more, 630 us
     # at 2.87 TB/s, mostly hidden.
     assert 1.05 < roofline.gemm_s(np.array([8192]), 8192, 8192, "bf16")[0] / fitting < 1.1
 
 
 def test_rows_are_quantised_in_blocks_of_their_numbers_by_the_multiprocessors():
-    fit = GemmFit(
-        kind="assumed",
-        source="t",
-        compute_fraction=1.0,
-        memory_fraction=1.0,
-        floor_s=0.0,
-        quantise_row_s=3e-7,
-        quantise_block_s=5e-7,
-    )
-    h100, plain = (
-        load_accelerator("h100-sxm", "test"),
-        fit.model_copy(update={"quantise_row_s": 0.0, "quantise_block_s": 0.0}),
-    )
+    fit = FIT.model_copy(update={"quantise_row_s": 3e-7, "quantise_block_s": 5e-7})
+    h100 = load_accelerator("h100-sxm", "test")
     for in_features, blocks in ((128, 1), (2048, 1), (2560, 2)):
         args = (np.array([1320.0]), in_features, 128, "fp8")
-        extra = gemm_s(h100, fit, *args)[0] - gemm_s(h100, plain, *args)[0]
+        extra = gemm_s(h100, fit, *args)[0] - gemm_s(h100, FIT, *args)[0]
         assert extra == pytest.approx(1320 / 132 * (3e-7 + blocks * 5e-7))
 
 

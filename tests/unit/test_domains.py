@@ -8,8 +8,8 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
-from simulator.config.workload import DomainsSpec, WorkloadSpec
-from simulator.workload.requests import describe, find_shares, load_requests
+from simulator.config.workload import WorkloadSpec
+from simulator.workload.requests import describe, load_requests
 from simulator.workload.traces.table import write_table
 
 TWO = [{"shares": {"chat": 3, "code": 1}}, {"at_s": 50, "shares": {"code": 1}}]
@@ -51,18 +51,6 @@ def test_shares_change_evenly_and_again_each_period(tmp_path):
     assert share_of(trace, "chat", 78, 82) > 0.88
 
 
-def test_shares_sum_to_one_at_any_time():
-    spec = validate(DomainsSpec, {"mixes": TWO_SCALED, "changes": "linear", "period_s": 90}, "test")
-    at_s = np.random.default_rng(1).uniform(0, 1000, 200)
-    assert find_shares(spec, ("chat", "code"), at_s).sum(axis=1) == pytest.approx(1.0)
-
-
-TWO_SCALED = [
-    {"at_s": 5, "shares": {"chat": 0.6, "code": 0.2}},
-    {"at_s": 50, "shares": {"code": 1}},
-]
-
-
 def test_arrivals_and_lengths_do_not_depend_on_domains(tmp_path):
     one = load(tmp_path, {"mixes": [{"shares": {"chat": 1}}]})
     none = load(tmp_path, None)
@@ -75,9 +63,9 @@ def test_arrivals_and_lengths_do_not_depend_on_domains(tmp_path):
     [
         ({"mixes": []}, "mixes"),
         ({"mixes": [{"shares": {"a": 0.0}}]}, "shares must not all be 0"),
-        ({"mixes": [{"shares": {"": 0.5, "a": 0.5}}]}, "needs a name, and one has none"),
+        ({"mixes": [{"shares": {"": 0.5, "a": 0.5}}]}, "needs a name"),
         ({"mixes": [TWO[1], {"at_s": 3, "shares": {"a": 1}}]}, "in order of at_s"),
-        ({"mixes": [TWO[1]], "period_s": 50.0}, r"the last mix \(at_s = 50\) must be before"),
+        ({"mixes": [TWO[1]], "period_s": 50.0}, r"the last mix \(at_s = 50\)"),
     ],
 )
 def test_mixes_that_make_no_sense_are_refused(tmp_path, domains, wanted):
@@ -94,28 +82,17 @@ def test_a_closed_loop_has_one_mix(tmp_path):
         load(tmp_path, two, loop, 60)
 
 
-def test_a_table_with_domains_and_identifiers_is_read_back(tmp_path, tiny):
-    trace = tiny.trace(5)
-    trace.arrival_s[:] = np.arange(5.0)
-    named = dataclasses.replace(
-        trace,
-        domains=("chat",),
-        domain=np.array([0, -1, 0, 0, -1]),
-        request_ids=np.array(["a", "b", "c", "d", "e"], dtype=object),
-    )
-    for name in ("t.csv", "t.parquet"):
-        write_table(named, tmp_path / name)
-        spec = validate(WorkloadSpec, {"requests": name}, "test")
-        found = load_requests(spec, tmp_path, 1)
-        assert found.request_ids.tolist() == ["a", "b", "c", "d", "e"]
-        assert found.domain.tolist() == [0, -1, 0, 0, -1]
-        again = validate(
-            WorkloadSpec,
-            {"requests": name, "domains": {"mixes": [{"shares": {"x": 1}}]}},
-            "test",
-        )
-        with pytest.raises(UserError, match="have kinds of text of their own"):
-            load_requests(again, tmp_path, 1)
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_identifiers_of_a_table_are_kept_and_its_kinds_of_text_take_no_mixes(tmp_path, tiny, name):
+    ids = np.array(["a", "b", "c"], dtype=object)
+    kinds = {"domains": ("chat",), "domain": np.array([0, -1, 0])}
+    write_table(dataclasses.replace(tiny.trace(3), request_ids=ids, **kinds), tmp_path / name)
+    spec = validate(WorkloadSpec, {"requests": name}, "test")
+    assert load_requests(spec, tmp_path, 1).request_ids.tolist() == ["a", "b", "c"]
+    mixes = {"mixes": [{"shares": {"x": 1}}]}
+    again = validate(WorkloadSpec, {"requests": name, "domains": mixes}, "test")
+    with pytest.raises(UserError, match="have kinds of text of their own"):
+        load_requests(again, tmp_path, 1)
 
 
 @pytest.mark.parametrize("name", ["mixes.csv", "mixes.parquet"])
@@ -138,7 +115,7 @@ def test_mixes_of_a_file_are_those_written_out(tmp_path, name):
     ("text", "wanted"),
     [
         (None, "mixes.csv"),
-        ("", "a column at_s and one of shares for each kind of text, each once; found are none"),
+        ("", "found are none"),
         ("at_s\n0\n", "found are at_s"),
         ("at_s,a,a\n0,1,1\n", "found are at_s, a, a"),
         ("at_s,a\n0,x\n", "row 1: a must be a number, not 'x'"),

@@ -78,34 +78,10 @@ def test_a_release_is_that_of_the_newest_file_that_is_not_newer():
     assert find_engine("vllm@0.6.3").release == "0.10.0", "the oldest that is known"
 
 
-def test_each_engine_has_its_own_scheduler():
-    assert resolve("sglang", "h100-sxm")["kind"] == "prefill_first"
-    assert resolve("trtllm", "h100-sxm") == {
-        "kind": "no_evict",
-        "chunked_prompts": False,
-        "token_budget": 8192,
-        "max_sequences": 2048,
-        "steps_ahead": 1,
-        "rank_choice": "prompt_tokens",
-    }
-    assert resolve("mine", "h100-sxm") == {"kind": "chunked"}
-
-
 def make(model, cluster, engine, parallel, **keys):
     table = {"name": "it", "model": model, "cluster": cluster, "engine": engine, **keys}
     table["parallel"] = parallel
     return freeze(table).serving
-
-
-def test_engines_have_pages_of_their_own():
-    pages = [
-        make("qwen3-8b", "h100-sxm-1", engine, {}).capacity.block_tokens
-        for engine in ("vllm", "sglang", "trtllm", "any")
-    ]
-    assert pages == [16, 1, 32, 16]
-    assert (
-        make("qwen3-8b", "h100-sxm-1", "sglang", {}, kv_block_tokens=64).capacity.block_tokens == 64
-    )
 
 
 def test_sglang_lets_more_run_where_the_cache_holds_many_contexts():
@@ -206,13 +182,18 @@ def test_a_plan_gives_prompts_of_their_own_pool_the_batching_of_its_engine(engin
     assert plan.prefill.serving.rules.splits_prompts != (engine == "trtllm")
 
 
-def test_an_engine_offers_what_its_release_or_an_earlier_one_did():
-    assert find_offering("exchange_chunks", "vllm") == []
-    assert find_offering("spilling", "sglang@0.5.0") == []
-    assert find_offering("two_batch", "sglang") is None
-    assert find_offering("two_batch", "trtllm") == ["SGLang", "vLLM"]
-    assert find_offering("two_batch", "vllm@0.10.0") == ["SGLang", "vLLM"]
-    assert find_offering("two_batch", "mine") is None
+@pytest.mark.parametrize(
+    ("what", "engine", "others"),
+    [
+        ("exchange_chunks", "vllm", []),
+        ("two_batch", "sglang", None),
+        ("two_batch", "trtllm", ["SGLang", "vLLM"]),
+        ("two_batch", "vllm@0.10.0", ["SGLang", "vLLM"]),
+        ("two_batch", "mine", None),
+    ],
+)
+def test_an_engine_offers_what_its_release_or_an_earlier_one_did(what, engine, others):
+    assert find_offering(what, engine) == others
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
@@ -268,21 +249,63 @@ def plan(parallel, **keys):
     return freeze(table)
 
 
-def refusal(parallel, **keys):
-    with pytest.raises(UserError) as raised:
+PARTS = "192 of 1,536 columns a rank are no multiple of 128.*tp = 4 does; ep = 8 does$"
+DENSE_PARTS = "'ffn down' over 32 ranks: 576 of 18,432 columns.*; tp = 16 with ep = 16 does$"
+R1 = {"model": "deepseek-r1", "cluster": "h200-sxm-32"}
+ON_A100 = {"model": "deepseek-v3", "cluster": "a100-sxm-32", "weight_dtype": "int4"}
+LLAMA = {"model": "llama-3.1-70b", "weight_dtype": "bf16", "cluster": "h200-sxm-16"}
+SPREAD, R1_SPREAD = (
+    {"attention_dp": 24, "ep": 24},
+    {"model": "deepseek-v3", "cluster": "h200-sxm-24"},
+)
+SLOTS = {"placement": {"kind": "eplb", "num_slots": 264}}
+
+
+@pytest.mark.parametrize(
+    ("parallel", "keys", "said"),
+    [
+        # Qwen3-235B at TP 8: 1,536 / 8 = 192 (vLLM #17569).
+        *(
+            ({"tp": 8}, {"engine": engine}, PARTS)
+            for engine in ("vllm@0.10.2", "vllm@0.19.0", "vllm@0.28.1", "sglang")
+        ),
+        # DeepSeek's dense blocks over 32 ranks, 18,432 / 32 = 576 (SGLang #3345).
+        ({"tp": 32, "ep": 32}, {**R1, "engine": "vllm"}, DENSE_PARTS),
+        ({"tp": 32, "ep": 32}, {**R1, "engine": "sglang"}, DENSE_PARTS),
+        (
+            {"tp": 8},
+            {"engine": "trtllm", "cluster": "l40s-8", "model": "llama-3.1-70b"},
+            "hopper, blackwell",
+        ),
+        ({"tp": 8}, {"engine": "trtllm", "cluster": "mi300x-8"}, "it runs on ampere"),
+        ({"tp": 8}, {**ON_A100, "kv_dtype": "fp8"}, 'kv_dtype = "bf16" does$'),
+        (SPREAD, {**R1_SPREAD, "engine": "sglang"}, "num_slots = 264 } does"),
+        (SPREAD, {**R1_SPREAD, "engine": "trtllm"}, "num_slots = 264 } does"),
+    ],
+)
+def test_a_split_that_an_engine_cannot_start_with_is_refused_with_one_that_does(
+    parallel, keys, said
+):
+    with pytest.raises(UserError, match=said):
         plan(parallel, **keys)
-    return str(raised.value)
 
 
-@pytest.mark.parametrize("engine", ["vllm@0.10.2", "vllm@0.19.0", "vllm@0.28.1", "sglang"])
-def test_a_part_of_an_expert_that_is_no_whole_blocks_of_scales_is_refused(engine):
-    """Qwen3-235B at TP 8: 1,536 / 8 = 192 (vLLM #17569)."""
-    said = refusal({"tp": 8}, engine=engine)
-    assert "192 of 1,536 columns a rank are no multiple of 128" in said
-    assert said.endswith("tp = 4 does; ep = 8 does")
-    plan({"tp": 4}, engine=engine)
-    plan({"tp": 8, "ep": 8}, engine=engine)
-    plan({"tp": 8}, engine=engine, weight_dtype="fp8")
+@pytest.mark.parametrize(
+    ("parallel", "keys"),
+    [
+        ({"tp": 4}, {"engine": "vllm@0.10.2"}),
+        ({"tp": 8, "ep": 8}, {"engine": "sglang"}),
+        ({"tp": 8}, {"engine": "sglang", "weight_dtype": "fp8"}),
+        ({"tp": 16, "ep": 16}, {**R1, "engine": "vllm"}),
+        ({"tp": 8}, ON_A100),
+        ({"tp": 16}, LLAMA),  # 8 KV heads, repeated
+        ({"tp": 8, "attention_dp": 1}, {**LLAMA, "engine": "sglang"}),
+        (SPREAD, R1_SPREAD),  # vLLM spreads 256 unevenly
+        (SPREAD, {**R1_SPREAD, **SLOTS, "engine": "trtllm"}),
+    ],
+)
+def test_what_an_engine_starts_with_is_taken(parallel, keys):
+    plan(parallel, **keys)
 
 
 def test_later_releases_refine_the_scales_and_the_note_says_what_that_takes():
@@ -291,36 +314,3 @@ def test_later_releases_refine_the_scales_and_the_note_says_what_that_takes():
     whole = notes_of(plan({"tp": 4}, engine="vllm"))
     assert "note.refined_blocks" not in {one.kind for one in whole}
     assert plan({"tp": 8}).spec.engine == name_release("vllm"), "the newest release is the default"
-
-
-def test_other_matrices_are_refused_by_every_release():
-    """DeepSeek's dense blocks over 32 ranks, 18,432 / 32 = 576 (SGLang #3345)."""
-    keys = {"model": "deepseek-r1", "cluster": "h200-sxm-32", "weight_dtype": "fp8_block"}
-    for engine in ("vllm", "sglang"):
-        said = refusal({"tp": 32, "ep": 32}, engine=engine, **keys)
-        assert "'ffn down' over 32 ranks: 576 of 18,432 columns" in said
-        assert said.endswith("; tp = 16 with ep = 16 does")
-        plan({"tp": 16, "ep": 16}, engine=engine, **keys)
-
-
-def test_formats_are_those_of_the_gpus():
-    said = refusal({"tp": 8}, engine="trtllm", cluster="l40s-8", model="llama-3.1-70b")
-    assert "with fp8_block weights on NVIDIA L40S 48 GB; it has them on hopper, blackwell" in said
-    assert "it runs on ampere" in refusal({"tp": 8}, engine="trtllm", cluster="mi300x-8")
-    keys = {"model": "deepseek-v3", "cluster": "a100-sxm-32", "weight_dtype": "int4"}
-    said = refusal({"tp": 8}, kv_dtype="fp8", **keys)
-    assert said.endswith('kv_dtype = "bf16" does')
-    plan({"tp": 8}, **keys)
-
-
-def test_kv_heads_and_experts_are_divided_as_each_engine_does():
-    keys = {"model": "llama-3.1-70b", "weight_dtype": "bf16", "cluster": "h200-sxm-16"}
-    plan({"tp": 16}, **keys)  # 8 KV heads, repeated
-    plan({"tp": 8, "attention_dp": 1}, engine="sglang", **keys)
-    deepseek = {"model": "deepseek-v3", "cluster": "h200-sxm-24"}
-    plan({"attention_dp": 24, "ep": 24}, **deepseek)  # vLLM spreads 256 unevenly
-    for engine in ("sglang", "trtllm"):
-        said = refusal({"attention_dp": 24, "ep": 24}, engine=engine, **deepseek)
-        eplb = {"kind": "eplb", "num_slots": 264}
-        assert 'placement = { kind = "eplb", num_slots = 264 } does' in said
-        plan({"attention_dp": 24, "ep": 24}, engine=engine, placement=eplb, **deepseek)

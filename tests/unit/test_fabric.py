@@ -10,7 +10,6 @@ from simulator.cost.comm import Exchange
 from simulator.engine.fabric import FluidWires, MessageWires, drain_links, find_ends
 from simulator.policies.messages import Messages
 from simulator.policies.topology.switch import Switch
-from tests.cases import cases
 
 
 def exchange(*busy_s, latency_s=0.0):
@@ -83,16 +82,6 @@ def test_what_time_takes_away_is_not_needed_any_more(rows, share):
     assert find_ends(left_FL) == pytest.approx(np.maximum(ends_F - seconds, 0.0), abs=1e-9)
 
 
-seconds = st.one_of(st.just(0.0), st.floats(1e-7, 1e-2))
-several = st.integers(1, 6).flatmap(
-    lambda links: st.lists(
-        st.lists(seconds, min_size=links, max_size=links).filter(any).map(np.array),
-        min_size=1,
-        max_size=4,
-    )
-)
-
-
 def ends_s(flows, now_s=0.0):
     """When each ends, if all start at once at ``now_s``; fails where the links never come to
     rest.
@@ -112,16 +101,6 @@ def ends_s(flows, now_s=0.0):
             return found
         env.step()
     raise AssertionError("the links never come to rest")
-
-
-@cases(60)
-@given(several)
-def test_together_they_end_no_sooner_than_the_links_can_carry_them_and_no_later_than_in_turn(flows):
-    found = ends_s(flows)
-    assert max(found) >= (1e-5 + np.sum(flows, axis=0).max()) * (1 - 1e-9)
-    assert max(found) <= (1e-5 + sum(flow.max() for flow in flows)) * (1 + 1e-9)
-    for end_s, flow in zip(found, flows, strict=True):
-        assert end_s >= (1e-5 + flow.max()) * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("now_s", [0.0, 1e3, 1e5, 3e7])

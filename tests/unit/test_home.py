@@ -11,7 +11,7 @@ import simulator
 from simulator.base import home, trust
 from simulator.base.data import available_files, shipped_folder
 from simulator.base.errors import UserError
-from simulator.base.home import Far, ask_home, fetch, fetch_files
+from simulator.base.home import Far, fetch, fetch_files
 from simulator.base.reading import read_toml
 
 
@@ -96,7 +96,3 @@ def test_modules_that_the_command_allows_are_fetched_one_by_one(root, place, mon
     assert sorted(path.stem for path in fetched.glob("*.py")) == ["__init__", "other", "used"]
     for name in [name for name in sys.modules if name.startswith("fetched_package")]:
         del sys.modules[name]
-
-
-def test_the_commands_machine_answers_itself():
-    assert ask_home(os.getpid) == os.getpid()

@@ -11,10 +11,8 @@ import simpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.base.data import available_files
 from simulator.base.errors import UserError
-from simulator.config.calibration import CalibrationFile
-from simulator.config.host import ExchangeTable, HostCalibration, MatrixTable, load_any_calibration
+from simulator.config.host import ExchangeTable, MatrixTable, load_any_calibration
 from simulator.config.training import TrainingDeployment, TrainingSpec
 from simulator.deployment.fits import fits_of
 from simulator.deployment.notes import notes_of
@@ -105,28 +103,18 @@ def test_shared_cores_are_never_idle_while_there_is_work_for_them(seconds, num_c
     assert all(end_s[i] >= seconds[i] * (1 - 1e-6) for i in range(len(seconds)))
 
 
-def test_equal_ranks_on_half_as_many_cores_take_twice_as_long():
-    env = simpy.Environment()
-    cores = SharedCores(env, 2)
-    for _ in range(4):
-        cores.work(1.0)
-    env.run()
-    assert env.now == pytest.approx(2.0)
-
-
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
     folder = tmp_path_factory.mktemp("local")
-    (folder / "moe.toml").write_text(
-        'hidden_size = 256\nvocab_size = 64\nlayers = [{ repeat = 2, pattern = [["a", "f"]] }]\n'
-        '[mixers]\na = { kind = "gqa", num_heads = 4, num_kv_heads = 4, head_size = 64 }\n'
-        '[ffns]\nf = { kind = "moe", num_experts = 8, top_k = 2, intermediate_size = 512 }\n'
-    )
-    (folder / "dense.toml").write_text(
-        'hidden_size = 256\nvocab_size = 64\nlayers = [{ repeat = 2, pattern = [["a", "f"]] }]\n'
-        '[mixers]\na = { kind = "gqa", num_heads = 4, num_kv_heads = 4, head_size = 64 }\n'
-        '[ffns]\nf = { kind = "dense", intermediate_size = 2048 }\n'
-    )
+    for name, ffn in (
+        ("moe", 'kind = "moe", num_experts = 8, top_k = 2, intermediate_size = 512'),
+        ("dense", 'kind = "dense", intermediate_size = 2048'),
+    ):
+        (folder / f"{name}.toml").write_text(
+            "hidden_size = 256\nvocab_size = 64\n"
+            f'layers = [{{ repeat = 2, pattern = [["a", "f"]] }}]\nffns.f = {{ {ffn} }}\n'
+            'mixers.a = { kind = "gqa", num_heads = 4, num_kv_heads = 4, head_size = 64 }\n'
+        )
 
     def plan(model="moe", num_ranks=2, **keys):
         table = {
@@ -153,26 +141,10 @@ def seconds_of(plan, sequences, new=1, context=0):
     return times
 
 
-def test_a_step_costs_more_with_more_tokens_and_its_phases_add_up(local):
-    few, many = (seconds_of(local(), number) for number in (8, 512))
-    assert many.duration_s > few.duration_s
-    assert few.phases["experts"] > 0
-    assert few.phases["dispatch"] > 0
-
-
 def test_ranks_beyond_the_cores_share_them(local):
     plan = local(num_ranks=4)
     assert plan.placement.calibration.shared_cores == plan.placement.calibration.host.num_cores
     assert local(num_ranks=2).placement.calibration.shared_cores is None
-
-
-def test_a_number_of_ranks_that_was_not_measured_is_refused_with_what_to_do(local):
-    with pytest.raises(
-        UserError, match=r"no collectives of 16 ranks .* moesim calibrate cpu --ranks 16"
-    ):
-        seconds_of(local("dense", num_ranks=1), 4) and local(
-            "dense", num_ranks=1, parallel={"attention_dp": 1}
-        ).placement.calibration.host.choose_tables(16, 1.0).collectives
 
 
 def test_pruned_blocks_store_less_and_are_priced_from_measured_products(local):
@@ -184,42 +156,41 @@ def test_pruned_blocks_store_less_and_are_priced_from_measured_products(local):
     assert seconds_of(pruned, 1).phases["dense"] != seconds_of(whole, 1).phases["dense"]
 
 
-def test_pruning_where_nothing_was_measured_is_refused(local):
-    with pytest.raises(UserError, match="on a processor what is left is stored row by row"):
-        local("dense", pruning={"kind": "unstructured", "sparsity": 0.9, "format": "bitmap"})
-    with pytest.raises(
-        UserError, match="nobody has published how fast products with fp32 matrices"
-    ):
-        local("dense", cluster="h100-sxm-2", pruning={"kind": "two_four"})
-    with pytest.raises(UserError, match="has none; leave it out"):
-        local("moe", pruning={"kind": "two_four"})
+ROWS_LEFT = {"kind": "unstructured", "sparsity": 0.9, "format": "bitmap"}
+ON_H100 = {"cluster": "h100-sxm-2"}
 
 
-def test_formats_of_weights_that_were_not_timed_are_refused_or_noted(local):
-    """A machine timed in fp32 says nothing of int8, and prices bf16 like fp32."""
-    for key, dtype in (("weight_dtype", "int8"), ("expert_dtype", "fp8")):
-        with pytest.raises(
-            UserError, match=f'{key} = "{dtype}" was not timed .* say {key} = "fp32"'
-        ):
-            local("moe", **{key: dtype})
-    with pytest.raises(UserError, match='weight_dtype = "mxfp4" was not timed'):
-        local("dense", weight_dtype="mxfp4")
+@pytest.mark.parametrize(
+    ("model", "keys", "said"),
+    [
+        ("dense", {"pruning": ROWS_LEFT}, "on a processor what is left is stored row by row"),
+        ("dense", {**ON_H100, "pruning": {"kind": "two_four"}}, "nobody has published"),
+        ("moe", {"pruning": {"kind": "two_four"}}, "has none; leave it out"),
+        ("moe", {"weight_dtype": "int8"}, 'weight_dtype = "int8" was not timed .* "fp32"'),
+        ("moe", {"expert_dtype": "fp8"}, 'expert_dtype = "fp8" was not timed .* "fp32"'),
+        ("dense", {"weight_dtype": "mxfp4"}, 'weight_dtype = "mxfp4" was not timed'),
+        ("dense", {"compute": {"kind": "roofline"}}, "'roofline' needs shares"),
+        ("dense", {"communication": {"kind": "alpha_beta"}}, "leave communication out"),
+        ("dense", {**ON_H100, "compute": {"kind": "host"}}, "'host' needs a calibration"),
+    ],
+)
+def test_what_was_not_measured_is_refused_by_its_key(local, model, keys, said):
+    with pytest.raises(UserError, match=said):
+        local(model, **keys)
+
+
+def test_a_number_of_ranks_that_was_not_measured_is_refused(local):
+    host = local("dense").placement.calibration.host
+    with pytest.raises(UserError, match=r"16 ranks .* moesim calibrate cpu --ranks 16"):
+        host.choose_tables(16, 1.0).collectives  # noqa: B018
+
+
+def test_formats_that_are_priced_as_what_was_timed_are_noted(local):
     noted = {one.kind: one.facts for one in notes_of(local("moe", weight_dtype="bf16"))}
     assert noted["note.other_formats"]["others"] == ["bf16"]
     assert "note.other_formats" not in {one.kind for one in notes_of(local("moe"))}
     fits = fits_of(local("moe", weight_dtype="bf16"))
     assert {"fp32 matrices", "fp32 experts"} <= set(fits)  # what was measured, by its own name
-
-
-def test_cost_models_refuse_a_calibration_of_the_other_kind(local):
-    with pytest.raises(UserError, match="'roofline' needs shares of an accelerator's peaks"):
-        local("dense", compute={"kind": "roofline"})
-    with pytest.raises(UserError, match="leave communication out, which prices by those"):
-        local("dense", communication={"kind": "alpha_beta"})
-    with pytest.raises(
-        UserError, match="'host' needs a calibration that moesim calibrate cpu wrote"
-    ):
-        local("dense", cluster="h100-sxm-2", compute={"kind": "host"})
 
 
 def test_nothing_is_added_up_by_one_rank_nor_where_there_is_nothing(local):
@@ -271,13 +242,6 @@ def test_each_layer_is_packed_by_rows_of_its_own(local):
     together = [step.pack_R.tolist() for step in experts.steps(tokens, places)]
     assert together == [experts.steps(tokens, [one])[0].pack_R.tolist() for one in places]
     assert len(set(map(tuple, together))) > 1
-
-
-@pytest.mark.parametrize("name", sorted(available_files("cluster_configs/calibration")))
-def test_every_calibration_says_where_its_numbers_come_from(name):
-    found = load_any_calibration(name, "test")
-    assert isinstance(found, CalibrationFile | HostCalibration)
-    assert found.title
 
 
 HERE = {

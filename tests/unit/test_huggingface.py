@@ -133,21 +133,6 @@ def test_dense_architectures_count_to_the_last_parameter(load, config, num_param
     assert load(config).num_parameters == num_parameters
 
 
-QWEN2_MOE = {
-    **LLAMA,
-    "model_type": "qwen2_moe",
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "moe_intermediate_size": 1408,
-    "shared_expert_intermediate_size": 5632,
-    "num_experts": 60,
-    "num_experts_per_tok": 4,
-    "decoder_sparse_step": 1,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "vocab_size": 151936,
-}
 OLMOE = {
     **LLAMA,
     "model_type": "olmoe",
@@ -171,10 +156,6 @@ DEEPSEEK_V2_LITE = {
     "num_experts_per_tok": 6,
     "first_k_dense_replace": 1,
     "moe_layer_freq": 1,
-    "n_group": 1,
-    "topk_group": 1,
-    "topk_method": "greedy",
-    "scoring_func": "softmax",
     "num_hidden_layers": 27,
     "num_attention_heads": 16,
     "num_key_value_heads": 16,
@@ -190,7 +171,6 @@ DEEPSEEK_V2_LITE = {
 @pytest.mark.parametrize(
     ("config", "name"),
     [
-        (QWEN2_MOE, "qwen1.5-moe-a2.7b"),
         (OLMOE, "olmoe-1b-7b"),
         (DEEPSEEK_V2_LITE, "deepseek-v2-lite"),
     ],
@@ -221,18 +201,13 @@ def test_the_language_model_of_a_multimodal_one_is_read(load):
 
 
 def test_windows_are_where_the_configuration_puts_them(load):
-    assert {mixer for mixer, _ in load(MISTRAL).layer_names} == {"sliding"}
-    assert {mixer for mixer, _ in load(QWEN2).layer_names} == {"full"}
-    assert [mixer for mixer, _ in load(GEMMA2).layer_names][:4] == [
-        "sliding",
-        "full",
-        "sliding",
-        "full",
-    ]
-    mixers = [
-        mixer for mixer, _ in load(QWEN2, use_sliding_window=True, max_window_layers=20).layer_names
-    ]
-    assert mixers == ["full"] * 20 + ["sliding"] * 8
+    def mixers(config, **changes):
+        return "".join(mixer[0] for mixer, _ in load(config, **changes).layer_names)
+
+    assert mixers(MISTRAL) == "s" * 32
+    assert mixers(QWEN2) == "f" * 28
+    assert mixers(GEMMA2) == "sf" * 21
+    assert mixers(QWEN2, use_sliding_window=True, max_window_layers=20) == "f" * 20 + "s" * 8
 
 
 def test_dense_and_moe_layers_are_where_the_configuration_puts_them(load):
@@ -253,43 +228,30 @@ def test_dense_and_moe_layers_are_where_the_configuration_puts_them(load):
 
 
 @pytest.mark.parametrize(
-    ("changes", "weights", "experts"),
+    ("quantization", "weights", "experts"),
     [
-        ({}, "bf16", None),
-        ({"torch_dtype": ..., "dtype": "float16"}, "fp16", None),
-        ({"quantization_config": {"quant_method": "fp8"}}, "fp8", None),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "int4", None),
+        (None, "bf16", None),
+        ({"quant_method": "fp8"}, "fp8", None),
+        ({"quant_method": "gptq", "bits": 4}, "int4", None),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4", None),
         (
-            {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}},
-            "nvfp4",
-            None,
+            {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]},
+            *("bf16", "mxfp4"),
         ),
         (
             {
-                "quantization_config": {
-                    "quant_method": "mxfp4",
-                    "modules_to_not_convert": ["model.layers.*.self_attn"],
-                }
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}},
+                "ignore": ["lm_head", "re:.*self_attn.*"],
             },
-            "bf16",
-            "mxfp4",
-        ),
-        (
-            {
-                "quantization_config": {
-                    "quant_method": "compressed-tensors",
-                    "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}},
-                    "ignore": ["lm_head", "re:.*self_attn.*"],
-                }
-            },
-            "bf16",
-            "int4",
+            *("bf16", "int4"),
         ),
     ],
 )
-def test_formats_come_from_the_quantization(load, changes, weights, experts):
-    model = load(MOE, **changes)
+def test_formats_come_from_the_quantization(load, quantization, weights, experts):
+    model = load(MOE, quantization_config=quantization or ...)
     assert (model.weight_dtype, model.expert_dtype) == (weights, experts)
+    assert load(MOE, torch_dtype=..., dtype="float16").weight_dtype == "fp16"
 
 
 def test_an_unknown_architecture_loads_when_its_keys_suffice(load):
@@ -298,47 +260,21 @@ def test_an_unknown_architecture_loads_when_its_keys_suffice(load):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "said"),
     [
         ({"num_key_value_heads": ...}, "missing key 'num_key_value_heads'"),
-        (
-            {"num_attention_heads": 31},
-            "missing key 'head_dim': num_attention_heads = 31 does not divide hidden_size = 4096",
-        ),
+        ({"num_attention_heads": 31}, "missing key 'head_dim': num_attention_heads = 31"),
         ({"model_type": "new", "tie_word_embeddings": ...}, "missing key 'tie_word_embeddings'"),
-        (
-            {"hidden_act": "gelu"},
-            "hidden_act is 'gelu': whether the feed-forward block has a gate cannot be told",
-        ),
-        (
-            {"model_type": "new", "use_qk_norm": True},
-            "use_qk_norm is true, but the size of the norms cannot be told",
-        ),
-        (
-            {"layer_types": ["odd_attention"] * 32},
-            "layer_types holds 'odd_attention', which is not understood",
-        ),
-        (
-            {"attention_chunk_size": 8192},
-            "missing key 'layer_types': which layers have chunked attention cannot be told",
-        ),
-        (
-            {"moe_num_experts": 64},
-            "key 'moe_num_experts' describes a part of the model that is not understood",
-        ),
-        (
-            {"quantization_config": {"quant_method": "bitsandbytes"}},
-            "quantization_config describes 'bitsandbytes'",
-        ),
-        (
-            {"num_experts": 8, "num_local_experts": 16},
-            "contradictory keys: num_experts = 8, num_local_experts = 16",
-        ),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"model_type": "new", "use_qk_norm": True}, "use_qk_norm is true"),
+        ({"layer_types": ["odd_attention"] * 32}, "layer_types holds 'odd_attention'"),
+        ({"attention_chunk_size": 8192}, "missing key 'layer_types'"),
+        ({"moe_num_experts": 64}, "key 'moe_num_experts'"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "'bitsandbytes'"),
+        ({"num_experts": 8, "num_local_experts": 16}, "contradictory keys: num_experts = 8"),
         ({"kv_lora_rank": 512}, "missing key 'qk_nope_head_dim'"),
     ],
 )
-def test_what_cannot_be_told_is_refused_with_file_and_key(load, changes, message):
-    with pytest.raises(UserError, match=message) as caught:
+def test_what_cannot_be_told_is_refused_with_file_and_key(load, changes, said):
+    with pytest.raises(UserError, match=rf"^[^\n]*config\.json[^\n]*{said}[^\n]*$"):
         load(LLAMA, **changes)
-    assert "config.json" in str(caught.value)
-    assert "\n" not in str(caught.value)

@@ -4,22 +4,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from simulator.base.data import available_files
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.model import load_model
-from simulator.work.flops import (
-    WHOLE,
-    count_decode_step,
-    release_precision,
-    served_flops,
-    used_expert_share,
-)
-from simulator.work.memory import cache_size, weight_bytes
+from simulator.work.flops import WHOLE, count_decode_step, release_precision, used_expert_share
+from simulator.work.memory import weight_bytes
 from simulator.work.sparsity import count_idle
-from tests.cases import cases
 
 MODELS = {name: load_model(name, "test") for name in available_files("workloads/models")}
 
@@ -53,28 +44,6 @@ def test_a_large_batch_reads_all_weights_that_are_stored(name):
     table = 0 if model.ties_embeddings else model.num_embedding_parameters
     read = count_decode_step(model, 100_000, 1).weight_bytes
     assert read == pytest.approx(stored - table * BYTES_PER_ELEMENT["bf16"], rel=1e-6)
-
-
-@pytest.mark.parametrize("name", ["mixtral-8x7b", "qwen3-8b", "deepseek-v3", "gpt-oss-20b"])
-def test_a_decode_step_has_the_flops_and_the_cache_of_its_tokens(name):
-    model, context = MODELS[name], 4000
-    step = count_decode_step(model, 3, context)
-    cached = np.array([context] * 3)
-    # Two output tokens each: the first one's matrices behind the last layer belong to the prompt.
-    served = served_flops(model, cached, np.array([2] * 3), cached)
-    head = 3 * 2.0 * model.vocab_size * model.hidden_size
-    assert step.flops == pytest.approx(served - head, rel=2e-3)
-    cache = cache_size(model, WHOLE, release_precision(model))
-    assert step.cache_bytes == 3 * cache.bytes_for(context)
-
-
-@cases(40)
-@given(st.integers(1, 512), st.integers(1, 64), st.integers(1, 400))
-def test_the_expected_share_of_used_experts(num_experts, top_k, tokens):
-    top_k = min(top_k, num_experts)
-    share = used_expert_share(num_experts, top_k, tokens)
-    assert top_k / num_experts - 1e-12 <= share <= min(1.0, tokens * top_k / num_experts) + 1e-12
-    assert share <= used_expert_share(num_experts, top_k, tokens + 1)
 
 
 def test_used_experts_are_those_of_uniform_draws():

@@ -73,15 +73,6 @@ def test_scripts_start_all_commands_and_nothing_else(engine, case, started):
         assert started(files["serve/router.sh"]) == started(launch.router)
 
 
-def test_equal_replicas_are_a_loop():
-    _, files = prepared("vllm", "equal")
-    assert files["serve/server.sh"].count("vllm serve") == 1
-    assert (
-        "\nnode0 0,1 8000\nnode0 2,3 8002\nnode0 4,5 8004\nnode0 6,7 8006\nEND\n"
-        in files["serve/server.sh"]
-    )
-
-
 def read_manifest(files):
     return list(yaml.safe_load_all(files["serve/kubernetes.yaml"]))
 

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.config.calibration import ANY, EngineFit, load_calibration
-from simulator.config.calibration.engine import LatencyBands
+from simulator.config.calibration import ANY, load_calibration
 from simulator.lab.calibration.left_out import Simulated, answer_stranger, list_strangers
 from simulator.lab.calibration.serving import engine
 from simulator.lab.calibration.serving.engine import band_of_unseen
@@ -65,36 +64,6 @@ def test_bands_of_what_is_unseen_are_of_whole_groups():
     few[:5] = "rare"
     assert band_of_unseen(1 / ratios, few, LEAST_ROWS) is not None
     assert band_of_unseen(1 / ratios, few, 1200) is None, "one group says nothing of another"
-
-
-def test_bands_of_new_groups_hold_four_of_five():
-    """Groups whose middles are drawn like those that the band was made of."""
-    rng = np.random.default_rng(5)
-    inside = []
-    for _ in range(300):
-        middles = rng.normal(0.0, 0.15, 6)
-        drawn = np.exp(np.repeat(middles, 50) + rng.normal(0.0, 0.1, 300))
-        low, high = band_of_unseen(1 / drawn[:250], np.repeat(range(5), 50), LEAST_ROWS)
-        inside.append(((drawn[250:] >= low) & (drawn[250:] <= high)).mean())
-    assert 0.77 < np.mean(inside) < 0.87
-
-
-def test_an_entry_is_widened_by_what_is_unseen_alone():
-    own, new = (0.9, 1.1), LatencyBands(band=(0.95, 1.4), ttft_band=(0.5, 1.05))
-    fit = EngineFit.model_construct(kind="fitted", band=own, ttft_band=own, unseen={"gpu": new})
-    assert fit.widest_bands(()) == LatencyBands(band=own, ttft_band=own)
-    assert fit.widest_bands(("model",)) == LatencyBands(band=own, ttft_band=own)
-    wide = LatencyBands(band=(0.9, 1.4), ttft_band=(0.5, 1.1))
-    assert fit.widest_bands(("gpu", "model")) == wide
-
-
-def test_shipped_engines_know_how_far_what_is_unseen_may_be_off():
-    for name in ("hopper", "blackwell"):
-        unseen = load_calibration(name, "test").engine[ANY].unseen
-        assert set(unseen) == {"model", "gpu", "release"}
-        for bands in unseen.values():
-            assert bands.band[0] < 1 < bands.band[1]
-            assert bands.ttft_band[1] > bands.band[1]
 
 
 def test_a_release_is_new_where_points_do_not_say_theirs():

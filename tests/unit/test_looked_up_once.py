@@ -39,14 +39,6 @@ def test_what_is_loaded_once_is_what_is_loaded_anew(load):
     assert load() == first
 
 
-def test_what_names_another_file_is_loaded_for_itself():
-    with cache_lookups():
-        assert load_cluster("h100-sxm-8", "test")[0].num_gpus == 8
-        assert load_cluster("h100-sxm-16", "test")[0].num_gpus == 16
-        models = [load_model(name, "test").name for name in ("llama-3.1-8b", "mixtral-8x7b")]
-    assert models == ["llama-3.1-8b", "mixtral-8x7b"]
-
-
 def test_a_file_that_changes_or_comes_is_seen_by_the_next_search(own_model):
     text = own_model.read_text().partition("[published]")[0]
     with cache_lookups():

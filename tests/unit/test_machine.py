@@ -11,61 +11,40 @@ from simulator.base.machine import count_cores
 FAMILY, NAME = "cluster_configs/calibration", "this-machine"
 
 
-@pytest.fixture
-def cores(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
-
-
-def make_files(root, files):
-    for path, text in files.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(text)
-    return root
+WHOLE = {"proc/self/cgroup": "0::/\n"}
+OLD = {"proc/self/cgroup": "5:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab\n"}
+QUOTA, PERIOD = (f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us" for name in ("quota", "period"))
+"""Of version 1, seen from inside a container that is not told its own path."""
 
 
 @pytest.mark.parametrize(
-    ("files", "number"),
+    ("files", "affine", "number"),
     [
-        ({}, 16),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 16),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 2),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+        ({}, 16, 16),
+        ({**WHOLE, "sys/fs/cgroup/cpu.max": "max 100000\n"}, 16, 16),
+        ({**WHOLE, "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 16, 2),
+        ({**WHOLE, "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 1, 1),
+        ({**WHOLE, "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 16, 1),
         (
             {  # what is around it holds too
                 "proc/self/cgroup": "0::/pod/container\n",
                 "sys/fs/cgroup/pod/cpu.max": "300000 100000\n",
                 "sys/fs/cgroup/pod/container/cpu.max": "800000 100000\n",
             },
-            3,
+            *(16, 3),
         ),
-        (
-            {  # version 1, seen from inside a container that is not told its own path
-                "proc/self/cgroup": "5:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "400000\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            4,
-        ),
-        (
-            {
-                "proc/self/cgroup": "4:cpu,cpuacct:/\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            16,
-        ),
+        ({**OLD, QUOTA: "400000\n", PERIOD: "100000\n"}, 16, 4),
+        ({**OLD, QUOTA: "-1\n", PERIOD: "100000\n"}, 16, 16),
     ],
 )
 def test_cores_are_those_of_the_affinity_within_the_quotas_of_control_groups(
-    tmp_path, cores, files, number
+    tmp_path, monkeypatch, files, affine, number
 ):
-    assert count_cores(make_files(tmp_path, files)) == number
-
-
-def test_an_affinity_of_fewer_cores_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
-    files = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}
-    assert count_cores(make_files(tmp_path, files)) == 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affine)), raising=False)
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert count_cores(tmp_path) == number
 
 
 def test_a_calibration_in_the_users_data_folder_comes_before_the_shipped_one(tmp_path, monkeypatch):

@@ -3,10 +3,7 @@ import pytest
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
-from simulator.config.ffns.dense import DenseFFN
-from simulator.config.ffns.moe import MoE
 from simulator.config.mixers.compressed import CompressedAttention
-from simulator.config.mixers.gated_delta_net import GatedDeltaNet
 from simulator.config.model import ModelSpec, load_model
 
 # Elements of the released weights (safetensors headers on Hugging Face, multi-token-prediction and
@@ -40,19 +37,6 @@ def test_total_is_that_of_the_released_weights_to_the_last_parameter(name, num_p
     assert load_model(name, "test").num_parameters == num_parameters
 
 
-def test_mixtral_is_not_eight_times_seven_billion():
-    model = load_model("mixtral-8x7b", "test")
-    experts = (
-        model.num_moe_layers
-        * model.moe.num_experts
-        * model.moe.num_expert_parameters(model.hidden_size)
-    )
-    once = model.num_parameters - experts
-    assert experts == 8 * 32 * 3 * 4096 * 14336
-    assert once == pytest.approx(1.61e9, rel=0.01)
-    assert model.num_active_parameters == once + experts * 2 // 8
-
-
 def test_active_parameters_leave_out_what_the_makers_leave_out():
     def count(**keys):
         return ModelSpec.model_validate({**TINY, **keys}).num_active_parameters
@@ -78,52 +62,24 @@ TINY = {
 }
 
 
-def test_one_expert_of_one_costs_what_the_dense_block_costs_and_a_router():
-    dense = DenseFFN(kind="dense", intermediate_size=32)
-    moe = MoE(kind="moe", num_experts=1, top_k=1, intermediate_size=32)
-    assert moe.num_parameters(16) == dense.num_parameters(16) + 16 == moe.num_active_parameters(16)
+FULL, EXPERTS = TINY["mixers"]["full"], TINY["ffns"]["moe"]
+FEWER = {**EXPERTS, "num_experts": 4}
+BOTH = [{"pattern": [["full", "moe"], ["full", "other"]]}]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "said"),
     [
-        (
-            {"ffns": {"moe": {**TINY["ffns"]["moe"], "top_k": 9}}},
-            "top_k \\(9\\) must be between 1 and num_experts \\(8\\)",
-        ),
-        (
-            {"layers": [{"pattern": [["full", "dense"]]}]},
-            "layers name the ffn 'dense', which is not in ffns \\(moe\\)",
-        ),
-        (
-            {"layers": [{"pattern": [["full", "none"]]}]},
-            "ffns has 'moe', which no layer has; leave it out",
-        ),
-        (
-            {"mixers": {"full": {**TINY["mixers"]["full"], "num_kv_heads": 3}}},
-            "num_kv_heads \\(3\\) must divide num_heads \\(4\\)",
-        ),
-        (
-            {
-                "ffns": {**TINY["ffns"], "other": {**TINY["ffns"]["moe"], "num_experts": 4}},
-                "layers": [{"pattern": [["full", "moe"], ["full", "other"]]}],
-            },
-            "all ffns with experts must have the same num_experts",
-        ),
+        ({"ffns": {"moe": {**EXPERTS, "top_k": 9}}}, r"top_k \(9\) must be between 1 and"),
+        ({"layers": [{"pattern": [["full", "dense"]]}]}, "layers name the ffn 'dense'"),
+        ({"layers": [{"pattern": [["full", "none"]]}]}, "ffns has 'moe', which no layer has"),
+        ({"mixers": {"full": {**FULL, "num_kv_heads": 3}}}, r"num_kv_heads \(3\) must divide"),
+        ({"ffns": {"moe": EXPERTS, "other": FEWER}, "layers": BOTH}, "the same num_experts"),
     ],
 )
-def test_a_wrong_model_file_is_one_line_with_file_and_key(change, message):
-    with pytest.raises(UserError, match=message) as caught:
+def test_a_wrong_model_file_is_one_line_with_file_and_key(change, said):
+    with pytest.raises(UserError, match=rf"^tiny\.toml[^\n]*{said}[^\n]*$"):
         validate(ModelSpec, {**TINY, **change}, "tiny.toml")
-    assert str(caught.value).startswith("tiny.toml")
-    assert "\n" not in str(caught.value)
-
-
-def test_an_unknown_model_suggests_the_nearest_one():
-    with pytest.raises(
-        UserError, match=r"unknown model 'mixtral-8x7'; did you mean 'mixtral-8x7b'\?"
-    ):
-        load_model("mixtral-8x7", "scenario.toml")
 
 
 def test_a_file_that_contradicts_its_makers_says_why_or_is_refused(tmp_path):
@@ -148,42 +104,21 @@ def test_a_model_file_may_be_given_by_path(tmp_path):
     assert (model.name, model.num_layers, model.moe) == ("mine", 2, None)
 
 
-def test_a_gated_delta_net_has_the_numbers_of_its_modules():
-    hidden, key_heads, value_heads, key, value, kernel = 32, 2, 4, 8, 6, 4
-    channels, inner = 2 * key_heads * key + value_heads * value, value_heads * value
-    delta = GatedDeltaNet(
-        kind="gated_delta_net",
-        num_key_heads=key_heads,
-        num_value_heads=value_heads,
-        key_head_size=key,
-        value_head_size=value,
-        conv_size=kernel,
-    )
-    matrices = hidden * (channels + inner + 2 * value_heads) + inner * hidden
-    assert delta.num_parameters(hidden) == matrices + channels * kernel + value + 2 * value_heads
-
-
 def test_compressed_attention_has_the_tensors_of_deepseek_v4_flash():
-    shape = {
-        "kind": "compressed",
-        "num_heads": 64,
-        "head_size": 512,
-        "query_rank": 1024,
-        "window": 128,
-        "output_groups": 8,
-        "output_rank": 1024,
-    }
-    attention = (
-        4096 * 1024 + 1024 * 32768 + 4096 * 512 + 4096 * 8192 + 8192 * 4096 + 1024 + 512 + 64
-    )  # norms, sinks
+    heads = {"num_heads": 64, "head_size": 512, "query_rank": 1024, "window": 128}
+    shape = {"kind": "compressed", **heads, "output_groups": 8, "output_rank": 1024}
+    matrices = 4096 * 1024 + 1024 * 32768 + 4096 * 512 + 4096 * 8192 + 8192 * 4096
+    attention = matrices + 1024 + 512 + 64  # norms, sinks
     compressor = 2 * 4096 * 1024 + 4 * 1024 + 512
     indexer = 1024 * 8192 + 4096 * 64 + 2 * 4096 * 256 + 4 * 256 + 128
     index = {"num_heads": 64, "head_size": 128, "top_k": 512}
-    count = CompressedAttention(**shape, compression=4, index=index).num_parameters(4096)
-    assert count == attention + compressor + indexer
-    assert CompressedAttention(**shape).num_parameters(4096) == attention
-    count = CompressedAttention(**shape, compression=128).num_parameters(4096)
-    assert count == attention + 2 * 4096 * 512 + 128 * 512 + 512
+    for keys, more in (
+        ({}, 0),
+        ({"compression": 4, "index": index}, compressor + indexer),
+        ({"compression": 128}, 2 * 4096 * 512 + 128 * 512 + 512),
+    ):
+        found = CompressedAttention(**shape, **keys).num_parameters(4096)
+        assert found == attention + more
 
 
 # What is cached for a token, and what is carried by a sequence, against published figures.

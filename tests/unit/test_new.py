@@ -5,17 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
 from simulator.base.reading import read_toml
 from simulator.commands.check import check as check_file
 from simulator.commands.new import FOLDERS, read_guides, read_template, write_new
-from simulator.commands.run import run as run_scenario
 from simulator.config.cluster import load_cluster
 from simulator.config.model import load_model
-from simulator.scenario.jobs import load_scenario
 
 
 @pytest.fixture(autouse=True)
@@ -89,15 +86,6 @@ def test_the_test_of_a_new_policy_passes():
     write_new("balancing", "mine")
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "my_package"]
     subprocess.run(run, check=True)
-
-
-@pytest.mark.slow
-def test_a_new_scenario_runs():
-    path = write_new("scenario", "mine")
-    scenario = load_scenario(str(path), ["workload.num_requests=10"])
-    results = run_scenario(scenario)
-    assert len(results.summary) == 2
-    assert np.isfinite(results.summary["output_tokens_per_s"]).all()
 
 
 @pytest.mark.parametrize(

@@ -19,19 +19,19 @@ def plan_of(**keys):
     return make_plan(DeploymentSpec.model_validate({**SPEC, **keys}), 3, "file", PROJECT)
 
 
-def test_mixtral_in_four_bits_does_not_fit_one_card_and_is_told_how_it_would():
-    told = r"does not fit: each GPU needs 26.2 GB .* or offload = \{ slots = 6 \} \(1 GPU"
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({}, r"does not fit: each GPU needs 26.2 GB .*offload = \{ slots = 6 \}"),
+        ({"offload": {"slots": 7}}, r"what would fit: .*offload\.slots = 6 \(1 GPU"),
+        ({"cluster": "rtx-4090-1"}, "what would fit: tp = 2(?!.*offload)"),
+    ],
+)
+def test_mixtral_in_four_bits_does_not_fit_one_card_and_is_told_how_it_would(keys, told):
+    """By offloading where the host of the cluster is described."""
     with pytest.raises(UserError, match=told):
-        plan_of(**INT4)
+        plan_of(**INT4, **keys)
     assert plan_of(**INT4, offload={"slots": 6}).serving.capacity.tokens > 2048
-    with pytest.raises(UserError, match=r"what would fit: .*offload\.slots = 6 \(1 GPU"):
-        plan_of(**INT4, offload={"slots": 7})
-
-
-def test_a_cluster_whose_host_nobody_described_is_told_of_other_splits_only():
-    with pytest.raises(UserError, match="what would fit: tp = 2") as refused:
-        plan_of(**INT4, cluster="rtx-4090-1")
-    assert "offload" not in str(refused.value)
 
 
 ONE = {"slots": 2}
@@ -77,16 +77,11 @@ def test_what_cannot_be_offloaded_is_refused_in_one_line(keys, told):
 
 
 def test_a_note_tells_what_is_found_and_what_travels():
-    some = plan_of(**INT4, offload={"slots": 5})
-    (note,) = [str(one) for one in notes_of(some) if one.kind == "note.offload"]
-    assert "5 of the 8 experts of a layer are in the GPU's memory" in note
-    assert "are brought there at 25.9 GB/s" in note
-    on_cpu = {"slots": 0, "uploads": 0}
-    (note,) = [one for one in notes_of(plan_of(**INT4, offload=on_cpu)) if "offload" in one.kind]
+    on_cpu = plan_of(**INT4, offload={"slots": 0, "uploads": 0})
+    (note,) = [one for one in notes_of(on_cpu) if one.kind == "note.offload"]
     assert (note.facts["hit_rate"], note.facts["brought_bytes"]) == (0, 0)
     assert note.facts["below_bytes"] == pytest.approx(5.81e9, rel=1e-3)
-    described = describe_policies(plan_of(**INT4, offload=on_cpu))["offload"]
-    assert described == "in dram, 0 of a layer cached by lru, missing ones are computed there"
+    assert describe_policies(on_cpu)["offload"].startswith("in dram, 0 of a layer cached by lru")
     assert describe_policies(plan_of(model="llama-2-7b"))["offload"] is None
 
 

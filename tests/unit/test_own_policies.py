@@ -196,7 +196,6 @@ RIGHT = {
 WRONG = [
     ("routing", "[[0, 1]]", "int16 ids of shape", "list [[0, 1]]"),
     ("routing", "np.zeros((tokens, self.moe.top_k), np.int16)", "distinct in a row", "from 0 to 0"),
-    ("routing", "np.zeros((tokens, self.moe.top_k))", "int16 ids", "float64 of shape"),
     ("placement", "None", "a Placed", "NoneType None"),
     ("placement", "Placed(expert_LP[:, 1:], rank_LP[:, 1:], num_ranks)", "layer 0 lacks", "t 0;"),
     ("placement", "Placed(expert_LP, rank_LP * 0, num_ranks)", "as many slots", "s on rank 0 and"),
@@ -211,11 +210,9 @@ WRONG = [
     ("spilling", "None", "Spills of whole numbers", "NoneType None"),
     ("spilling", "Spills(np.array([0]), rank_P[:1], pairs_P[:1])", "other ranks", "Spills"),
     ("spilling", "Spills(np.array([0]), other_X, pairs_P[:1] + 1)", "than a slot has", "Spills"),
-    ("dispatch", "zeros[:1]", "numbers of shape (4, 4)", "float64 of shape (1, 4)"),
     ("dispatch", "zeros - 1", "none below 0", "from -1 to -1"),
     ("balancing", "7", "a whole number from 0 to 1", "int 7"),
     ("rule", "Rule(turns=lambda n: np.full(n, 2))", "8 whole numbers from 0 to 1", "turns(8)"),
-    ("rule", "Rule(turns=lambda n: np.zeros(3, int))", "8 whole numbers", "turns(8)"),
     ("rule", "Rule(per_token=-0.5)", "numbers of at least 0", "Rule Rule(per_request=0"),
     ("scheduling", "(8192, 256)", "simulator.policies.scheduling.Rules", "tuple (8192, 256)"),
     ("scheduling", "Rules(0, 64, True, True)", "token_budget must be at least 1 tokens", "got 0"),
@@ -224,18 +221,12 @@ WRONG = [
     ("failures", "iter([Change(1.0, 'both', (2,), False)])", "replicas 0 to 1", "replicas hold 2;"),
     ("failures", "iter([Change(1.0, 'decode', (0,), False)])", "'both' with", "is 'decode';"),
     ("failures", "(Change(1.0 - n, 'both', (0,), False) for n in (0, 1))", "1 s or", "at_s is 0.0"),
-    (
-        "failures",
-        "iter([Change(1.0, 'both', (1,), False, (3,))])",
-        "'both' with",
-        "gpus hold 3, of",
-    ),
+    ("failures", "iter([Change(1, 'both', (1,), False, (3,))])", "'both' with", "gpus hold 3, of"),
     ("failures", "(1 / n for n in (0,))", "failed (", "ZeroDivisionError"),
     ("rebalancing", "[1.0]", "an iterator of seconds", "list [1.0]"),
     ("rebalancing", "iter([-1.0])", "seconds from 0 on", "float -1.0"),
     ("rebalancing", "iter([2.0, 2.0])", "seconds after 2", "float 2.0"),
     ("scaling", "0", "a whole number from 1 to 2", "int 0"),
-    ("scaling", "most + 1", "a whole number from 1 to 2", "int 3"),
     ("speculation", "(0.9,)", "Drafts with at most 64", "tuple (0.9,)"),
     ("speculation", "Drafts((1.5,))", "probabilities from 0 to 1", "Drafts(accepted=(1.5,)"),
     ("speculation", "Drafts((0.5,), -1)", "whole numbers from 0 as num_layers", "num_layers=-1"),
@@ -245,12 +236,9 @@ WRONG = [
     ("arrivals", "np.zeros(2)", "numbers of shape (5,)", "float64 of shape (2,)"),
     ("lengths", "(ones, ones * 0)", "all at least 1", "tuple"),
     ("lengths", "ones", "two arrays of whole numbers", "int64 of shape (5,)"),
-    ("caching", "uses.last_LE[:1]", "finite numbers of shape", "int64 of shape"),
     ("caching", "uses.earlier_LE + np.inf", "finite numbers of shape", "float64 of shape"),
     ("prefetching", "used_LE[0]", "finite numbers of shape", "bool of shape"),
-    ("prefetching", "1 / 0", "failed (", "ZeroDivisionError: division by zero"),
     ("routing", "1 / 0", "failed (", "ZeroDivisionError: division by zero"),
-    ("balancing", "undefined", "failed (", "NameError"),
 ]
 
 
@@ -292,15 +280,18 @@ def test_a_policy_that_breaks_its_contract_is_named(own, family, returned, wante
         assert words in said
 
 
-def test_what_fails_is_placed_in_the_users_file_though_a_package_raised(own, tmp_path):
-    with pytest.raises(UserError, match=r"routing\.py, line \d+\): LinAlgError") as refused:
-        own("routing", "np.linalg.inv(np.zeros(3))")
-    assert str(tmp_path) in str(refused.value)
-
-
-def test_what_fails_is_placed_in_the_users_file_though_the_standard_library_raised(own, tmp_path):
-    with pytest.raises(UserError, match=r"routing\.py, line \d+\): JSONDecodeError") as refused:
-        own("routing", "__import__('json').loads('{')")
+@pytest.mark.parametrize(
+    ("returned", "error"),
+    [
+        ("np.linalg.inv(np.zeros(3))", "LinAlgError"),
+        ("__import__('json').loads('{')", "JSONDecodeError"),
+    ],
+)
+def test_what_fails_is_placed_in_the_users_file_though_others_raised(
+    own, tmp_path, returned, error
+):
+    with pytest.raises(UserError, match=rf"routing\.py, line \d+\): {error}") as refused:
+        own("routing", returned)
     assert str(tmp_path) in str(refused.value)
 
 

@@ -3,27 +3,16 @@ servers are started.
 """
 
 import itertools
-import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question
-from simulator.engine.timeline import run_plan
 from simulator.planner import space as rules
-from simulator.planner.analytical import Curve
-from simulator.planner.crossover import make_fixed_traffic
-from simulator.planner.explore import Explorer
-from simulator.planner.launch import list_commands
-from simulator.planner.screen import Candidate, Judge
 from simulator.planner.space import Ruled, Space
-from simulator.planner.traffic import lasting, traffic_of
-from simulator.workload.traces import RequestTrace
-from tests.parts import freeze
-from tests.single_steps import take_apart
 from tests.small_scenario import poisson
+from tests.unit.test_serving_commands import flags, launched
 
 
 def question(models=("llama-3.1-70b",), clusters=("h100-sxm",), **space):
@@ -82,70 +71,6 @@ def test_stages_are_tried_over_nodes_and_where_tensor_parallelism_ends():
     assert reasons[rules.STAGES] > 0
 
 
-@pytest.mark.parametrize(
-    ("cluster", "split", "sequences"),
-    [
-        ("h100-sxm-16", {"tp": 8, "pp": 2}, 64),
-        ("h100-sxm-16", {"tp": 4, "pp": 4}, 32),
-        ("l40s-8", {"tp": 2, "pp": 3}, 16),
-    ],
-)
-def test_the_closed_form_is_what_the_engine_does(cluster, split, sequences):
-    table = {
-        "name": "a",
-        "model": "qwen3-32b",
-        "cluster": cluster,
-        "parallel": split,
-        "replicas": 1,
-        "weight_dtype": "fp8",
-    }
-    table["scheduling"] = {"kind": "chunked", "token_budget": 2048}
-    plan = freeze(table, 1)
-    held = sequences * split["pp"]
-    trace = RequestTrace(
-        np.zeros(3 * held),
-        np.full(3 * held, 600),
-        np.full(3 * held, 200),
-        "alike",
-        concurrency=held,
-    )
-    steps = take_apart(run_plan(plan, trace).steps)
-    middle = steps.iloc[len(steps) // 4 : -len(steps) // 4]
-    curve, at = (
-        Curve(plan, make_fixed_traffic(600, 200), 2048),
-        (np.array([float(sequences)]), np.array([sequences / 200]), 600.0),
-    )
-    assert curve.step_s(*at)[0] == pytest.approx(middle["duration_s"].mean(), rel=0.12)
-
-
-def test_the_screen_reads_pipelines_optimistically():
-    asked, _ = lasting(
-        question(
-            models=("qwen3-32b",),
-            clusters=("h100-sxm", "l40s"),
-            tp=[4, 8],
-            attention_dp=[1],
-            pp=[2],
-        ),
-        Path(),
-    )
-    space, traffic = Space(asked, Path()), traffic_of(asked, Path())
-    judge = Judge(space, traffic)
-    found = 0
-    for machines in range(2):
-        for shape, plan in space.shapes(0, machines, Ruled()):
-            rates = judge.best(judge.both(plan, judge.curve(shape, plan), 2048))
-            candidate = Candidate(shape, 2048, None, 1, 0, 0.0, 0, 0, 0.0, 0.0)
-            evaluation = Explorer(space, candidate, traffic, 1).find()
-            assert evaluation.cluster_size is not None
-            assert evaluation.num_gpus == evaluation.cluster_size.replicas * shape.num_ranks
-            assert rates.most * evaluation.cluster_size.replicas >= traffic.rate_per_s * 0.99, (
-                space.text(shape)
-            )
-            found += 1
-    assert found >= 2
-
-
 def test_a_slower_table_is_slower_on_the_way_between_stages_too(tiny):
     from simulator.engine.table import make_table, slow_table
     from simulator.engine.timeline import serve
@@ -189,36 +114,23 @@ def test_sizes_formats_and_places_of_a_question_reach_its_deployments():
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
-@pytest.mark.parametrize(("split", "gpus"), [({"tp": 8, "pp": 2}, 16), ({"tp": 2, "pp": 2}, 8)])
-def test_stages_are_a_flag_of_every_engine(engine, split, gpus):
-    table = {
-        "name": "a",
-        "model": "qwen3-32b",
-        "cluster": f"h100-sxm-{gpus}",
-        "parallel": split,
-        "replicas": 1,
-        "engine": engine,
-    }
-    table["scheduling"] = {"kind": "chunked", "token_budget": 2048, "max_sequences": 256}
-    plan = freeze(table, 1)
-    given = list_commands(plan, "qwen3-32b", 3000, 4000)
-    words = [shlex.split(one.command.splitlines()[-1]) for one in given]
-    tp, pp, sequences = {
-        "vllm": ("--tensor-parallel-size", "--pipeline-parallel-size", ("--max-num-seqs", 256)),
-        "sglang": ("--tp-size", "--pp-size", ("--max-running-requests", 256)),
-        "trtllm": ("--tp_size", "--pp_size", ("--max_batch_size", 128)),
+@pytest.mark.parametrize(("tp", "gpus"), [(8, 16), (2, 8)])
+def test_stages_are_a_flag_of_every_engine(engine, tp, gpus):
+    given = launched(engine, (tp, 1, 1), gpus, "qwen3-32b", pp=2, replicas=1)
+    lines = [flags(one.command) for one in given]
+    names = {
+        "vllm": ("--tensor-parallel-size", "--pipeline-parallel-size"),
+        "sglang": ("--tp-size", "--pp-size"),
+        "trtllm": ("--tp_size", "--pp_size"),
     }[engine]
-    for line in words:
-        flags = dict(itertools.pairwise(line))
-        assert (flags[tp], flags[pp]) == (str(split["tp"]), "2")
-        assert flags[sequences[0]] == str(sequences[1])
-    nodes = max(1, split["tp"] * 2 // 8)
+    assert {tuple(line[name] for name in names) for line in lines} == {(str(tp), "2")}
+    nodes = max(1, tp * 2 // 8)
     assert len(given) == (1 if engine == "trtllm" else nodes)
+    if engine == "trtllm":
+        assert ("--ntasks 16" in given[0].command) == (nodes > 1)
+        assert lines[0]["--max_batch_size"] == "128"  # of each stage
     if engine == "vllm" and nodes > 1:
-        assert [dict(itertools.pairwise(line))["--node-rank"] for line in words] == ["0", "1"]
-        assert ["--headless" in line for line in words] == [False, True]
-        addresses = [dict(itertools.pairwise(line))["--master-addr"] for line in words]
-        assert addresses == ["node0", "node0"]
-        assert not any(word.startswith("--data-parallel") for line in words for word in line)
-    if engine == "trtllm" and nodes > 1:
-        assert dict(itertools.pairwise(words[0]))["--ntasks"] == "16"
+        assert [line["--node-rank"] for line in lines] == ["0", "1"]
+        assert ["--headless" in line for line in lines] == [False, True]
+        assert {line["--master-addr"] for line in lines} == {"node0"}
+        assert not any(word.startswith("--data-parallel") for line in lines for word in line)

@@ -92,16 +92,11 @@ def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan,
     assert run["seed"] == answer.seed == 3
     table = pd.read_csv(folder / "candidates.csv")
     assert list(table["cost_per_hour"]) == [row.cost_per_hour for row in answer.candidates]
-    written = {
-        "pareto.csv",
-        "ruled_out.csv",
-        "sensitivity.csv",
-        "losses.csv",
-        "crossover.csv",
-        "recommended.toml",
-        "report.html",
+    tables = {
+        f"{name}.csv" for name in ("pareto", "ruled_out", "sensitivity", "losses", "crossover")
     }
-    assert written <= {entry.name for entry in folder.iterdir()}
+    written = {entry.name for entry in folder.iterdir()}
+    assert tables | {"recommended.toml", "report.html"} <= written
 
     first = read_all(folder)
     assert first["serve/server.sh"].startswith(b"#!/usr/bin/env bash")
@@ -203,30 +198,30 @@ def test_ctrl_c_keeps_what_is_done(plan, tmp_path, monkeypatch):
     assert len(read_findings(tmp_path / "kept")) == 1
 
 
-ASKED = (
-    "--models",
-    "olmoe-1b-7b",
-    "--cluster",
-    "h100-sxm",
-    "--rate",
-    "1",
-    "--input",
-    "64",
-    "--output",
-    "4",
+ASKED = [
+    *("--models", "olmoe-1b-7b", "--cluster", "h100-sxm"),
+    *("--rate", "1", "--input", "64", "--output", "4"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--models", "x", "--rate", "3"],
+            ["--cluster", "--input", "--output", "--ttft or --tpot"],
+        ),
+        ([*ASKED, "--ttft", "p95=soon"], ["p50=0.5"]),
+        ([*ASKED, "--tpot", "p42=1"], ["p42"]),
+        (["azure_conv", "--rate", "3"], ["--set"]),
+    ],
 )
-
-
-def test_a_question_by_options_names_what_is_missing_and_writes_nothing(moesim, tmp_path):
-    code, _, err = moesim("plan", "--models", "olmoe-1b-7b", "--rate", "3")
+def test_a_question_by_options_names_what_is_missing_and_writes_nothing(
+    moesim, tmp_path, words, said
+):
+    code, _, err = moesim("plan", *words)
     assert code == 2
-    for option in ("--cluster", "--input", "--output", "--ttft or --tpot"):
-        assert option in err
-    for wrong, word in ((("--ttft", "p95=soon"), "p50=0.5"), (("--tpot", "p42=1"), "p42")):
-        code, _, err = moesim("plan", *ASKED, *wrong)
-        assert (code, word in err) == (2, True), err
-    code, _, err = moesim("plan", "azure_conv", "--rate", "3")
-    assert (code, "--set" in err) == (2, True)
+    assert all(word in err for word in said), err
     assert not list(tmp_path.iterdir())
 
 

@@ -5,7 +5,6 @@ right; limits that leave nothing are an answer, not an error.
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -15,21 +14,17 @@ from simulator.commands.plan import plan
 from simulator.commands.run import run
 from simulator.config.capacity import Question
 from simulator.planner import space as reasons
-from simulator.planner.answer import _describe_miss, explain_models, find_nearest
-from simulator.planner.explore import ClusterSize, Evaluation
-from simulator.planner.screen import Candidate
+from simulator.planner.answer import explain_models, find_nearest
+from simulator.planner.explore import ClusterSize
 from simulator.planner.search import search
-from simulator.planner.space import ReplicaShape, Ruled, Space
+from simulator.planner.space import Ruled, Space
 from simulator.planner.store import Store
 from simulator.planner.traffic import traffic_of
-from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty.sensitivity import rivals
 from simulator.scenario.jobs import load_question, load_scenario
 from tests.laws import tiny_question
 from tests.small_scenario import poisson
 from tests.unit.test_plan_cli import QUESTION
-
-GUIDE = Path(__file__).parents[2] / "docs/planning.md"
 
 
 @pytest.fixture
@@ -119,49 +114,31 @@ def test_a_budget_for_nothing_is_an_answer(ask):
     assert answer["recommended"] is None
 
 
+ONE_GB200 = [{"cluster": "gb200"}]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"limits": {"power_w": 10}}, "and limits.power_w = 10 is the limit"),
-        (
-            {"clusters": [{"cluster": "gb200", "max_gpus": 2}]},
-            "gb200 comes in 4 GPUs or more, and max_gpus = 2 is the limit",
-        ),
-        (
-            {"limits": {"gpus": 1}, "clusters": [{"cluster": "gb200"}]},
-            "and limits.gpus = 1 is the limit",
-        ),
-        (
-            {"spare": {"nodes": 2}},
-            (
-                "holding 2 nodes (a node has 8 GPUs) free for failures leaves nothing of the 2 GPUs of "
-                "h100-sxm that max_gpus = 2"
-            ),
-        ),
+        ({"limits": {"power_w": 10}}, "limits.power_w = 10 is the limit"),
+        ({"clusters": [ONE_GB200[0] | {"max_gpus": 2}]}, "max_gpus = 2 is the limit"),
+        ({"limits": {"gpus": 1}, "clusters": ONE_GB200}, "limits.gpus = 1 is the limit"),
+        ({"spare": {"nodes": 2}}, "leaves nothing of the 2 GPUs of h100-sxm that max_gpus = 2"),
     ],
 )
 def test_limits_that_leave_nothing_are_named(changes, said):
     assert said in Space(validate(Question, TABLE | changes, "test"), Path()).machines[0].beyond
 
 
-@pytest.mark.parametrize(
-    ("spare", "is_left"),
-    [
-        ({}, True),
-        ({"gpus": 1}, True),
-        ({"gpus": 7}, True),
-        ({"nodes": 7}, True),
-        ({"gpus": 8}, False),
-        ({"gpus": 9}, False),
-        ({"nodes": 8}, False),
-    ],
-)
-def test_what_is_held_free_is_refused_only_where_it_is_all_there_is(spare, is_left):
+@pytest.mark.parametrize("unit", ["gpus", "nodes"])
+@pytest.mark.parametrize("held", [0, 1, 7, 8, 9])
+def test_what_is_held_free_is_refused_only_where_it_is_all_there_is(unit, held):
     """Eight GPUs, which are rented one by one: the least that a node may be."""
-    asked = TABLE | {"clusters": [{"cluster": "h100-sxm", "max_gpus": 8}], "spare": spare}
+    clusters = [{"cluster": "h100-sxm", "max_gpus": 8}]
+    asked = TABLE | {"clusters": clusters, "spare": {unit: held}}
     machines = Space(validate(Question, asked, "test"), Path()).machines[0]
     assert machines.sizes == (1, 2, 4, 8)
-    assert (machines.beyond == "") == is_left
+    assert (machines.beyond == "") == (held < 8)
 
 
 def found(**changes):
@@ -200,18 +177,13 @@ def test_a_peak_that_is_longer_than_the_requests_is_said():
 
 
 def test_a_cluster_beyond_the_limits_leaves_the_others():
-    both = [
-        {"cluster": "h100-sxm", "price_per_gpu_hour": 9.0},
-        {"cluster": "l40s", "price_per_gpu_hour": 1.0, "max_gpus": 2},
-    ]
+    prices = {"h100-sxm": {"price_per_gpu_hour": 9.0}, "l40s": {"price_per_gpu_hour": 1.0}}
+    both = [{"cluster": name, "max_gpus": 2, **keys} for name, keys in prices.items()]
     answer = found(clusters=both, limits={"budget_per_hour": 4.0})
     assert answer.space.machines[0].sizes == ()
     assert answer.evaluations[0].candidate.shape.machines == 1
     assert answer.evaluations[0].cluster_size is not None
-    assert (
-        "even 1 GPU of h100-sxm would cost 9.00 USD per hour, and the budget of 4 USD per hour is the limit"
-        in answer.ruled.counts
-    )
+    assert any("9.00 USD per hour" in reason for reason in answer.ruled.counts)
 
 
 def test_every_model_that_does_not_do_has_its_reason():
@@ -233,20 +205,6 @@ def test_every_model_that_does_not_do_has_its_reason():
     assert row.worst_ratio == missing.times_over
 
 
-def test_both_pools_of_what_misses_a_target_take_up_gpus():
-    asked = validate(Question, TABLE | {"clusters": [{"cluster": "h100-sxm"}]}, "test")
-    decoding, prompts = (ReplicaShape(0, 0, tp, 1, 1, "", "bf16", 0, "none") for tp in (2, 4))
-    candidate = Candidate(decoding, 2048, prompts, 1, 1, 0.0, 6, 6, 0.01, 0.1)
-    outcome = Outcome({"tpot_s.p90": 1.5}, {"tpot_s.p90": 0.075}, 1.0, 1.0)
-    missed = Evaluation(candidate, None, outcome, float("inf"), most=ClusterSize(32, 5, 3))
-    space, traffic = Space(asked, Path()), traffic_of(asked, Path())
-    told = _describe_miss(
-        SimpleNamespace(question=asked, space=space, traffic=traffic, evaluations=[]), missed
-    )
-    assert told.row.gpus_used == 5 * 2 + 3 * 4
-    assert told.deployment.endswith("on 32 x h100-sxm, 22 of 32 GPUs used")
-
-
 @pytest.mark.parametrize("telling", ["TOO_FEW", "TOO_SLOW", "MEMORY", "TOO_LARGE"])
 def test_a_reason_about_splits_never_hides_one_about_limits(telling):
     ruled = Ruled()
@@ -261,10 +219,7 @@ def test_a_reason_about_splits_never_hides_one_about_limits(telling):
 
 def test_a_model_whose_context_is_too_short_is_ruled_out():
     answer = found(workload=poisson(20.0, 50_000, 64, 4), targets={"ttft_s": {"p90": 600.0}})
-    assert (
-        explain_models(answer)["qwen3-8b"].text
-        == "100 % of the requests are longer than its context of 40,960 tokens"
-    )
+    assert "40,960 tokens" in explain_models(answer)["qwen3-8b"].text
 
 
 def test_nothing_that_refuses_a_prompt_is_recommended():
@@ -308,40 +263,6 @@ def test_only_what_has_room_for_the_longest_request_is_simulated():
         one.why for one in answer.evaluations
     ]
     assert answer.evaluations[0].candidate.shape.tp > 1
-
-
-def test_a_kind_of_machines_in_the_question_is_known_to_check_list_and_schema(moesim, tmp_path):
-    (tmp_path / "asked.toml").write_text(QUESTION, encoding="utf-8")
-    code, out, err = moesim("check", "asked.toml")
-    assert code == 0, err
-    assert re.match(
-        r"asked.toml: a valid plan, 60 requests in \d+ s; models: gpt-oss-20b, qwen3-8b; clusters: h100-sxm",
-        out,
-    )
-    code, _, err = moesim("check", "asked.toml", "--set", "models.0.model=gpt-oss")
-    assert (code, "unknown model 'gpt-oss'" in err) == (2, True)
-    assert {"targets", "models", "clusters"} <= set(
-        json.loads(moesim("schema", "plan")[1])["properties"]
-    )
-    plans = json.loads(moesim("list", "plans", "--json")[1])["plans"]
-    for name in plans:
-        assert moesim("check", name)[0] == 0
-
-
-def test_the_example_of_the_guide_can_be_copied(tmp_path):
-    text = re.search(r"```toml\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)[1]
-    path = tmp_path / "copied.toml"
-    path.write_text(text, encoding="utf-8")
-    question = load_question(str(path), [])
-    assert Space(question, tmp_path).machines[0].sizes
-    commented = [
-        line.removeprefix("# ") for line in text.splitlines() if line.startswith("# requests = ")
-    ]
-    (generator,) = commented
-    path.write_text(
-        re.sub(r"(?m)^requests = .*$", generator.replace("\\", "\\\\"), text), encoding="utf-8"
-    )
-    assert isinstance(load_question(str(path), []).workload.requests, dict)
 
 
 def test_a_key_that_is_given_twice_is_refused():

@@ -3,7 +3,6 @@
 import math
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from simulator.planner.evaluations import price_cluster
@@ -12,13 +11,8 @@ from simulator.planner.samples import Priced
 from simulator.planner.search import SearchResult
 from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty import assessment
-from simulator.planner.uncertainty.sensitivity import (
-    WHAT_IFS,
-    Sensitivity,
-    WhatIf,
-    _point,
-)
-from tests.laws.tiny_question import candidate, demand, trials
+from simulator.planner.uncertainty.sensitivity import WHAT_IFS, Sensitivity
+from tests.laws.tiny_question import candidate, trials
 
 MOE, DENSE = 0, 1
 TRAFFIC = SimpleNamespace(
@@ -58,27 +52,6 @@ def test_a_token_costs_its_share_of_those_that_come_out(outcome, served):
     assert cost["cost_per_million_tokens"] == pytest.approx(50 / served)
 
 
-@pytest.mark.parametrize(("dense", "ratio"), [(4.0, 1.5), (math.inf, None)])
-def test_both_kinds_at_one_rate_have_costs_and_their_ratio(dense, ratio):
-    sides = Priced(evaluation(), 6.0), Priced(evaluation(DENSE), dense)
-    point = _point(found(), UNKNOWN, 2.0, *sides)
-    assert (point.rate, point.requests_per_s) == (2.0, 10.0)
-    assert point.moe_cost_per_hour == 6.0
-    assert point.dense_cost_per_hour == (4.0 if ratio else None)
-    assert point.cost_ratio == ratio
-
-
-def test_a_ratio_at_one_rate_has_a_band_where_both_kinds_have_tables():
-    drawn = SimpleNamespace(draw_priced=lambda *_: np.array([20.0, 30.0]), demands={})
-    point = _point(
-        found(),
-        drawn,
-        2.0,
-        *(Priced(evaluation(one), 6.0, demand()) for one in (MOE, DENSE)),
-    )
-    assert point.band_of("cost_ratio") == (1.0, 1.0)
-
-
 @pytest.mark.parametrize(
     ("costs", "ratio"),
     [({MOE: 3.0, DENSE: 6.0}, 0.5), ({MOE: 3.0}, None), ({DENSE: 3.0}, None), ({}, None)],
@@ -91,13 +64,6 @@ def test_a_row_compares_both_kinds_only_where_both_are_found(costs, ratio):
     assert row.cost_ratio == (1.0 if met else None)
     for name, model in (("best_moe", MOE), ("best_dense", DENSE)):
         assert (getattr(row, name) is not None) == (model in costs)
-
-
-@pytest.mark.parametrize(("cost", "has_band"), [(3.0, True), (0.0, False)])
-def test_machines_that_cost_nothing_have_no_band_of_their_cost(cost, has_band):
-    one = Priced(evaluation(), cost)
-    row = sensitivity().describe(WhatIf("price", "GPUs 30 % cheaper"), [one], one)
-    assert ("cost_per_hour_low" in row.model_dump()) == has_band
 
 
 def test_nothing_is_asked_of_a_first_choice_without_a_size(monkeypatch):

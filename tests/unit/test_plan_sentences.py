@@ -12,8 +12,6 @@ from simulator.results.plan_sentences import (
 )
 from tests.report.plan_answers import answer, row
 
-TIMES = "\N{MULTIPLICATION SIGN}"
-
 
 def sure(**figures):
     return Answer(name="p", confidence=Confidence(**figures))
@@ -26,10 +24,6 @@ def read(table):
 def find(table, kind):
     """The facts of the findings of a kind."""
     return [one.facts for one in reasons(read(table)) if one.kind == f"plan.{kind}"]
-
-
-def told(table):
-    return [str(one).replace(TIMES, "x") for one in reasons(read(table))]
 
 
 def rows(moe_cost, dense_cost):
@@ -104,14 +98,6 @@ def test_machines_and_models_that_are_ruled_out_are_named():
     assert [one["name"] for one in find(made, "ruled_out")] == ["h200-sxm", "other"]
 
 
-def test_what_the_traffic_hides_is_said():
-    made = rows(10.0, 20.0)
-    made["traffic"] = {"rate_per_s": 20.0, "is_steady": False, "num_requests": 60, "lasts_s": 3.0}
-    made["recommended"] |= {"too_long_share": 0.0004, "preempted_share": 0.37}
-    kinds = [one.kind for one in reasons(read(made)) if one.kind.startswith("traffic.")]
-    assert kinds == ["traffic.short", "traffic.preempted", "traffic.too_long"]
-
-
 @pytest.mark.parametrize(
     ("drawn", "asked", "rate", "is_far"),
     [
@@ -127,41 +113,6 @@ def test_a_drawn_rate_is_told_beside_the_one_asked_for(drawn, asked, rate, is_fa
     traffic = read(made).traffic
     assert str(find_rate(traffic)) == rate
     assert [one.kind for one in explain_traffic(traffic)] == ["traffic.far_from_asked"] * is_far
-
-
-def test_the_time_that_a_spare_is_enough_for_is_told():
-    made = rows(10.0, 20.0)
-    made["spare_nodes"] = [
-        {"lost": "nothing", "gpus": 8, "enough_low": 0.9901, "enough_high": 0.99984},
-        {"lost": "1 GPU", "gpus": 16, "enough_low": 0.99998, "enough_high": 0.9999997},
-    ]
-    assert find(made, "share_of_time") == [{"lost": "", "enough": "99.01 to 99.984 %"}]
-    made["spare"] = {"lost": "1 GPU", "gpus": 1}
-    assert find(made, "share_of_time") == [{"lost": "1 GPU", "enough": "99.998 to 99.9999 %"}]
-
-
-def test_spare_replicas_are_told_with_what_they_are_enough_for():
-    made = rows(10.0, 20.0)
-    made["recommended"] |= {"replicas": 4, "spare_replicas": 1, "gpus": 40, "gpus_used": 40}
-    made["recommended"]["cost_per_hour"] = 100.0
-    made["spare"] = {"availability": 0.999, "replicas": 1, "replica_gpus": 8}
-    made["spare"] |= {"enough_low": 0.99951, "enough_high": 0.999987}
-    made["spare"] |= {"alone_low": 0.984, "alone_high": 0.9968}
-    numbers = ("99.951 to 99.9987 %", "98.4 to 99.68 %", "8 of its 40 GPUs", "20.00 EUR")
-    assert any(all(number in line for number in numbers) for line in told(made))
-    made["spare"] |= {"replicas": 0, "replica_gpus": 0}
-    assert find(made, "no_spare_replicas")
-
-
-def test_a_spare_is_named_as_the_cause_of_the_size():
-    made = rows(10.0, 20.0)
-    made["recommended"] |= {"gpus": 16, "gpus_used": 8}
-    made["spare"] = {"lost": "1 node", "gpus": 8, "nodes": 2}
-    made["spare_nodes"] = [{"lost": "nothing", "gpus": 1, "cost_per_hour": 0.625}]
-    assert any("1 GPU would do, 0.625 EUR per hour" in line for line in told(made))
-    assert find(made, "idle") == [{"idle": 8, "gpus": 16, "kept": 8}]
-    made["spare"], made["recommended"]["gpus_used"] = {"lost": "", "gpus": 0}, 12
-    assert find(made, "idle") == [{"idle": 4, "gpus": 16, "kept": 0}]
 
 
 @pytest.mark.parametrize(

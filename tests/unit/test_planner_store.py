@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from simulator.base import caches
 from simulator.base.caches import DATABASE
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.screen import Candidate
@@ -22,18 +21,8 @@ from simulator.planner.store import STORED_EVALUATION, Store, key_of
 from simulator.planner.trial import Outcome
 from tests.findings_database import query, read_findings
 
-OPTION = Candidate(
-    ReplicaShape(0, 0, 1, 1, 1, "", "bf16", 0, "none"),
-    2048,
-    None,
-    4,
-    0,
-    10.0,
-    4,
-    4,
-    0.01,
-    0.1,
-)
+SHAPE = ReplicaShape(0, 0, 1, 1, 1, "", "bf16", 0, "none")
+OPTION = Candidate(SHAPE, 2048, None, 4, 0, 10.0, 4, 4, 0.01, 0.1)
 FINDING = Evaluation(
     OPTION,
     ClusterSize(4, 4),
@@ -69,18 +58,23 @@ def test_what_was_kept_in_another_shape_is_done_again(tmp_path, damage):
     assert store.get(key, STORED_EVALUATION) is None
 
 
-@pytest.mark.parametrize("damage", ["no database", "a page overwritten", "cut short"])
+PAGE = b"\xa5" * 4096
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: PAGE,
+        lambda whole: whole[:4096] + PAGE * (len(whole) // 4096 - 1),
+        lambda whole: whole[: len(whole) // 2 // 4096 * 4096],
+    ],
+    ids=["no database", "pages overwritten", "cut short"],
+)
 def test_a_damaged_database_is_set_aside_and_said_once(tmp_path, damage):
     store, file = Store(tmp_path), tmp_path / DATABASE
     for n in range(50):
         store.put(key_of(n), FINDING, STORED_EVALUATION)
-    whole = file.read_bytes()
-    page, half = b"\xa5" * 4096, len(whole) // 2 // 4096 * 4096
-    damaged = {
-        "no database": page,
-        "a page overwritten": whole[:4096] + page * (len(whole) // 4096 - 1),
-        "cut short": whole[:half],
-    }[damage]
+    damaged = damage(file.read_bytes())
     file.write_bytes(damaged)
     with pytest.warns(RuntimeWarning, match=f"{DATABASE} is damaged and was set aside as") as said:
         assert store.get(key_of(1), STORED_EVALUATION) is None
@@ -196,18 +190,3 @@ def test_a_full_disk_is_said_once_and_costs_only_what_would_have_been_kept(tmp_p
     assert store.has_failed
     assert store.get(key_of("x"), STORED_EVALUATION) is None
     assert read_findings(tmp_path) == {}
-
-
-def test_only_the_searches_own_files_are_listed_and_one_that_vanishes_has_no_size(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setenv("MOESIM_CACHE", str(tmp_path))
-    own = [caches.DATABASE, f"{caches.DATABASE}-journal", f"{caches.DATABASE}.damaged"]
-    for name in (*own, f"{caches.DATABASE}.bak"):
-        (tmp_path / name).write_text("x")
-    for name in ("ab" + 62 * "c", 64 * "c"):
-        (tmp_path / "ab").mkdir(exist_ok=True)
-        (tmp_path / "ab" / f"{name}.json").write_text("{}")
-    listed = caches.list_caches()["findings of searches"]
-    assert {path.name for path in listed} == {*own, f"ab{62 * 'c'}.json"}
-    assert caches._measure(tmp_path / "gone") == 0

@@ -2,7 +2,6 @@
 
 import pytest
 
-from simulator.config.calibration import PriceKey
 from simulator.deployment.fits import fits_of, list_unseen, price_key_of
 from simulator.lab.validation.published._runs import make, parts_of, run_step
 from simulator.planner.calibration_error import read_bands
@@ -61,12 +60,6 @@ def test_experts_have_the_band_of_the_kernels_behind_their_exchange(tiny):
     assert found["per_expert"] != found["per_node"]
 
 
-def test_few_experts_have_the_band_of_the_kernels_for_few(tiny):
-    plan = tiny.plan("moe", weight_dtype="fp8", cluster="b200-sxm-8")
-    known = plan.placement.calibration.grouped_gemm
-    assert band(plan, "experts") == around_one(known["fp8_few"]) != around_one(known["fp8"])
-
-
 def test_a_step_of_prompts_has_the_band_of_attention_over_prompts():
     deployment = {"model": "mixtral-8x7b", "cluster": "h200-sxm-1", "weight_dtype": "fp8"}
     prompts, decode = (run_step(make(deployment), 1, new, 512) for new in (256, 1))
@@ -85,14 +78,6 @@ def test_latencies_of_pools_have_the_bands_of_pools(tiny):
     widened = engine.widest_bands({"model"})
     assert read_bands(plan, False)[:2] == (widened.band, widened.ttft_band)
     assert pools.band not in (engine.band, widened.band)
-
-
-@pytest.mark.parametrize("fact", PriceKey._fields)
-def test_nobody_asks_for_entries_without_every_fact(tiny, fact):
-    facts = price_key_of(tiny.plan("moe", **SPREAD))._asdict()
-    del facts[fact]
-    with pytest.raises(TypeError, match=fact):
-        PriceKey(**facts)
 
 
 def test_a_plan_is_priced_by_the_entries_of_its_key(tiny):

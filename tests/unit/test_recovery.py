@@ -144,21 +144,6 @@ def test_a_replica_does_not_start_on_a_gpu_that_has_failed(tmp_path):
     assert [one["kind"] for one in changes] == ["hangs", "stops"]
 
 
-def test_a_run_lasts_until_its_last_request_is_lost(tmp_path):
-    """A failure that nobody notices before the last token was to come."""
-    last_s = float(run(tmp_path, "").requests["own"]["finish_s"].max())
-    late = f"""
-failures = [{{ kind = "kill", at_s = {last_s - 1e-4}, gpu = 0 }}]
-recovery = {{ kind = "restart", detection_s = 5.0 }}
-"""
-    results = run(tmp_path, late, ranks=8)
-    row = results.summary.iloc[0]
-    stopped = results.run["deployments"]["own"]["changes"][-1]
-    if row["num_lost"]:
-        assert row["duration_s"] == pytest.approx(stopped["at_s"], abs=0.01)
-        assert row["availability"] < 0.1
-
-
 def test_experts_that_a_rank_has_loaded_are_not_loaded_again(tiny):
     """A group more is lost: what was loaded for the first ones stays, and less is loaded than where
     all are lost at once.

@@ -2,20 +2,17 @@
 that cannot be used.
 """
 
-import gzip
 import json
 import time
 import tomllib
-from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
 from simulator.config.workload import LogColumns, WorkloadSpec
 from simulator.workload.requests import load_requests, read_trace
-from simulator.workload.traces._times import read_times, split_unit
-from simulator.workload.traces.request_log import find_names
+from simulator.workload.traces._times import split_unit
 from tests.unit.trace_texts import AZURE, lines, read, written
 
 HEADER = "timestamp,prompt_tokens,completion_tokens"
@@ -57,12 +54,6 @@ def test_a_unit_in_the_name_goes_before_what_a_number_looks_like(tmp_path):
         assert split_unit(name)[1] is not None
 
 
-def test_nanoseconds_keep_their_last_digits():
-    first = MOMENT_S * 10**9
-    seconds, _ = read_times(np.array([str(first), str(first + 1)], object), "ts")
-    assert seconds[1] - seconds[0] == pytest.approx(1e-9, rel=1e-6)
-
-
 @pytest.mark.parametrize(
     "header",
     [
@@ -90,18 +81,20 @@ def test_columns_go_by_the_names_that_logs_use(tmp_path, header):
 OWN = {"arrival": "evt_epoch", "input": "ctx_toks", "output": "gen_toks"}
 
 
+def write_frame(frame, path):
+    """As CSV, JSON lines or Parquet, by the name."""
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    elif path.suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_parquet(path)
+
+
 @pytest.mark.parametrize("name", ["log.csv", "log.jsonl", "log.parquet"])
 def test_a_workload_names_the_columns_of_a_log(tmp_path, name):
-    import pandas as pd
-
-    frame = pd.DataFrame({"evt_epoch": [MOMENT_S, MOMENT_S + 1.5], "ctx_toks": [10, 11]})
-    frame["gen_toks"] = [1, 2]
-    if name == "log.csv":
-        frame.to_csv(tmp_path / name, index=False)
-    elif name == "log.jsonl":
-        frame.to_json(tmp_path / name, orient="records", lines=True)
-    else:
-        frame.to_parquet(tmp_path / name)
+    columns = {"evt_epoch": [MOMENT_S, MOMENT_S + 1.5], "ctx_toks": [10, 11], "gen_toks": [1, 2]}
+    write_frame(pd.DataFrame(columns), tmp_path / name)
     spec = WorkloadSpec.model_validate({"requests": {"file": name, "columns": OWN}})
     trace = load_requests(spec, tmp_path, 0)
     assert trace.arrival_s.tolist() == [0, 1.5]
@@ -130,14 +123,7 @@ def test_a_refused_log_ends_with_a_line_that_reads_it(tmp_path):
     assert trace.num_input.tolist() == [10, 11]
 
 
-def test_of_several_times_the_arrival_is_taken():
-    names = find_names(["end_time", "time", "arrival_time", "total_tokens", "input_tokens"])
-    assert names == ("arrival_time", "input_tokens", None, None)
-
-
 def test_parquet_and_json_lines_hold_the_same_log(tmp_path):
-    import pandas as pd
-
     wanted = read(tmp_path, log("2023-11-14T22:13:20Z", "2023-11-14T22:13:21.5Z"))
     table = {"prompt_tokens": [10, 11], "completion_tokens": [1, 2]}
     texts = ["2023-11-14T22:13:20Z", "2023-11-14T22:13:21.5Z"]
@@ -154,12 +140,6 @@ def test_parquet_and_json_lines_hold_the_same_log(tmp_path):
     found = read(tmp_path, lines(nested))
     assert found.arrival_s.tolist() == [0, 1.5]
     assert found.num_input.tolist() == [10, 11]
-
-
-def test_a_log_without_times_has_lengths_only(tmp_path):
-    trace = read(tmp_path, "prompt_tokens,completion_tokens\n5,6\n")
-    assert not trace.has_arrivals
-    assert "lengths only" in trace.notes[0]
 
 
 BROKEN = "\n".join(
@@ -212,31 +192,28 @@ def test_a_file_of_mostly_unusable_rows_is_refused(tmp_path):
 @pytest.mark.parametrize("status", ["status", "Status Code", "http.response.status_code"])
 def test_requests_that_were_not_served_are_left_out_and_counted(tmp_path, status):
     """Whether or not they have tokens, and though they are most of the rows."""
-    import pandas as pd
-
-    table = {
-        "timestamp": [float(n) for n in range(6)],
-        "prompt_tokens": [10, 20, 30, 40, 50, 60],
-        "completion_tokens": [1, None, None, None, 0, 6],
-        status: [200, 429, 500, 429, 503, 200],
-    }
-    frame = pd.DataFrame(table).astype({"completion_tokens": "Int64"})
-    frame.to_parquet(tmp_path / "log.parquet")
-    whole = frame.fillna(0)
-    rows = [{key: values[n] for key, values in table.items()} for n in range(6)]
-    for found in (
-        read(tmp_path, frame.to_csv(index=False)),
-        read(tmp_path, whole.to_csv(index=False)),
-        read(tmp_path, whole.astype({status: float}).to_csv(index=False)),
-        read(tmp_path, lines(rows)),
-        read_trace(tmp_path / "log.parquet", strict=True),
+    frame = pd.DataFrame(
+        {
+            "timestamp": [float(number) for number in range(6)],
+            "prompt_tokens": [10, 20, 30, 40, 50, 60],
+            "completion_tokens": pd.array([1, None, None, None, 0, 6], dtype="Int64"),
+            status: [200, 429, 500, 429, 503, 200],
+        }
+    )
+    floats = frame.fillna(0).astype({status: float})
+    for made, name in (
+        (frame, "a.csv"),
+        (floats, "b.csv"),
+        (frame, "a.jsonl"),
+        (frame, "a.parquet"),
     ):
+        write_frame(made, tmp_path / name)
+        found = read_trace(tmp_path / name, strict=True)
         assert found.arrival_s.tolist() == [0, 5]
         assert found.num_input.tolist() == [10, 60]
         assert (found.attributes, found.repairs) == ({}, ())
-        assert found.notes[1:] == (
-            "4 rows with an HTTP status other than 200 left out: 2 of 429, 1 of 500, 1 of 503",
-        )
+        assert "4 rows" in found.notes[1]
+        assert "2 of 429, 1 of 500, 1 of 503" in found.notes[1]
 
 
 def test_a_status_in_words_is_no_http_status(tmp_path):
@@ -245,24 +222,16 @@ def test_a_status_in_words_is_no_http_status(tmp_path):
     assert trace.num_input.tolist() == [10, 11, 12]
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
-def test_a_column_of_that_name_may_hold_other_things(tmp_path, suffix):
+@pytest.mark.parametrize("name", ["log.csv", "log.parquet", "log.jsonl"])
+def test_a_column_of_that_name_may_hold_other_things(tmp_path, name):
     """An attribute, such as a class of customers; in JSON lines, whose keys are not, nothing."""
-    import pandas as pd
-
-    values = [True, False] if suffix == "jsonl" else ["premium", "free"]
+    is_json = name.endswith("jsonl")
+    values = [True, False] if is_json else ["premium", "free"]
     table = {"timestamp": [0.0, 1.0], "prompt_tokens": [10, 11], "completion_tokens": [1, 2]}
-    frame = pd.DataFrame({**table, "status": values})
-    file = tmp_path / f"log.{suffix}"
-    if suffix == "csv":
-        frame.to_csv(file, index=False)
-    elif suffix == "parquet":
-        frame.to_parquet(file)
-    else:
-        frame.to_json(file, orient="records", lines=True)
-    found = read_trace(file, strict=True)
+    write_frame(pd.DataFrame({**table, "status": values}), tmp_path / name)
+    found = read_trace(tmp_path / name, strict=True)
     assert found.num_input.tolist() == [10, 11]
-    held = [] if suffix == "jsonl" else [values]
+    held = [] if is_json else [values]
     assert [one.tolist() for one in found.attributes.values()] == held
 
 
@@ -295,25 +264,6 @@ def test_trace_info_tells_the_hours_and_strict_refuses(tmp_path, moesim):
     assert found["requests_by_hour"] == [3, 36, 36, 1]
     assert found["busiest_hour"]["start_s"] == 3600
     assert found["busiest_hour"]["rate_per_s"] == pytest.approx(0.01)
-
-
-def test_convert_prints_what_was_left_out(tmp_path, moesim):
-    path, target = written(tmp_path, BROKEN), tmp_path / "clean.csv"
-    code, _, err = moesim("trace", "convert", path, target)
-    assert code == 0
-    assert "note: 4 of 9 rows left out" in err
-    assert read_trace(target, strict=True).num_requests == 5
-    assert moesim("trace", "convert", "--strict", path, target)[0] == 2
-
-
-def test_a_packed_file_is_opened_and_unpacked_once(tmp_path, monkeypatch):
-    path = written(tmp_path, gzip.compress(log(*range(1000)).encode()))
-    opened = []
-    monkeypatch.setattr(
-        gzip, "GzipFile", lambda *a, own=gzip.GzipFile, **k: opened.append(1) or own(*a, **k)
-    )
-    assert read_trace(Path(path)).num_requests == 1000
-    assert len(opened) == 1
 
 
 def test_a_log_of_many_columns_is_refused_at_once(tmp_path):

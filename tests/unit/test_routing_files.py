@@ -112,22 +112,18 @@ TOKENS = {
 }
 
 
+def recorder(*records):
+    return {"records": [*records], "last_physical_to_logical_map": MAP}
+
+
 @pytest.mark.parametrize(
     ("saved", "phase", "message"),
     [
         ({"logical_count": np.ones((3, 1, 2))}, "decode", "phase = 'decode' cannot be told apart"),
         ({"model": {}}, None, "not written by SGLang's expert distribution recorder"),
-        (
-            {"records": [TOKENS], "last_physical_to_logical_map": MAP},
-            "decode",
-            "holds no decode pass",
-        ),
-        ({"records": [], "last_physical_to_logical_map": MAP}, None, "holds no recorded pass"),
-        (
-            {"records": [{"forward_mode": 1}], "last_physical_to_logical_map": MAP},
-            None,
-            "a record is not as SGLang's",
-        ),
+        (recorder(TOKENS), "decode", "holds no decode pass"),
+        (recorder(), None, "holds no recorded pass"),
+        (recorder({"forward_mode": 1}), None, "a record is not as SGLang's"),
     ],
 )
 def test_a_recorders_file_that_cannot_be_used_is_refused(saved, phase, message):
@@ -165,18 +161,6 @@ def test_selecting_what_a_file_does_not_hold_is_refused(tmp_path, name, fields, 
     moe = MoE(kind="moe", num_experts=4, top_k=1, intermediate_size=1)
     with pytest.raises(UserError, match=message):
         Replay(trace=str(tmp_path / name), **fields).prepare(moe, 2, np.random.default_rng(0))
-
-
-def test_counts_by_domain_in_an_archive_of_arrays(tmp_path):
-    np.savez(tmp_path / "c.npz", counts=[[[9, 1, 1]], [[1, 1, 9]]], domain=["law", "code"])
-    moe = MoE(kind="moe", num_experts=3, top_k=1, intermediate_size=1)
-    router = Replay(trace=str(tmp_path / "c.npz"), domain="code").prepare(
-        moe, 1, np.random.default_rng(0)
-    )
-    assert (
-        np.bincount(router.topk_ids(0, np.array([500]), np.random.default_rng(0)).ravel()).argmax()
-        == 2
-    )
 
 
 MODEL = MoE(kind="moe", num_experts=8, top_k=2, intermediate_size=4)
@@ -301,19 +285,17 @@ def test_what_is_no_such_response_is_refused(tmp_path, responses, wanted):
         read(write(tmp_path / "responses.jsonl", *responses))
 
 
-def test_text_that_is_no_json_is_refused_with_its_line(tmp_path):
-    path = tmp_path / "responses.jsonl"
-    path.write_text(json.dumps(vllm("a", draw_ids(1, 4))) + "\n{oops\n")
-    with pytest.raises(UserError, match="line 2"):
-        read(path)
-    path.write_text("[1, 2]\n")
-    with pytest.raises(UserError, match="must hold a JSON object"):
-        read(path)
-
-
-def test_a_domain_that_is_not_there_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("more", "keys", "said"),
+    [
+        ("{oops\n", {}, "line 2"),
+        ("[1, 2]\n", {}, "must hold a JSON object"),
+        ("", {"domain": "cod"}, "no domain 'cod'; did you mean 'code'"),
+        ("", {"phase": "decode"}, "responses do not tell phases apart"),
+    ],
+)
+def test_what_responses_do_not_hold_is_refused(tmp_path, more, keys, said):
     path = write(tmp_path / "responses.jsonl", vllm("a", draw_ids(1, 4), domain="code"))
-    with pytest.raises(UserError, match="no domain 'cod'; did you mean 'code'"):
-        read(path, domain="cod")
-    with pytest.raises(UserError, match="responses do not tell phases apart"):
-        read(path, phase="decode")
+    path.write_text(path.read_text() + more)
+    with pytest.raises(UserError, match=said):
+        read(path, **keys)

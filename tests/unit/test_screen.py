@@ -82,17 +82,6 @@ def test_every_command_prints_through_it(moesim, tmp_path, monkeypatch):
     assert "\x1b" in json.loads(moesim("list", "models", "--json")[1])["models"]["m"]
 
 
-def test_a_defect_is_told_without_what_the_terminal_would_obey(moesim, monkeypatch):
-    def broken(*_, **__):
-        raise ZeroDivisionError("\x1b[31m")
-
-    monkeypatch.setattr("simulator.commands.run.run", broken)
-    code, _, err = moesim("run", "mixtral_vs_llama2")
-    assert code == 1
-    assert r"ZeroDivisionError: \x1b[31m" in err
-    assert "\x1b" not in err
-
-
 def test_a_hostile_name_is_printed_in_the_comparison_and_comes_back_from_its_folder(
     tmp_path, capsys
 ):

@@ -55,28 +55,6 @@ def test_pools_for_prompts_place_experts_in_order_where_that_is_asked_for(placem
     assert {speed.prefill.placement for speed in found.pooled} == {of_prompts}
 
 
-@pytest.mark.parametrize(
-    ("model", "changes"),
-    [
-        ("llama-3.1-8b", {"attention_dp": [1]}),
-        ("gpt-oss-20b", {"ep": ["off"]}),
-        ("gpt-oss-20b", {"redundant_experts": [0.25]}),
-    ],
-)
-def test_a_placement_that_is_asked_for_takes_no_pools_from_designs_that_have_no_choice_of_it(
-    model, changes
-):
-    pairs = []
-    for placements in (["contiguous"], ["eplb"]):
-        asked = question(
-            models=[{"model": model}],
-            space=QUESTION["space"] | changes | {"placements": placements},
-        )
-        candidates = screen(Space(asked, HERE), traffic_of(asked, HERE), 0, 0).candidates
-        pairs.append([one for one in candidates if one.prefill is not None])
-    assert pairs[0] == pairs[1] != []
-
-
 def test_what_keeps_no_target_costs_the_largest_cluster_within_the_limits():
     space = Space(question(limits={"nodes": 4}, spare={"nodes": 1}), HERE)
     front = [Speed(100.0, 1.0, 1.0, replica(), 1000)]
@@ -147,16 +125,3 @@ def test_replicas_carry_the_traffic_as_likely_as_not_or_read_optimistically(
     found = size_candidate(space, traffic, replica(), 2048, rates, ruled)
     assert ([] if found is None else [found.replicas]) == replicas
     assert ruled.counts == ({} if reason is None else {reason: 1})
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({}, "TP 1"),
-        ({"attention_dp": 4, "ep": 4}, "attention DP 4, EP 4"),
-        ({"tp": 2, "slots": 40, "overlap": "two_batch"}, "TP 2, 8 spare experts, overlap"),
-        ({"placement": "eplb", "pp": 2}, "TP 1, PP 2, experts placed by load"),
-    ],
-)
-def test_a_split_is_told_in_words(changes, text):
-    assert Space(question(), HERE).split(replica()._replace(**changes)) == text

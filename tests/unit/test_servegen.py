@@ -91,17 +91,6 @@ def test_wrong_clients_are_refused(tmp_path, name, text, message):
     assert message in str(found.value)
 
 
-def test_a_damaged_archive_of_clients_is_refused(tmp_path):
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        for name, text in clients().items():
-            member = tarfile.TarInfo(name)
-            member.size = len(text)
-            archive.addfile(member, io.BytesIO(text.encode()))
-    with pytest.raises(UserError, match="not a readable tar archive"):
-        read_trace(written(tmp_path, packed.getvalue()[:600], "c.tar"))
-
-
 @pytest.mark.slow
 @pytest.mark.measured
 def test_servegen_clients_give_a_day_of_requests_at_their_rates():

@@ -11,15 +11,12 @@ import pytest
 
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question, Spare
-from simulator.config.failures import FailureRates
 from simulator.planner.answer import make_answer
 from simulator.planner.evaluations import deployment_of, spares_of
 from simulator.planner.explore import ClusterSize
-from simulator.planner.loss_probability import share_of_time_serving
 from simulator.planner.losses import list_survivors
 from simulator.planner.search import search
 from simulator.planner.store import Store
-from tests.small_scenario import poisson
 from tests.unit.test_plan_questions import TABLE
 
 FAILURES = {"mtbf_gpu_hours_low": 1000.0, "repair_hours": 10.0}
@@ -81,33 +78,6 @@ def test_the_file_says_what_fails_together_too():
     assert "node_share = 0.1, switch_share = 0.05, nodes_per_switch = 4 }]" in file.text
 
 
-A_GPU, GPU, NODE, SWITCH = 18 / 19, 36 / 37, 18 / 19, 4.5 / 5.5
-"""Shares of the time in which each works that fails every 18 hours and is repaired in one: a GPU by
-itself; where half of all failures are a node's or a switch's, a GPU by itself; a node of two, each
-of which adds half; a switch over four such nodes.
-"""
-NODES, SWITCHES = {"node_share": 0.5}, {"switch_share": 0.5}
-
-
-@pytest.mark.parametrize(
-    ("shares", "replicas", "spares", "num_gpus", "wanted"),
-    [
-        ({}, 2, 1, 1, A_GPU**3 + 3 * A_GPU**2 * (1 - A_GPU)),
-        ({}, 1, 0, 2, A_GPU**2),
-        (NODES, 2, 0, 1, NODE * GPU**2),
-        (NODES, 1, 1, 1, NODE * (1 - (1 - GPU) ** 2)),
-        (NODES, 1, 0, 4, NODE**2 * GPU**4),
-        (SWITCHES, 2, 0, 4, SWITCH * GPU**8),
-        (SWITCHES, 3, 0, 4, SWITCH**2 * GPU**12),
-        (SWITCHES, 1, 0, 12, SWITCH**2 * GPU**12),
-    ],
-)
-def test_replicas_serve_while_all_that_they_need_works(shares, replicas, spares, num_gpus, wanted):
-    rates = FailureRates(mtbf_gpu_hours_low=18.0, mtbf_gpu_hours_high=18.0, **shares)
-    found = share_of_time_serving(replicas, spares, num_gpus, 2, rates)
-    assert found == pytest.approx((wanted, wanted))
-
-
 def test_the_worst_losses_are_those_that_no_other_is_worse_than():
     """Replicas of four GPUs side by side on nodes of eight."""
     alone = SimpleNamespace(shape=SimpleNamespace(num_ranks=4), prefill=None)
@@ -128,14 +98,3 @@ def test_what_has_no_room_for_spare_replicas_is_refused_with_what_would_do():
     assert re.search(
         r"takes 2 replicas of 1 GPU for 1 .* allow 1, with which it is 0\.990099", told
     )
-
-
-def test_what_misses_targets_for_its_spare_replicas_says_how_many_these_are():
-    asked = {"tpot_s": {"p90": 0.0115}, "ttft_s": {"p90": 0.05}}
-    workload = poisson(300.0, 512, 64, 300)
-    failures = FAILURES | {"availability": 0.9999}
-    found = find(most=4, targets=asked, workload=workload, failures=failures)
-    assert not found.met
-    whys = [one.why for one in found.evaluations if one.most is not None]
-    assert whys
-    assert all("of whose replicas" in why and "spare" in why for why in whys)

@@ -25,30 +25,26 @@ def orders(rows, predicted_ms):
     ]
 
 
-def test_the_side_that_is_faster_is_counted_where_they_differ():
-    rows = [
-        ("h100", 4, 1, 8, 1.0),
-        ("h100", 1, 4, 8, 2.0),
-        ("h100", 4, 1, 16, 1.0),
-        ("h100", 1, 4, 16, 1.05),
-    ]
-    assert orders(rows, [1.0, 1.2, 1.0, 0.9]) == [(1, 1), (0, 0)]
-    assert orders(rows, [1.0, 0.8, 1.0, 0.9]) == [(1, 0), (0, 0)]
+SPLIT, SPREAD = ("h100", 4, 1, 8, 1.0), ("h100", 1, 4, 8, 2.0)
+CLOSE = [("h100", 4, 1, 16, 1.0), ("h100", 1, 4, 16, 1.05)]
 
 
-def test_rows_that_differ_in_more_are_no_pair():
-    for other in [
-        ("b200", 1, 4, 8, 2.0),
-        ("h100", 1, 8, 8, 2.0),
-        ("h100", 1, 4, 16, 2.0),
-        ("h100", 2, 2, 8, 2.0),
-    ]:
-        assert orders([("h100", 4, 1, 8, 1.0), other], [1.0, 2.0]) == []
-
-
-def test_of_two_kernels_the_faster_counts():
-    rows = [("h100", 4, 1, 8, 1.0), ("h100", 1, 4, 8, 2.0), ("h100", 1, 4, 8, 0.5)]
-    assert orders(rows, [1.0, 0.8, 0.8])[0] == (1, 1)
+@pytest.mark.parametrize(
+    ("rows", "predicted_ms", "found"),
+    [
+        ([SPLIT, SPREAD, *CLOSE], [1.0, 1.2, 1.0, 0.9], [(1, 1), (0, 0)]),
+        ([SPLIT, SPREAD, *CLOSE], [1.0, 0.8, 1.0, 0.9], [(1, 0), (0, 0)]),
+        ([SPLIT, SPREAD, ("h100", 1, 4, 8, 0.5)], [1.0, 0.8, 0.8], [(1, 1), (0, 0)]),
+        ([SPLIT, ("b200", 1, 4, 8, 2.0)], [1.0, 2.0], []),
+        ([SPLIT, ("h100", 1, 8, 8, 2.0)], [1.0, 2.0], []),
+        ([SPLIT, ("h100", 1, 4, 16, 2.0)], [1.0, 2.0], []),
+        ([SPLIT, ("h100", 2, 2, 8, 2.0)], [1.0, 2.0], []),
+        ([SPLIT, SPREAD], [1.0, np.nan], []),
+        ([SPLIT, ("h100", 1, 4, 8, "?")], [1.0, 2.0], []),
+    ],
+)
+def test_the_faster_side_of_a_pair_is_counted_where_they_differ(rows, predicted_ms, found):
+    assert orders(rows, predicted_ms) == found
 
 
 @pytest.mark.parametrize(("power", "right"), [(0.3, 1), (-0.3, 0)])
@@ -60,20 +56,9 @@ def test_what_load_does_is_told_by_all_loads(power, right):
     assert orders(rows, predicted)[1] == (1, right)
 
 
-def test_rows_without_an_answer_or_a_number_are_no_pair():
-    rows = [("h100", 4, 1, 8, 1.0), ("h100", 1, 4, 8, 2.0)]
-    assert orders(rows, [1.0, np.nan]) == []
-    assert orders([rows[0], ("h100", 1, 4, 8, "?")], [1.0, 2.0]) == []
-
-
 def test_tables_without_splits_have_no_order():
-    answers = Answers.make_unsupported(1, 1)
-    assert (
-        split_orders(
-            "gemm", pd.DataFrame({"m": [1], "latency_ms": [1.0]}), ("m",), MEASURE, answers
-        )
-        == ()
-    )
+    table, answers = pd.DataFrame({"m": [1], "latency_ms": [1.0]}), Answers.make_unsupported(1, 1)
+    assert split_orders("gemm", table, ("m",), MEASURE, answers) == ()
 
 
 def test_serving_points_are_compared_under_the_same_load():

@@ -4,7 +4,6 @@ value.
 
 import gzip
 import json
-import time
 
 import numpy as np
 import pyarrow
@@ -16,7 +15,7 @@ from simulator.planner.traffic import subset
 from simulator.workload.requests import describe, read_trace
 from simulator.workload.traces.table import write_table
 from tests.shared import shared_file
-from tests.unit.trace_texts import AZURE, BENCH, MOONCAKE, lines, read, written
+from tests.unit.trace_texts import AZURE, BENCH, MOONCAKE, lines, read
 
 SIXTEEN = [
     {"timestamp": 1.5, "input_length": 17, "output_length": 5, "hash_ids": [70, 71]},
@@ -40,16 +39,9 @@ def test_azure_conversation_has_its_published_statistics():
     assert found["duration_s"] == pytest.approx(3501.721937, abs=1e-6)
     assert [round(found[f"fano_{window}s"], 1) for window in (1, 10, 60)] == [1.4, 3.9, 16.1]
     assert found["iat_cv"] == pytest.approx(1.094, abs=1e-3)
-    assert (found["input"]["p50"], found["input"]["p99"], found["input"]["max"]) == (
-        1020,
-        4142,
-        14050,
-    )
-    assert (found["output"]["p50"], found["output"]["p90"], found["output"]["max"]) == (
-        129,
-        424,
-        1000,
-    )
+    lengths = {"input": {"p50": 1020, "p99": 4142, "max": 14050}}
+    lengths["output"] = {"p50": 129, "p90": 424, "max": 1000}
+    assert all(found[side].items() >= wanted.items() for side, wanted in lengths.items())
     assert trace.arrival_s[1] == pytest.approx(4.314579)
     assert trace.notes == ()
 
@@ -123,28 +115,27 @@ def test_azure_multimodal_counts_images_in_a_note(tmp_path):
     ]
     trace = read(tmp_path, "\n".join(rows))
     assert trace.num_input.tolist() == [1000, 10]
-    assert trace.notes == ("1 requests carry images, which count only through ContextTokens",)
+    assert "1 requests carry images" in trace.notes[0]
+
+
+BURSTGPT = [
+    "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type",
+    "5,ChatGPT,472,18,490,Conversation log",
+    "45,ChatGPT,1087,230,1317,Conversation log",
+    "50,GPT-4,99,0,99,API log",
+    "118,GPT-4,417,276,693,Conversation log",
+]
 
 
 def test_burstgpt_is_read_by_name_in_every_version(tmp_path):
-    v1 = (
-        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
-        "5,ChatGPT,472,18,490,Conversation log\n45,ChatGPT,1087,230,1317,Conversation log\n"
-        "50,GPT-4,0,0,0,API log\n118,GPT-4,417,276,693,Conversation log"
-    )
-    v3 = (
-        "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log "
-        "Type\n"
-        "5.0,1,0.7,ChatGPT,472,18,490,Conversation "
-        "log\n45.0,,9.1,ChatGPT,1087,230,1317,Conversation log\n"
-        "50.0,,0,GPT-4,99,0,99,API log\n118.0,2,3,GPT-4,417,276,693,Conversation log\n"
-    )
-    for text in (v1, v3):
-        trace = read(tmp_path, text)
+    added = ("Session ID,Elapsed time", "1,0.7", ",9.1", ",0", "2,3")
+    third = [f"{new},{row}" for new, row in zip(added, BURSTGPT, strict=True)]
+    for text in (BURSTGPT, third):
+        trace = read(tmp_path, "\n".join(text))
         assert trace.arrival_s.tolist() == [0, 40, 113]
         assert trace.num_input.tolist() == [472, 1087, 417]
         assert trace.num_output.tolist() == [18, 230, 276]
-        assert trace.notes == ("1 of 4 rows with 0 tokens left out",)
+        assert "1 of 4 rows" in trace.notes[0]
 
 
 def test_mooncake_is_told_from_bailian_by_its_blocks(tmp_path):
@@ -198,20 +189,17 @@ def test_vllm_results_with_an_infinite_rate(tmp_path):
     trace = read(tmp_path, json.dumps(BENCH))
     assert trace.arrival_s.tolist() == [0, 0.25]
     assert trace.num_input.tolist() == [20, 10]
-    assert trace.notes == (
-        "1 of 3 rows with 0 tokens left out",
-        "1 rows were out of order by start_times and have been sorted",
-    )
+    left_out, sorted_rows = trace.notes
+    assert "1 of 3 rows" in left_out
+    assert "start_times" in sorted_rows
     closed = read(tmp_path, json.dumps({**BENCH, "max_concurrency": 2}, indent=1))
     assert closed.concurrency == 2
     assert not closed.arrival_s.any()
     assert closed.num_input.tolist() == [10, 20]
     finite = read(tmp_path, json.dumps({**BENCH, "max_concurrency": 2, "request_rate": 4.0}))
     assert finite.concurrency is None
-    old = read(
-        tmp_path, json.dumps({key: value for key, value in BENCH.items() if key != "start_times"})
-    )
-    assert not old.has_arrivals
+    untimed = {key: value for key, value in BENCH.items() if key != "start_times"}
+    assert not read(tmp_path, json.dumps(untimed)).has_arrivals
 
 
 def test_a_custom_data_set_has_exact_answers_and_estimated_prompts(tmp_path):
@@ -332,217 +320,97 @@ def test_a_domain_that_is_no_short_text_is_refused_by_name(tmp_path, value):
             read(tmp_path, f"num_input,num_output,domain\n1,2,{value}\n")
 
 
-@pytest.mark.slow
-def test_a_million_rows_take_seconds(tmp_path):
-    rng = np.random.default_rng(0)
-    times = np.cumsum(rng.exponential(0.1, 1_000_000)).round(4)
-    tokens = rng.integers(1, 9999, (1_000_000, 2))
-    body = "\n".join(
-        f"{t},{i},{o}" for t, (i, o) in zip(times.tolist(), tokens.tolist(), strict=True)
-    )
-    path = written(tmp_path, "arrived_at,num_prefill_tokens,num_decode_tokens\n" + body)
-    start = time.perf_counter()
-    assert read_trace(path).num_requests == 1_000_000
-    assert time.perf_counter() - start < 2
+A, B = "2023-11-16 18:15:46.1,374,44", "2023-11-16 18:15:47.2,396,109"
+EARLY = "2023-11-16 18:15:46.5,1,1"
+JSONL, CSV = lines(MOONCAKE[:1]), f"{AZURE}\n{A}\n"
+TABLE = "num_input,num_output,prefix_block_tokens,prefix_ids\n"
+BOTH = "arrived_at,num_prefill_tokens,num_decode_tokens,num_input,num_output\n"
 
 
-def refusal(tmp_path, text):
+def second(**changes):
+    return JSONL + json.dumps({**MOONCAKE[1], **changes})
+
+
+def bench(**changes):
+    return json.dumps({**BENCH, **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", ": the file is empty"),
+        (b"\n\n  \n", ": the file is empty"),
+        (b"\xef\xbb\xbf", ": the file is empty"),
+        (gzip.compress(b"", mtime=0), ": the file is empty"),
+        (
+            gzip.compress(b"num_input,num_output\n" * 9, mtime=0)[:-12],
+            ": damaged, or not a whole packed",
+        ),
+        (AZURE, ": holds no request"),
+        (CSV + "2023-11-16 18:15:47.2,x,109", ", line 3: ContextTokens must be a whole number"),
+        (CSV + B + "\n2023-11-16 18:15:48.2,5", ", line 4: has 2 columns, the header has 3"),
+        (CSV + "\n2023-11-16 18:15:48.2,-5,6", ", line 4: ContextTokens must be at least 1"),
+        (CSV + "2023-11-16 18:15:46+02:00,5,6", ", line 3: TIMESTAMP must be a UTC time"),
+        (CSV + f"{B}\n{EARLY}", ", line 4: TIMESTAMP lies 0.7 s before"),
+        (f"{AZURE}\n".encode() + b"\xff,1,1\n", ", line 2: not UTF-8 text"),
+        (JSONL + "{", ", line 2: not valid JSON"),
+        (JSONL + "[1]", ", line 2: must hold a JSON object, found a list"),
+        (JSONL + '{"input_length": 5, "output_length": 5}', ", line 2: missing timestamp"),
+        (second(timestamp=float("nan")), ", line 2: timestamp must be a finite number"),
+        (second(timestamp=-1), ", line 2: timestamp lies 0.001 s before"),
+        (second(timestamp=0.5), ", line 2: timestamp must be whole milliseconds"),
+        (second(output_length=True), ", line 2: output_length must be a whole number"),
+        (second(hash_ids=[1]), ", line 2: 1 hash_ids for input_length 1025"),
+        (json.dumps({**MOONCAKE[1], "hash_ids": 3}), ", line 1: hash_ids must be a list"),
+        (bench(input_lens=None), ": no list input_lens"),
+        (bench(output_lens=[1]), ": output_lens has 1 entries, input_lens has 3"),
+        (bench(input_lens=[1, "x", 2]), ", entry 2: input_lens must be a number"),
+        (bench(start_times=[1, float("nan"), 2]), ", entry 2: start_times must be a finite"),
+        (bench(output_lens=[0, 0, 0]), ": holds no request"),
+        (bench(max_concurrency=0), ": max_concurrency must be a whole number"),
+        ('[{"conversations": [{"value": 1}]}', ", line 1, column 35: not valid JSON"),
+        ('[{"conversations": [{"value": 1}]}]', ", entry 1: conversations must be a list"),
+        ("time_stamp,ContextTokens\n1,2\n", ": not a request trace of a known format"),
+        (TABLE + "20,1,16,0 1\n20,1,8,0 1\n", ": prefix_block_tokens must be the same number"),
+        (BOTH + "0,1,1,1,1\n", ": could be any of splitwise, table"),
+    ],
+)
+def test_a_broken_file_is_refused_in_one_line_with_the_place(tmp_path, text, said):
     with pytest.raises(UserError) as found:
         read(tmp_path, text, strict=True)
     message = str(found.value)
     assert "\n" not in message
-    assert message.startswith(str(tmp_path / "trace"))
-    return message.removeprefix(str(tmp_path / "trace"))
+    assert message.startswith(f"{tmp_path / 'trace'}{said}")
 
 
-def test_broken_parquet_is_refused_with_its_row(tmp_path):
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    path = tmp_path / "t.parquet"
-    for columns, message in (
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
         ({"num_input": [1, None], "num_output": [1, 1]}, "row 2: num_input has no value"),
         ({"num_input": ["a"], "num_output": [1]}, "column num_input must hold int numbers"),
-        (
-            {"num_input": [1, -2], "num_output": [1, 1]},
-            "row 2: num_input must be at least 1 tokens, got -2",
-        ),
-        (
-            {"num_input": [1], "num_output": [1], "prefix_ids": [[1]]},
-            "prefix_ids need a column prefix_block_tokens",
-        ),
-        (
-            {"num_input": [1], "num_output": [1], "arrival_s": [float("nan")]},
-            "row 1: arrival_s must be a finite number",
-        ),
-    ):
-        parquet.write_table(pa.table(columns), path)
-        with pytest.raises(UserError) as found:
-            read_trace(path, strict=True)
-        assert message in str(found.value)
+        ({"num_input": [1, -2], "num_output": [1, 1]}, "row 2: num_input must be at least 1"),
+        ({"num_input": [1], "num_output": [1], "prefix_ids": [[1]]}, "prefix_block_tokens"),
+        ({"num_input": [1], "num_output": [1], "arrival_s": [float("nan")]}, "row 1: arrival_s"),
+    ],
+)
+def test_broken_parquet_is_refused_with_its_row(tmp_path, columns, said):
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(UserError, match=said):
+        read_trace(path, strict=True)
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(UserError, match="damaged, or not a Parquet file"):
         read_trace(path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\n\n  \n", b"\xef\xbb\xbf", gzip.compress(b"", mtime=0)]
-)
-def test_empty_files(tmp_path, content):
-    assert (
-        refusal(tmp_path, content)
-        == ": the file is empty; a request trace has at least one request"
-    )
-
-
-def test_a_missing_file_and_a_damaged_archive(tmp_path):
+def test_what_is_no_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_trace(tmp_path / "missing.csv")
-    assert "not a whole packed file" in refusal(
-        tmp_path, gzip.compress(b"num_input,num_output\n" * 9)[:-12]
-    )
-
-
-A, B, C = (
-    "2023-11-16 18:15:46.1,374,44",
-    "2023-11-16 18:15:47.2,396,109",
-    "2023-11-16 18:15:46.5,1,1",
-)
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([], ": holds no request; a request trace has at least one"),
-        (
-            [A, "2023-11-16 18:15:47.2,x,109"],
-            ", line 3: ContextTokens must be a whole number, got 'x'",
-        ),
-        ([A, B, "2023-11-16 18:15:48.2,5"], ", line 4: has 2 columns, the header has 3"),
-        (
-            [A, "", "2023-11-16 18:15:48.2,-5,6"],
-            ", line 4: ContextTokens must be at least 1 tokens, got -5",
-        ),
-        (
-            [A, "2023-11-16 18:15:46+02:00,5,6"],
-            ", line 3: TIMESTAMP must be a UTC time such as 2023-11-16 18:15:46.6805900",
-        ),
-        (
-            [A, B, C],
-            ", line 4: TIMESTAMP lies 0.7 s before that of the row above; sort the rows by it",
-        ),
-    ],
-)
-def test_broken_csv(tmp_path, rows, message):
-    assert refusal(tmp_path, "\n".join([AZURE, *rows])).startswith(message)
-
-
-def test_equal_times_are_in_order(tmp_path):
-    assert read(tmp_path, "\n".join([AZURE, A, A, B])).num_requests == 3
-
-
-@pytest.mark.parametrize(
-    ("second", "message"),
-    [
-        ("{", ", line 2: not valid JSON"),
-        ("[1]", ", line 2: must hold a JSON object, found a list"),
-        (
-            {"input_length": 5, "output_length": 5, "hash_ids": [1]},
-            ", line 2: missing timestamp; it must be a finite number",
-        ),
-        (
-            {**MOONCAKE[1], "timestamp": float("nan")},
-            ", line 2: timestamp must be a finite number, got NaN",
-        ),
-        (
-            {**MOONCAKE[1], "timestamp": -1},
-            ", line 2: timestamp lies 0.001 s before that of the row above",
-        ),
-        (
-            {**MOONCAKE[1], "timestamp": 0.5},
-            (
-                ", line 2: timestamp must be whole milliseconds in a Mooncake trace, "
-                "got 0.5; multiply by 1000"
-            ),
-        ),
-        (
-            {**MOONCAKE[1], "output_length": True},
-            ", line 2: output_length must be a whole number, got true",
-        ),
-        (
-            {**MOONCAKE[1], "hash_ids": [1]},
-            ", line 2: 1 hash_ids for input_length 1025; blocks of 512 tokens need 3",
-        ),
-    ],
-)
-def test_broken_json_lines(tmp_path, second, message):
-    text = lines(MOONCAKE[:1]) + (second if isinstance(second, str) else json.dumps(second))
-    assert refusal(tmp_path, text).startswith(message)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"input_lens": None}, ": no list input_lens; run the benchmark with --save-detailed"),
-        ({"output_lens": [1]}, ": output_lens has 1 entries, input_lens has 3"),
-        ({"input_lens": [1, "x", 2]}, ', entry 2: input_lens must be a number, got "x"'),
-        ({"start_times": [1, float("nan"), 2]}, ", entry 2: start_times must be a finite number"),
-        ({"output_lens": [0, 0, 0]}, ": holds no request"),
-        ({"max_concurrency": 0}, ": max_concurrency must be a whole number of at least 1, got 0"),
-    ],
-)
-def test_broken_vllm_results(tmp_path, change, message):
-    assert refusal(tmp_path, json.dumps({**BENCH, **change})).startswith(message)
-
-
-def test_a_table_needs_one_block_size(tmp_path):
-    message = refusal(
-        tmp_path, "num_input,num_output,prefix_block_tokens,prefix_ids\n20,1,16,0 1\n20,1,8,0 1\n"
-    )
-    assert message == ": prefix_block_tokens must be the same number, at least 1, in every row"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('[{"conversations": [{"value": 1}]}', ", line 1, column 35: not valid JSON"),
-        (
-            '[{"conversations": [{"value": 1}]}]',
-            ", entry 1: conversations must be a list of turns with a text 'value'",
-        ),
-        (
-            "time_stamp,ContextTokens\n1,2\n",
-            (
-                ": not a request trace of a known format; its first line reads as the "
-                "columns 'time_stamp'"
-            ),
-        ),
-        (
-            '{"timestamp": 1, "input_length": 5, "output_length": 1, "hash_ids": 3}',
-            ", line 1: hash_ids must be a list of whole numbers",
-        ),
-        (
-            b"TIMESTAMP,ContextTokens,GeneratedTokens\n\xff,1,1\n",
-            ", line 2: not UTF-8 text; save the file as UTF-8",
-        ),
-    ],
-)
-def test_other_broken_files(tmp_path, text, message):
-    assert refusal(tmp_path, text).startswith(message)
-
-
-def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "trace").mkdir()
     (tmp_path / "trace" / "notes.txt").touch()
     with pytest.raises(UserError, match=r"it is a folder of 1 entries \(notes.txt\)"):
         read_trace(tmp_path / "trace")
 
 
-def test_what_could_be_two_formats_is_refused(tmp_path):
-    message = refusal(
-        tmp_path,
-        "arrived_at,num_prefill_tokens,num_decode_tokens,num_input,num_output\n0,1,1,1,1\n",
-    )
-    assert message.startswith(
-        ": could be any of splitwise, table; its first line reads as the columns 'arrived_at'"
-    )
+def test_equal_times_are_in_order(tmp_path):
+    assert read(tmp_path, "\n".join([AZURE, A, A, B])).num_requests == 3

@@ -14,8 +14,6 @@ from simulator.base.reading import read_toml
 from simulator.commands.check import check as check_file
 from simulator.commands.run import run as run_scenario
 from simulator.config.model import MEDIAN_SIGMA, complete_routing, load_model, routing_note
-from simulator.deployment.facts import facts_of
-from simulator.deployment.notes import notes_of
 from simulator.deployment.plan import make_plan
 from simulator.scenario.jobs import load_scenario
 from tests.small_scenario import small_scenario
@@ -93,18 +91,3 @@ def test_shipped_models_say_their_own_routing():
     for name in available_files("workloads/models"):
         model = load_model(name, "test")
         assert not list(routing_note(name, model.routing_source))
-
-
-@pytest.mark.parametrize(
-    ("placement", "is_said"),
-    [
-        ({"kind": "eplb"}, True),
-        ({"kind": "eplb", "num_slots": 20}, False),
-        ({"kind": "contiguous"}, False),
-    ],
-)
-def test_eplb_without_slots_is_said_to_copy_nothing(tiny, placement, is_said):
-    plan = tiny.plan("moe", attention_dp=4, ep=4, placement=placement)
-    said = [one for one in notes_of(plan) if one.kind == "note.no_copies"]
-    assert [one.facts["slots"] for one in said] == [20] * is_said
-    assert set(map(str, said)) <= set(facts_of(plan)["warnings"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from simulator.results.folder import TABLES, Results
 from simulator.results.metrics import METRICS
 from simulator.results.phases import STEP_PHASES
+from simulator.results.run_sentences import find_rebalances
 from simulator.results.tables import MOVE_COLUMNS
 from simulator.results.verdict import compare_hardware, explain, find_verdict, short_names
 from tests.cases import cases
@@ -38,35 +39,13 @@ def deployment(
     step_s = sum(phases_s.values())
     row = dict.fromkeys(METRICS, np.nan)
     row |= {f"{phase}_share": phases_s.get(phase, 0.0) / step_s for phase in STEP_PHASES}
-    row |= {
-        "deployment": name,
-        "ttft_p50_s": ttft_s,
-        "tpot_p50_s": tpot_s,
-        "slo_attainment": slo,
-        "num_gpus": 8.0,
-        "num_retries": 0.0,
-        "room_wait_mean_s": 0.0,
-        "tokens_per_decode": 1.0,
-    }
-    row |= {
-        "duration_s": 100.0 + late_s,
-        "e2e_p50_s": 1.0,
-        "kv_used_max": 0.25,
-        "output_tokens_per_s": 1234.0,
-    }
-    facts = {
-        "active_parameters": 13e9,
-        "total_parameters": 47e9 if is_moe else 13e9,
-        "is_moe": is_moe,
-        "is_rumour": False,
-        "currency": "",
-    }
-    facts |= {
-        "model_title": "A Model",
-        "max_sequences": 256,
-        "token_budget": 8192,
-        "num_batches": 2,
-    }
+    row |= {"deployment": name, "slo_attainment": slo, "duration_s": 100.0 + late_s}
+    row |= {"ttft_p50_s": ttft_s, "tpot_p50_s": tpot_s, "e2e_p50_s": 1.0, "num_gpus": 8.0}
+    row |= {"num_retries": 0.0, "room_wait_mean_s": 0.0, "tokens_per_decode": 1.0}
+    row |= {"kv_used_max": 0.25, "output_tokens_per_s": 1234.0}
+    facts = {"active_parameters": 13e9, "total_parameters": 47e9 if is_moe else 13e9}
+    facts |= {"is_moe": is_moe, "is_rumour": False, "currency": "", "model_title": "A Model"}
+    facts |= {"max_sequences": 256, "token_budget": 8192, "num_batches": 2}
     facts |= {key: changes.pop(key) for key in list(changes) if key in facts}
     row |= changes
     facts["num_gpus"] = int(row["num_gpus"])
@@ -198,30 +177,35 @@ def test_sooner_but_slower_is_a_trade_off():
     assert sure_of(judged) == {"tpot_p50_s": ("B", 2.0), "ttft_p50_s": ("A", 2.0)}
 
 
+def loaded(imbalance, uniform, dropped=0.0):
+    loads = {"load_imbalance": imbalance, "uniform_imbalance": uniform, "dropped_share": dropped}
+    return {"is_moe": True, **loads}
+
+
 @pytest.mark.parametrize(
-    ("imbalance", "uniform", "dropped", "load"),
+    ("changes", "kind", "found"),
     [
-        (2.12, 2.11, 0.0, "chance"),
-        (1.22, 1.20, 0.0, "chance"),
-        (2.12, 1.62, 0.0, "both"),
-        (1.40, 1.001, 0.0, "skew"),
-        (1.4, 1.5, 0.1, "dropped"),
-        (1.0, 1.0, 0.0, "even"),
+        (loaded(2.12, 2.11), "verdict.steps", [{"load": "chance"}]),
+        (loaded(1.22, 1.20), "verdict.steps", [{"load": "chance"}]),
+        (loaded(2.12, 1.62), "verdict.steps", [{"load": "both"}]),
+        (loaded(1.40, 1.001), "verdict.steps", [{"load": "skew"}]),
+        (loaded(1.4, 1.5, 0.1), "verdict.steps", [{"load": "dropped"}]),
+        (loaded(1.0, 1.0), "verdict.steps", [{"load": "even"}]),
+        (loaded(1.0, 1.0, 0.125), "run.drops", [{"name": "A", "dropped": 0.125}]),
+        ({"recomputed_share": 0.01, "num_preemptions": 4.0}, "run.recomputes", []),
+        (
+            {"recomputed_share": 0.88, "num_preemptions": 4.0},
+            "run.recomputes",
+            [{"share": 0.88, "preemptions": 4}],
+        ),
+        ({"running": 2 * 512}, "verdict.extrapolated", []),
+        ({"running": 2 * 700}, "verdict.extrapolated", [{"sequences": 700}]),
     ],
 )
-def test_what_chance_gives_or_a_capacity_leaves_is_not_called_skew(
-    imbalance, uniform, dropped, load
-):
-    loads = {"load_imbalance": imbalance, "uniform_imbalance": uniform, "dropped_share": dropped}
-    [facts] = facts_of(judge(deployment("A", is_moe=True, **loads)), "verdict.steps")
-    assert facts["load"] == load
-
-
-def test_dropped_choices_are_a_reason_of_the_deployment_that_drops_them():
-    free, capped = deployment("free", is_moe=True), deployment("capped", dropped_share=0.125)
-    for judged in (judge(capped), judge(free, capped)):
-        [facts] = facts_of(judged, "run.drops")
-        assert (facts["name"], facts["dropped"]) == ("capped", 0.125)
+def test_a_run_tells_what_its_figures_say(changes, kind, found):
+    facts = facts_of(judge(deployment("A", **changes)), kind)
+    told = [{key: one[key] for key in some} for one, some in zip(facts, found, strict=True)]
+    assert told == found
 
 
 def test_shares_on_either_side_of_a_step_do_not_make_the_slower_one_win():
@@ -366,21 +350,6 @@ def test_short_names_stay_apart_and_a_rumour_keeps_its_own():
     assert list(short_names(results(*made)).values()) == ["A, x", "A, y", "B", "C, x"]
 
 
-def test_work_that_is_done_again_is_named_with_its_share():
-    def again(share):
-        judged = judge(deployment("A", num_preemptions=4.0, recomputed_share=share))
-        return [(one["share"], one["preemptions"]) for one in facts_of(judged, "run.recomputes")]
-
-    assert again(0.01) == []
-    assert again(0.88) == [(0.88, 4)]
-
-
-@pytest.mark.parametrize(("running", "found"), [(2 * 512, []), (2 * 700, [700])])
-def test_more_sequences_than_were_measured_are_called_extrapolated(running, found):
-    judged = judge(deployment("A", running=running))
-    assert [one["sequences"] for one in facts_of(judged, "verdict.extrapolated")] == found
-
-
 def test_a_comparison_with_a_pruned_model_says_that_quality_is_not_compared():
     lesser, whole = deployment("A"), deployment("B", ttft_s=0.3)
     assert not facts_of(judge(lesser, whole), "verdict.lesser_models")
@@ -388,3 +357,29 @@ def test_a_comparison_with_a_pruned_model_says_that_quality_is_not_compared():
         lesser[-1][key] = "two_four"
         assert facts_of(judge(lesser, whole), "verdict.lesser_models") == [{"names": ["A"]}]
         lesser[-1].pop(key)
+
+
+MOVED = {
+    **{"at_s": 30.0, "pool": "both", "num_experts": 1200, "num_bytes": 4.2e9, "seconds": 0.0315},
+    **{"stops": True, "imbalance_before": 1.5, "imbalance_after": 1.02},
+    **{"imbalance_next": 1.1, "imbalance_unmoved": 1.4},
+}
+WORSE = MOVED | {"num_experts": 800, "imbalance_next": 1.7}
+
+
+@pytest.mark.parametrize(
+    ("moves", "facts"),
+    [
+        ([], []),
+        ([MOVED | {"num_parts": 12}], [{"parts": 12, "gains": True}]),
+        ([MOVED, WORSE], [{"moves": 2, "copies": 1000, "stopped_s": 0.063, "gains": False}]),
+        ([MOVED | {"imbalance_next": None}], [{"next_imbalance": None}]),
+        ([MOVED | {"stops": False}], [{"stopped_s": 0}]),
+        ([MOVED | {"predicted_s": s} for s in (0.02, 0.04)], [{"predicted_s": 0.03}]),
+        ([MOVED, MOVED | {"predicted_s": 0.04}], [{"predicted_s": None}]),
+    ],
+)
+def test_experts_that_move_are_averaged_and_judged(moves, facts):
+    found = [*find_rebalances({"rebalances": moves}, "A")]
+    for one, some in zip(found, facts, strict=True):
+        assert {key: one.facts[key] for key in some} == pytest.approx(some)
