@@ -378,7 +378,7 @@ def list_calibration_files(path: Path) -> list[Path]:
     return [path, *sorted(fetch_files(path.with_suffix(""), ".toml").glob("*.toml"))]
 
 
-def read_calibration(path: Path) -> dict[str, object]:
+def read_calibration(path: Path) -> dict[str, Any]:
     """The whole table of a calibration, its folder included.
 
     Raises:
