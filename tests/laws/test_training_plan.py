@@ -14,6 +14,7 @@ from simulator.config.cluster import load_kind
 from simulator.config.model import load_model
 from simulator.planner.training import (
     Pair,
+    Split,
     TrainingSearch,
     _fits,
     list_sizes,
@@ -250,3 +251,14 @@ def test_nodes_of_72_are_divided():
     splits = list_splits(model, cluster, 72, 72)
     assert splits
     assert all(split.num_gpus % (split.tp * split.pp) == 0 for split in splits)
+
+
+def test_a_model_whose_routing_differs_by_layer_is_estimated_by_few_layers():
+    model = load_model("mixtral-8x7b", "test")
+    assert isinstance(model.routing["persistence"], dict)
+    question = load_job(QUESTION | {"models": [{"model": "mixtral-8x7b"}]}, QUESTIONS)
+    pair, split = (
+        Pair(question.models[0], question.clusters[0], model),
+        Split(8, 1, 1, 8, 1, 1, "none"),
+    )
+    assert TrainingSearch(question, lambda *_: None)._estimate(pair, split) > 0
