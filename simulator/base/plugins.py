@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -57,10 +58,13 @@ def kind_files(family: str) -> dict[str, Path]:
     """Map the kinds of ``family`` (such as ``"routing"`` or ``"cost.comm"``) to their files: all in
     its folder but those that begin with ``_``. Nothing is imported.
     """
-    _, folder = _find_folder(family)
-    packages = {path.parent.name: path for path in folder.glob("[!_]*/__init__.py")}
-    files = {path.stem: path for path in folder.glob("[!_]*.py")}
-    return dict(sorted((packages | files).items()))
+    name, folder = _find_folder(family)
+    package = sys.modules.get(name)  # which may have been given folders
+    found: dict[str, Path] = {}
+    for place in map(Path, [folder] if package is None else package.__path__):
+        found |= {path.parent.name: path for path in place.glob("[!_]*/__init__.py")}
+        found |= {path.stem: path for path in place.glob("[!_]*.py")}
+    return dict(sorted(found.items()))
 
 
 def available(family: str) -> tuple[str, ...]:

@@ -184,7 +184,7 @@ def find_values(
     short, names = short_names(results), [name for name in results.deployments if name in values]
     # Rounded, since what is nothing but for its rounding may be below it.
     known = {short[one]: round(values[one], 9) + 0.0 for one in names if math.isfinite(values[one])}
-    return Finding(f"figure.{kind}", values=known) if known else None
+    return Finding(kind, values=known) if known else None
 
 
 def find_metric(results: Results, kind: str, key: str) -> Finding | None:

@@ -41,7 +41,7 @@ def reader(tmp_path, moesim, monkeypatch):
     yield lambda step: write(step) if isinstance(step, File) else run(step)
     for package in opened:
         package.__path__.pop()
-    plugins.available.cache_clear()
+    plugins.kind_files.cache_clear()
     trust.allow_code(None)
     sys.path[:] = path
     for name in set(sys.modules) - before:
@@ -56,7 +56,7 @@ def _open_folder(path, folder, opened):
     package = importlib.import_module(path.rpartition("/")[0].replace("/", "."))
     package.__path__.append(str(folder / path.rpartition("/")[0]))
     opened.append(package)
-    plugins.available.cache_clear()
+    plugins.kind_files.cache_clear()
 
 
 @pytest.mark.parametrize("page", RUN, ids=name_page)

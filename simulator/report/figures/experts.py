@@ -48,7 +48,9 @@ class ExpertLoad(_Experts):
         }
 
     def find(self, results: Results) -> Finding | None:
-        return find_values(results, "expert", results.experts.groupby("deployment")["load"].max())
+        return find_values(
+            results, "figure.expert", results.experts.groupby("deployment")["load"].max()
+        )
 
 
 class Imbalance(_Experts):
@@ -74,7 +76,7 @@ class Imbalance(_Experts):
         return plots
 
     def find(self, results: Results) -> Finding | None:
-        return find_values(results, "ranks", _decode_ratios(results).groupby(level=0).mean())
+        return find_values(results, "figure.ranks", _decode_ratios(results).groupby(level=0).mean())
 
 
 def _decode_ratios(results: Results) -> pd.Series:
@@ -107,7 +109,7 @@ class RankLoad(_Experts):
         return plots
 
     def find(self, results: Results) -> Finding | None:
-        return find_values(results, "rank", _decode_ratios(results).groupby(level=0).max())
+        return find_values(results, "figure.rank", _decode_ratios(results).groupby(level=0).max())
 
 
 class Overflow(_Experts):
@@ -138,7 +140,7 @@ class Overflow(_Experts):
         return drawn if drawn.data else None
 
     def find(self, results: Results) -> Finding | None:
-        return find_metric(results, "dropped", "dropped_share")
+        return find_metric(results, "figure.dropped", "dropped_share")
 
 
 class ExpertHits(_Experts):
@@ -163,4 +165,4 @@ class ExpertHits(_Experts):
     def find(self, results: Results) -> Finding | None:
         hits = {name: results.facts(name).get("hits_by_layer") for name in results.deployments}
         means = {name: sum(hits_L) / len(hits_L) for name, hits_L in hits.items() if hits_L}
-        return find_values(results, "hits", means)
+        return find_values(results, "figure.hits", means)

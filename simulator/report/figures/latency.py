@@ -125,7 +125,7 @@ class Ttft(Figure[Results]):
         )
 
     def find(self, results: Results) -> Finding | None:
-        return find_metric(results, "ttft", "ttft_p90_s")
+        return find_metric(results, "figure.ttft", "ttft_p90_s")
 
 
 class Tpot(Figure[Results]):
@@ -144,7 +144,7 @@ class Tpot(Figure[Results]):
         return draw_distribution(results, _tpot_s, "TPOT", "tpot_s")
 
     def find(self, results: Results) -> Finding | None:
-        return find_metric(results, "tpot", "tpot_p90_s")
+        return find_metric(results, "figure.tpot", "tpot_p90_s")
 
 
 def _tpot_s(requests: Columns) -> Array:

@@ -133,7 +133,7 @@ class Throughput(Figure[Results]):
         return draw_over_time(results, "Output throughput (token/s)", count, "%{y:,.4~r} token/s")
 
     def find(self, results: Results) -> Finding | None:
-        return find_metric(results, "throughput", "output_tokens_per_s")
+        return find_metric(results, "figure.throughput", "output_tokens_per_s")
 
 
 class _Level(Figure[Results]):
@@ -173,7 +173,7 @@ class Waiting(_Level):
     )
     order = 31
     column, y, hover = "waiting", "Waiting (requests)", "%{y:,.3~r} waiting"
-    kind = "queue"
+    kind = "figure.queue"
 
     def draw(self, results: Results) -> go.Figure | None:
         waits = any(steps["waiting"].max() for steps in results.steps.values())
@@ -190,7 +190,7 @@ class Running(_Level):
     )
     order = 32
     column, y, hover = "running", "Running (requests)", "%{y:,.3~r} running"
-    kind = "in_flight"
+    kind = "figure.in_flight"
 
 
 class KvCache(_Level):
@@ -203,7 +203,7 @@ class KvCache(_Level):
     )
     order = 33
     column, y, hover = "kv_used", "Share of KV blocks in use", "%{y:.1%} in use"
-    kind, is_mean = "kv_cache", True
+    kind, is_mean = "figure.kv_cache", True
 
     def draw(self, results: Results) -> go.Figure | None:
         drawn = super().draw(results)
@@ -254,7 +254,7 @@ class Balance(Figure[Results]):
         return drawn
 
     def find(self, results: Results) -> Finding | None:
-        return find_metric(results, "imbalance", "load_imbalance")
+        return find_metric(results, "figure.imbalance", "load_imbalance")
 
 
 class Replicas(Figure[Results]):

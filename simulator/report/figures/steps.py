@@ -67,7 +67,7 @@ class TokenTime(Figure[Results]):
 
     def find(self, results: Results) -> Finding | None:
         token_s = results.frame("token_time").groupby("deployment")["token_s"].sum()
-        return find_values(results, "token", token_s)
+        return find_values(results, "figure.token", token_s)
 
 
 class StepShares(Figure[Results]):
@@ -94,7 +94,7 @@ class StepShares(Figure[Results]):
         return drawn.update_xaxes(**style.SHARE_TICKS)
 
     def find(self, results: Results) -> Finding | None:
-        return find_metric(results, "wait", "wait_share")
+        return find_metric(results, "figure.wait", "wait_share")
 
 
 def _percent(share: float) -> str:
@@ -134,7 +134,7 @@ class StepParts(Figure[Results]):
         spans = results.spans[results.spans["phase"] == "decode"]
         took_s = spans.groupby("deployment")["duration_s"].sum()
         waits_s = spans[spans["name"] == "wait"].groupby("deployment")["duration_s"].sum()
-        return find_values(results, "decode_wait", (waits_s / took_s))
+        return find_values(results, "figure.decode_wait", (waits_s / took_s))
 
 
 class Timeline(Figure[Results]):
@@ -192,7 +192,7 @@ class Traffic(Figure[Results]):
 
     def find(self, results: Results) -> Finding | None:
         ranks = results.traffic.groupby(["deployment", "phase", "source"])["num_bytes"].sum()
-        return find_values(results, "traffic", ranks.groupby(level=0).max())
+        return find_values(results, "figure.traffic", ranks.groupby(level=0).max())
 
 
 def _pair(table: pd.DataFrame) -> go.Figure:
@@ -278,4 +278,4 @@ class Memory(Figure[Results]):
     def find(self, results: Results) -> Finding | None:
         held = {name: results.facts(name).get("memory") for name in results.deployments}
         left = {name: table["kv_bytes"] for name, table in held.items() if table}
-        return find_values(results, "memory", left)
+        return find_values(results, "figure.memory", left)
