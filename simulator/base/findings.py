@@ -93,9 +93,9 @@ def environment() -> Environment:
     made.globals.update(TIMES=formats.TIMES)
 
     def each(values: Mapping[str, float], write: str) -> str:
-        """Numbers by name: one by itself, of many the ends."""
+        """Numbers by name: one by itself, of more than two the ends."""
         names = sorted(values, key=values.__getitem__)
-        shown = values if len(names) < 4 else (names[0], names[-1])
+        shown = values if len(names) < 3 else (names[0], names[-1])
         texts = {name: made.filters[write](values[name]) for name in shown}
         if len(set(texts.values())) == 1:
             return str(texts.popitem()[1])

@@ -178,7 +178,7 @@ WHICH = (
 
 
 def find_values(
-    results: Results, kind: str, values: Mapping[str, float] | pd.Series
+    results: ResultsFolder, kind: str, values: Mapping[str, float] | pd.Series
 ) -> Finding | None:
     """Find what a figure shows, of the deployments that have a number; ``None`` where none has."""
     short, names = short_names(results), [name for name in results.deployments if name in values]

@@ -17,7 +17,7 @@ from simulator.base.findings import Finding
 from simulator.cost.engine_time import BEYOND_S, MEASURED_SEQUENCES
 from simulator.results.folder import Results
 from simulator.results.phases import STEP_PHASES
-from simulator.results.results_folder import Verdict, make_verdict
+from simulator.results.results_folder import ResultsFolder, Verdict, make_verdict
 from simulator.results.run_bands_text import (
     chance_of,
     find_bands,
@@ -143,16 +143,13 @@ def compare_hardware(results: Results) -> dict[str, str]:
     return gpus if len(set(gpus.values())) > 1 else {}
 
 
-def short_names(results: Results) -> dict[str, str]:
+def short_names(results: ResultsFolder) -> dict[str, str]:
     """Shorten each deployment's name to the part before its first comma where that is unambiguous.
 
     A rumour keeps its whole name, by which the page marks it.
     """
     names = results.deployments
-    heads = [
-        name if results.run["deployments"][name]["is_rumour"] else name.split(",")[0]
-        for name in names
-    ]
+    heads = [name if results.facts(name).get("is_rumour") else name.split(",")[0] for name in names]
     return {
         name: head if heads.count(head) == 1 else name
         for name, head in zip(names, heads, strict=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
+from simulator.base.findings import Finding
 from simulator.base.formats import seconds
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.report.marks import add_agreement, log_axis
+from simulator.report.marks import add_agreement, find_values, log_axis
 from simulator.results.executed import TITLES, Executed, kinds, phase_medians_s, row
 from simulator.results.phases import STEP_PHASES
 
@@ -37,6 +38,12 @@ class Accuracy(Figure[Executed]):
             for kind in kinds(executed)
             if (points := _points(executed, kind))
         }
+
+    def find(self, executed: Executed) -> Finding | None:
+        table = executed.summary[executed.summary["kind"] == kinds(executed)[0]]
+        steps = table.set_index("deployment")
+        ratios = steps["predicted_step_s"] / steps["step_s"]
+        return find_values(executed, "figure.predicted", ratios)
 
 
 def _points(executed: Executed, kind: str) -> list[tuple[str, str, float, float]]:

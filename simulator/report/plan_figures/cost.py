@@ -6,6 +6,7 @@ import html
 
 import plotly.graph_objects as go
 
+from simulator.base.findings import Finding
 from simulator.base.formats import amount, times
 from simulator.report import style
 from simulator.report.gallery import Figure
@@ -168,3 +169,11 @@ class Models(Figure[Answer]):
             )
         axis = f"Cost per hour ({answer.currency})" if is_priced else "GPUs"
         return _rows.plot(bars, axis, range=[0, 1.02 * _rows.reach(bars)], nticks=6)
+
+    def find(self, answer: Answer) -> Finding | None:
+        costs = {
+            html.unescape(label_of(row)): row.cost_per_hour
+            for row in answer.best_of_each_model.values()
+            if row.cost_per_hour
+        }
+        return Finding("figure.cost", values=costs, currency=answer.currency) if costs else None

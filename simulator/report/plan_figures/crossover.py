@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
+from simulator.base.findings import Finding
 from simulator.base.formats import TIMES, chance, number, percent, seconds, times
 from simulator.report import style
 from simulator.report.gallery import Figure
@@ -122,6 +123,12 @@ class Crossover(Figure[Answer]):
             return {}
         readings = [(one, getattr(answer.crossover, one.points)) for one in _READINGS]
         return {one.heading: _plot(one, points) for one, points in readings if points}
+
+    def find(self, answer: Answer) -> Finding | None:
+        found = [] if answer.crossover is None else answer.crossover.at_full_load
+        winners = [row.winner for row in found if row.winner is not None]
+        wins = sum(row.winner == row.moe for row in found)
+        return Finding("figure.wins", wins=wins, cases=len(winners)) if winners else None
 
 
 def _plot(reading: _Reading, rows: Sequence[MapPoint]) -> go.Figure:

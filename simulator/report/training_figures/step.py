@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from simulator.base.findings import Finding
 from simulator.base.formats import bytes_axis, num_bytes, number, percent, seconds, time_axis
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.report.marks import BAR_PIXELS, add_bars, add_name, draw_stacked
+from simulator.report.marks import BAR_PIXELS, add_bars, add_name, draw_stacked, find_values
 from simulator.results.training import MEMORY_PARTS, PARTS, TrainingResults
 
 _COLOURS = dict(zip(MEMORY_PARTS, ("#4477AA", "#EE6677", "#AA8811", "#66CCEE"), strict=True))
@@ -39,6 +40,11 @@ class Memory(Figure[TrainingResults]):
         room = float(table["room"].min()) / unit_bytes
         drawn.add_vline(x=room, line={"color": style.MUTED, "width": 1, "dash": "dot"})
         return drawn.update_xaxes(range=[0, 1.02 * float(table["room"].max()) / unit_bytes])
+
+    def find(self, results: TrainingResults) -> Finding | None:
+        held = {name: results.facts(name)["memory_bytes"] for name in results.deployments}
+        parts = {name: sum(sizes[part] for part in MEMORY_PARTS) for name, sizes in held.items()}
+        return find_values(results, "figure.held", parts)
 
 
 COLOURS = dict(
@@ -80,6 +86,15 @@ class Phases(Figure[TrainingResults]):
         shares = table.div(table.sum(axis=1), axis=0).clip(lower=0.0)
         return draw_stacked(results, shares, COLOURS, "Share of a step (%)", percent, 0.01)
 
+    def find(self, results: TrainingResults) -> Finding | None:
+        parts = {name: results.facts(name)["parts_s"] for name in results.deployments}
+        computed = {
+            name: sum(parts_s[part] for part in ("attention", "dense", "experts"))
+            / sum(parts_s[part] for part in PARTS)
+            for name, parts_s in parts.items()
+        }
+        return find_values(results, "figure.computed", computed)
+
 
 class Rate(Figure[TrainingResults]):
     """A bar a deployment."""
@@ -115,6 +130,10 @@ class Rate(Figure[TrainingResults]):
         drawn.update_layout(margin_l=12)
         drawn.update_yaxes(visible=False, range=[len(names) - 0.7, -0.75])
         return drawn.update_xaxes(rangemode="tozero", range=[0, 1.02 * max(rates)], nticks=6)
+
+    def find(self, results: TrainingResults) -> Finding | None:
+        rates = results.summary.set_index("deployment")["tokens_per_s_per_gpu"]
+        return find_values(results, "figure.trained", rates)
 
 
 _COLOURS_TIMELINE = {
