@@ -44,7 +44,7 @@ from simulator.results.executed import (
 )
 from simulator.results.phases import STEP_PHASES
 from simulator.results.provenance import Provenance
-from simulator.results.shown_steps import SHOWN
+from simulator.results.sampled_steps import SAMPLED
 from simulator.results.tables import SPAN_COLUMNS
 from simulator.runtime import require
 from simulator.scenario.jobs import Source, load_scenario
@@ -264,7 +264,7 @@ class _Runner:
                 sampled[kind] = asdict(ShownTimeline(step.number, chance))
         tokens = {kind: step.num_tokens for kind, step in last.items()}
         self.facts[plan.name] = {
-            SHOWN: sampled,
+            SAMPLED: sampled,
             "changes": [asdict(change) for change in live.ranks.changed],
             "rebalances": [asdict(moved) for moved in live.experts.moves],
             "caches": [asdict(cache) for cache in sum_reads(plan, reads, tokens)],

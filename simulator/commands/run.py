@@ -30,7 +30,7 @@ from simulator.parallel.work_list import check_count
 from simulator.planner.uncertainty.run_bands import make_bands
 from simulator.results.folder import Results, gather
 from simulator.results.provenance import Provenance
-from simulator.results.shown_steps import describe_record, find_errors
+from simulator.results.sampled_steps import describe_record, find_errors
 from simulator.results.verdict import verdict
 from simulator.runtime import require
 from simulator.scenario.jobs import Source, load_scenario

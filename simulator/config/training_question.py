@@ -87,7 +87,7 @@ class TrainingQuestion(Job):
     def _can_be_answered(self) -> Self:
         if self.training.total_tokens is None:
             raise ValueError(
-                "training.total_tokens is missing: how long a training takes hangs on it"
+                "training.total_tokens is missing: how long a training takes depends on it"
             )
         titles = [one.title for one in self.models]
         check_names_differ("models", titles)

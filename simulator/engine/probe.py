@@ -1,4 +1,4 @@
-"""Shown steps: a decode step and a step with prompt tokens, rank by rank, from which reports draw
+"""Sampled steps: a decode step and a step with prompt tokens, rank by rank, from which reports draw
 ranks, experts, traffic and the time inside a step.
 
 Where ranks were simulated they are steps that the run took, run again with everything kept. The
@@ -36,7 +36,7 @@ _OF_STEP = ("replica", "start_s", "duration_s", "num_steps", "prefill_tokens", "
 
 @dataclass(frozen=True)
 class Probe:
-    """Tables of :mod:`simulator.results.tables` for the shown steps, without the
+    """Tables of :mod:`simulator.results.tables` for the sampled steps, without the
     deployment's name.
     """
 
@@ -44,7 +44,7 @@ class Probe:
     experts: pd.DataFrame
     traffic: pd.DataFrame
     spans: pd.DataFrame
-    shown_steps: dict[str, tables.ShownStep]
+    sampled_steps: dict[str, tables.SampledStep]
 
 
 def probe(
@@ -66,7 +66,7 @@ def probe(
         phases: ``decode`` and ``prefill``, or the one that the pool is for.
     """
     ranks, traffic, spans = [], [], []
-    shown: dict[str, tables.ShownStep] = {}
+    shown: dict[str, tables.SampledStep] = {}
     plan = pool.plan
     fidelity = by_ranks.fidelity if by_ranks else "rank"
     for phase, row in _find_medians(steps, phases):
@@ -90,7 +90,7 @@ def probe(
         experts=_expert_load(plan),
         traffic=pd.DataFrame(traffic, columns=list(tables.TRAFFIC_COLUMNS)[1:]),
         spans=pd.DataFrame(spans, columns=list(tables.SPAN_COLUMNS)[1:]),
-        shown_steps=shown,
+        sampled_steps=shown,
     )
 
 
@@ -126,13 +126,13 @@ def _represent(
     return TakenStep(replica, 0, row["start_s"], row["duration_s"], (batch,), prices, (0,))
 
 
-def _describe(pool: PoolState, batch: Batch, taken: TakenStep | None) -> tables.ShownStep:
+def _describe(pool: PoolState, batch: Batch, taken: TakenStep | None) -> tables.SampledStep:
     """Describe a step that was taken, or a representative one."""
     plan = pool.plan
     decodes = [
         int(new[flags].sum()) for new, flags in zip(batch.new_tokens, batch.is_decode, strict=True)
     ]
-    return tables.ShownStep(
+    return tables.SampledStep(
         source="representative" if taken is None else "run",
         replica=None if taken is None else pool.first_replica + taken.replica,
         number=None if taken is None else taken.number,

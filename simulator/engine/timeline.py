@@ -163,7 +163,7 @@ class Served:
         )
 
 
-# Record of a run: tables of requests and steps, and one shown step of each kind, repeated rank by
+# Record of a run: tables of requests and steps, and one sampled step of each kind, repeated rank by
 # rank.
 
 
@@ -244,7 +244,9 @@ def make_record(served: Served) -> DeploymentRecord:
         tiers=_list_tiers(served.pools.get("prefill") or served.pools["both"], requests),
         price_audit=next((one.mixes for one in served.audits if one.mixes), None),
         changed_audit=next((one.changed for one in served.audits if one.changed), None),
-        shown_steps={phase: step for found in probes for phase, step in found.shown_steps.items()},
+        sampled_steps={
+            phase: step for found in probes for phase, step in found.sampled_steps.items()
+        },
         num_lead_in=served.trace.num_lead_in,
         wires_shared=None if served.by_ranks else bound_sharing(plan, requests, steps),
     )

@@ -377,8 +377,8 @@ class TrainingSearch:
         return self._simulate_first(pair, list(shortlist.values()))
 
     def _simulate_first(self, pair: Pair, shortlist: list[list[Split]]) -> list[Trained]:
-        """Simulate the fastest of a shortlist, ranked anew with their gradients, which hang on all
-        of a split.
+        """Simulate the fastest of a shortlist, ranked anew with their gradients, which depend on
+        all of a split.
 
         Args:
             shortlist: splits, each with those that only compute more again, the fastest first. What

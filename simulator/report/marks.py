@@ -16,7 +16,7 @@ from simulator.base.formats import TIMES, log_ticks, seconds, time_axis
 from simulator.report import style
 from simulator.results.folder import Results
 from simulator.results.results_folder import ResultsFolder
-from simulator.results.shown_steps import shown_step, step_text
+from simulator.results.sampled_steps import sampled_step, step_text
 from simulator.results.verdict import short_names
 
 DOTTED = {"color": style.MUTED, "width": 1, "dash": "dot"}
@@ -202,7 +202,7 @@ def shared_heading(results: Results, names: list[str], phase: str) -> str:
     if len(names) == 1:
         said = step_text(results, names[0], phase)
     else:
-        sources = {shown_step(results, name, phase)["source"] for name in names}
+        sources = {sampled_step(results, name, phase)["source"] for name in names}
         steps = {
             frozenset({"run"}): f"{phase} steps of the run",
             frozenset({"representative"}): f"representative {phase} steps",
@@ -387,7 +387,7 @@ def draw_imbalance(shown: ResultsFolder, step: str, ratios: Mapping[str, pd.Seri
     label, line = style.labels(shown), style.lines(shown)
     drawn = style.figure("MoE layer (index)", "Busiest over mean rank (ratio)", height=240)
     for name, ratio in ratios.items():
-        uniform = shown_step(shown, name, step)["uniform_imbalance"]
+        uniform = sampled_step(shown, name, step)["uniform_imbalance"]
         add_imbalance(drawn, ratio, uniform, label[name], line[name])
     drawn.update_yaxes(rangemode="tozero", nticks=6)
     return drawn.update_xaxes(nticks=9)

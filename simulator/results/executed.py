@@ -34,7 +34,7 @@ from simulator.base.formats import count, parameters
 from simulator.results.phases import STEP_PHASES
 from simulator.results.results_folder import Content, ResultsFolder, Verdict, make_verdict
 from simulator.results.run_sentences import find_rebalances
-from simulator.results.shown_steps import chrome_trace, shown_step
+from simulator.results.sampled_steps import chrome_trace, sampled_step
 from simulator.results.tables import ExpertsMoved, ReplicasChanged
 from simulator.work.uniform_load import UniformImbalance
 
@@ -220,7 +220,7 @@ def find_pace(shown: ResultsFolder) -> Finding | None:
 
 def _title_spans(executed: Executed, deployment: str, phase: str) -> str:
     kind, source = phase.split(", ")
-    return f"{KINDS[kind]}, step {shown_step(executed, deployment, kind)['number']}, {source}"
+    return f"{KINDS[kind]}, step {sampled_step(executed, deployment, kind)['number']}, {source}"
 
 
 TITLES = {kind: words.capitalize() for kind, words in KINDS.items()}

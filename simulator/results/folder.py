@@ -22,7 +22,7 @@ from simulator.results.results_folder import (
     read_long,
     read_table,
 )
-from simulator.results.shown_steps import chrome_trace, step_text
+from simulator.results.sampled_steps import chrome_trace, step_text
 from simulator.results.tables import LONG_TABLES, SHORT_TABLES, DeploymentRecord
 
 TABLES = (*LONG_TABLES, *SHORT_TABLES)

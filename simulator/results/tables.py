@@ -122,7 +122,7 @@ MOVE_COLUMNS = {
 """Columns of the table of requests that lost their replica, with their descriptions."""
 RANK_COLUMNS = {
     "deployment": "name of the deployment",
-    "phase": "'decode' or 'prefill': which of the sampled steps (ShownStep)",
+    "phase": "'decode' or 'prefill': which of the sampled steps (SampledStep)",
     "layer": "index among the MoE layers",
     "rank": "rank of the replica",
     "num_pairs": "token-expert pairs computed on this rank",
@@ -139,7 +139,7 @@ EXPERT_COLUMNS = {
 """Columns of the table of experts, with their descriptions."""
 TRAFFIC_COLUMNS = {
     "deployment": "name of the deployment",
-    "phase": "'decode' or 'prefill': which of the sampled steps (ShownStep)",
+    "phase": "'decode' or 'prefill': which of the sampled steps (SampledStep)",
     "direction": "'dispatch' or 'combine'",
     "source": "sending rank",
     "destination": "receiving rank",
@@ -150,7 +150,7 @@ TRAFFIC_COLUMNS = {
 """Columns of the table of traffic, with their descriptions."""
 SPAN_COLUMNS = {
     "deployment": "name of the deployment",
-    "phase": "'decode' or 'prefill': which of the sampled steps (ShownStep)",
+    "phase": "'decode' or 'prefill': which of the sampled steps (SampledStep)",
     "rank": "rank of the replica",
     "name": "what it did (one of STEP_PHASES)",
     "layer": "index of the layer, -1 for the whole step",
@@ -196,7 +196,7 @@ class Gaps:
 
 
 @dataclass(frozen=True)
-class ShownStep:
+class SampledStep:
     """Step of one phase shown in the tables of ranks, traffic and spans; under ``shown_steps`` of
     the deployment in ``run.json``.
     """
@@ -385,7 +385,7 @@ class DeploymentRecord:
     price_audit: PriceAudit | None
     """Error of prices by mixes of requests on some of the run's own steps, where steps were priced
     so."""
-    shown_steps: dict[str, ShownStep]
+    sampled_steps: dict[str, SampledStep]
     """Steps shown in ``ranks``, ``traffic`` and ``spans``, by phase."""
     tiers: tuple[TierUse, ...] = ()
     """Tiers of the KV cache, the fastest first; none where there is the GPU only."""

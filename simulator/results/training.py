@@ -15,7 +15,7 @@ from simulator.base.findings import Finding
 from simulator.base.formats import TIMES, UNDEFINED, num_bytes, number, parameters, seconds
 from simulator.results.metrics import Metric
 from simulator.results.results_folder import Cell, Content, ResultsFolder, TextTable
-from simulator.results.shown_steps import chrome_trace
+from simulator.results.sampled_steps import chrome_trace
 
 PARTS = (
     "attention",

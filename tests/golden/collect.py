@@ -261,7 +261,7 @@ def _floats(value: Any) -> Iterator[float]:
 
 
 def describe_machine() -> dict[str, str]:
-    """What the last digits hang on: where all of it is the same, digests must be."""
+    """What the last digits depend on: where all of it is the same, digests must be."""
     import llvmlite
     import numba
     import scipy

@@ -1,5 +1,5 @@
-"""Laws of the closed form that stands for simulation: it starts where simulation is, and stays near
-it.
+"""Laws of the analytical estimate that stands for simulation: it starts where simulation is, and
+stays near it.
 """
 
 import math

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from simulator.engine.timeline import make_record, serve
-from simulator.results.shown_steps import find_errors
+from simulator.results.sampled_steps import find_errors
 from tests.laws.test_one_price import price_both
 
 EP8 = {"attention_dp": 8, "ep": 8}

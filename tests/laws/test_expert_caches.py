@@ -154,5 +154,5 @@ def test_a_router_asked_ahead_is_right_as_often_as_its_key_says(hit_rate, num_ex
     assert abs(share - hit_rate) <= 4 * error
     half = replay("lru", ids_LTK, num_experts, num_experts // 2, ahead=policy)
     alone = replay("lru", ids_LTK, num_experts, num_experts // 2)
-    assert np.array_equal(half.held_SL, alone.held_SL)  # what stays hangs on uses alone
+    assert np.array_equal(half.held_SL, alone.held_SL)  # what stays depends on uses alone
     assert half.fetched_SL.sum() < empty.fetched_SL.sum()  # what is held is not fetched

@@ -14,7 +14,7 @@ from simulator.engine.fabric import FluidWires
 from simulator.engine.links import LocatedWires, join_fabric
 from simulator.engine.timeline import make_record, serve
 from simulator.policies.messages import Messages
-from simulator.results.shown_steps import find_errors
+from simulator.results.sampled_steps import find_errors
 from tests.cases import seeds
 
 pytestmark = pytest.mark.shipped_draws

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from simulator.engine.pool import start_pools
 from simulator.engine.timeline import make_record, serve
 from simulator.policies.routing import RecordedSequences
-from simulator.results.shown_steps import find_errors
+from simulator.results.sampled_steps import find_errors
 from simulator.step.mixes import (
     MOST_PROFILES,
     expect_loads,

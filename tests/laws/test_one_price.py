@@ -1,5 +1,5 @@
-"""A step has one price: the table that compiled code reads and the closed form that plans go by are
-held to the program of operations that ranks execute, on deployments drawn at random.
+"""A step has one price: the table that compiled code reads and the analytical one that plans go by
+are held to the program of operations that ranks execute, on deployments drawn at random.
 """
 
 from copy import deepcopy

@@ -1,5 +1,5 @@
-"""Laws of what a plan's answer hangs on: more of what hurts never costs less, and the same question
-has the same answer.
+"""Laws of what a plan's answer depends on: more of what hurts never costs less, and the same
+question has the same answer.
 """
 
 import json

@@ -31,7 +31,7 @@ from simulator.results import folder
 from simulator.results.folder import gather
 from simulator.results.metrics import METRICS, summarise
 from simulator.results.run_bands_text import NEAR_SATURATION, note_on
-from simulator.results.shown_steps import describe_record
+from simulator.results.sampled_steps import describe_record
 from simulator.results.verdict import find_verdict
 from simulator.scenario.jobs import load_scenario
 from tests.parts import change_plan

@@ -81,7 +81,7 @@ def test_their_record_is_the_one_of_the_whole(tiny, seed):
     for table in ("requests", "steps", "ranks", "traffic", "spans"):
         frames = [getattr(record, table) for record in records]
         pd.testing.assert_frame_equal(*frames, check_exact=True)
-    assert records[0].shown_steps == records[1].shown_steps
+    assert records[0].sampled_steps == records[1].sampled_steps
 
 
 @seeds(8500, 3)

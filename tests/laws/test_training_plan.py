@@ -94,8 +94,8 @@ def test_candidates_keep_their_promises(answer):
 def test_no_other_split_of_as_many_gpus_is_cheaper(
     model, kind, num_gpus, sequence_tokens, global_batch
 ):
-    """All splits are simulated, not only those that the closed form ranks first. OLMoE's best one
-    on two GPUs computes more again than evenly used experts would ask for.
+    """All splits are simulated, not only those that the analytical price ranks first. OLMoE's
+    best one on two GPUs computes more again than evenly used experts would ask for.
     """
     training = {
         "sequence_tokens": sequence_tokens,

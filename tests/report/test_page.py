@@ -13,7 +13,7 @@ from simulator.report.page import render
 from simulator.results import metrics
 from simulator.results.folder import Results
 from simulator.results.metrics import METRICS
-from simulator.results.shown_steps import chrome_trace
+from simulator.results.sampled_steps import chrome_trace
 from tests.report.pages import BYTES_OF_A_DEPLOYMENT, FEW_DEPLOYMENTS, MOST_BYTES, Cells, payload_of
 from tests.report.small_runs import RUNS
 

@@ -102,7 +102,7 @@ def record(requests=REQUESTS):
         uniform_imbalance=1.25,
         dropped_share=0.125,
         overflow_by_layer=None,
-        shown_steps={},
+        sampled_steps={},
         read_bytes=5e12,
     )
 

@@ -1,4 +1,4 @@
-"""Pipelines in plans: which are tried, that the closed form is what the engine does, and how
+"""Pipelines in plans: which are tried, that the analytical price is what the engine does, and how
 servers are started.
 """
 

@@ -17,7 +17,7 @@ output tokens, 128 in flight, at most 256 running."""
 
 def count_preemptions(watermark, seed):
     """Serve that load by the batching rules alone: in a closed loop the order of events does not
-    hang on what a step takes.
+    depend on what a step takes.
     """
     rng = np.random.default_rng(seed)
     trace = RequestTrace(

@@ -264,7 +264,7 @@ def _run_all(
     workers: Workers | int | None,
 ) -> dict[Candidate | str, Any]:
     """Results of all jobs, which find those of the explorations in the store."""
-    name, count, before = "trying what the answer hangs on", len(jobs), len(explorations)
+    name, count, before = "trying what the answer depends on", len(jobs), len(explorations)
     tick(name, 0, before + count)
     with use_workers(workers) as pool:
         pool.map(

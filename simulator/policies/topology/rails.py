@@ -1,4 +1,4 @@
-"""Rail-optimised nodes: GPU ``i`` of every node hangs on network ``i``; NVLink changes rails inside
+"""Rail-optimised nodes: GPU ``i`` of every node is on network ``i``; NVLink changes rails inside
 the node.
 """
 

@@ -32,7 +32,7 @@ from simulator.results.executed import (
 )
 from simulator.results.phases import STEP_PHASES
 from simulator.results.run_sentences import describe_move
-from simulator.results.shown_steps import shown_step
+from simulator.results.sampled_steps import sampled_step
 
 _WIDE = 12.0
 """Least factor between the longest and the shortest step that takes a logarithmic axis."""
@@ -238,7 +238,7 @@ def _draw_steps(executed: Executed) -> Iterator[tuple[str, go.Figure]]:
             shown, extent = cut_to_layers(own, MAX_BARS)
             if (shown[["rank", "layer"]].nunique() == own[["rank", "layer"]].nunique()).all():
                 shown, extent = own, ""
-            number = shown_step(executed, name, kind)["number"]
+            number = sampled_step(executed, name, kind)["number"]
             cut = f", {extent}" if extent else ""
             heading = f"{label[name]}: {KINDS[kind]}, step {number}{cut}"
             yield heading, _draw(shown.assign(source=shown["phase"].map(sources)))

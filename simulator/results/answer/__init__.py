@@ -92,7 +92,7 @@ class TrafficFacts(Part):
 
 
 class Answer(Part):
-    """The answer of a plan: what to deploy, what else would do, and what that hangs on."""
+    """The answer of a plan: what to deploy, what else would do, and what that depends on."""
 
     name: str
     """Name of the question."""

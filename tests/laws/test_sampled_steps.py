@@ -35,7 +35,7 @@ def formed(monkeypatch):
 
 
 def log_row(record, step):
-    """The row of the log that a shown step names."""
+    """The row of the log that a sampled step names."""
     own = record.steps[record.steps["replica"] == step.replica]
     return own.iloc[step.number]
 
@@ -46,8 +46,8 @@ def log_row(record, step):
 )
 def test_a_shown_step_is_one_that_the_run_took(tiny, formed, fidelity, keys):
     record = tiny.run(tiny.plan("moe", **keys), tiny.trace(12, 2000.0), fidelity)
-    assert set(record.shown_steps) == {"decode", "prefill"}
-    for phase, step in record.shown_steps.items():
+    assert set(record.sampled_steps) == {"decode", "prefill"}
+    for phase, step in record.sampled_steps.items():
         assert step.source == "run"
         (batch,) = formed[step.replica][step.number]
         together = np.add(step.prefill_tokens, step.decode_tokens)
@@ -67,7 +67,7 @@ def test_its_tables_are_of_that_step(tiny, fidelity, overlap):
     """Prompt tokens and decodes of both halves, where a step runs in halves."""
     plan = tiny.plan("moe", overlap=overlap, **SPLIT)
     record = tiny.run(plan, tiny.trace(12, 2000.0), fidelity)
-    for phase, step in record.shown_steps.items():
+    for phase, step in record.sampled_steps.items():
         tokens = sum(step.prefill_tokens) + sum(step.decode_tokens)
         ranks = record.ranks[record.ranks["phase"] == phase]
         pairs = ranks.groupby("layer")["num_pairs"].sum()
@@ -82,7 +82,7 @@ def test_a_prompt_alone_is_shown_on_the_one_rank_that_had_it(tiny):
     """An even spread over ranks would hide who waits for whom."""
     plan = tiny.plan("moe", **SPLIT)
     trace = tiny.trace(4, 1.0, longest_input=200, longest_output=4)
-    by_fidelity = {f: tiny.run(plan, trace, f).shown_steps["prefill"] for f in ("rank", "step")}
+    by_fidelity = {f: tiny.run(plan, trace, f).sampled_steps["prefill"] for f in ("rank", "step")}
     assert np.count_nonzero(by_fidelity["rank"].prefill_tokens) == 1
     assert np.count_nonzero(by_fidelity["step"].prefill_tokens) == 4
 
@@ -91,7 +91,7 @@ def test_a_step_without_known_ranks_is_representative(tiny):
     record = tiny.run(tiny.plan("moe", **SPLIT), tiny.trace(12, 2000.0))
     steps = record.steps[["prefill_tokens", "decodes", "num_steps"]]
     taken = {(p, d // count) for p, d, count in steps.itertuples(index=False)}
-    for phase, step in record.shown_steps.items():
+    for phase, step in record.sampled_steps.items():
         assert (sum(step.prefill_tokens), sum(step.decode_tokens)) in taken
         assert (sum(step.prefill_tokens) > 0) == (phase == "prefill")
         assert step.source == "representative"
@@ -102,7 +102,7 @@ def test_a_step_without_known_ranks_is_representative(tiny):
 
 def test_of_a_pipeline_the_fullest_batch_is_shown(tiny, formed):
     record = tiny.run(tiny.plan("moe", pp=2, **SPLIT), tiny.trace(12, 2000.0), "rank")
-    for step in record.shown_steps.values():
+    for step in record.sampled_steps.values():
         batches = formed[step.replica][step.number]
         together = np.add(step.prefill_tokens, step.decode_tokens).tolist()
         assert together in [batch.tokens_d.tolist() for batch in batches]
@@ -114,7 +114,7 @@ def test_of_pools_each_shows_a_step_of_its_own(tiny):
     keys = {"prefill": {"parallel": {"attention_dp": 2, "ep": 2}, "replicas": 2}, "replicas": 2}
     record = tiny.run(tiny.plan("moe", **keys, **SPLIT), tiny.trace(12, 2000.0), "rank")
     pool_of = record.steps.groupby("replica")["pool"].first()
-    for phase, step in record.shown_steps.items():
+    for phase, step in record.sampled_steps.items():
         assert pool_of[step.replica] == phase
         row = log_row(record, step)
         assert (row["start_s"], row["duration_s"]) == (step.start_s, step.duration_s)

@@ -53,9 +53,9 @@ def chrome_trace(spans: pd.DataFrame, title: Callable[[str, str], str]) -> dict[
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
-SHOWN = "shown_steps"
+SAMPLED = "shown_steps"  # as folders have it
 """Key of a deployment in ``run.json``: by phase, the fields of
-:class:`~simulator.results.tables.ShownStep`; by kind of step, those of
+:class:`~simulator.results.tables.SampledStep`; by kind of step, those of
 :class:`~simulator.results.executed.ShownTimeline`."""
 
 
@@ -71,7 +71,7 @@ def describe_record(record: DeploymentRecord) -> dict[str, object]:
         "overflow_by_layer": record.overflow_by_layer,
     }
     found: dict[str, object] = {
-        SHOWN: {phase: asdict(step) for phase, step in record.shown_steps.items()},
+        SAMPLED: {phase: asdict(step) for phase, step in record.sampled_steps.items()},
         "changes": [asdict(change) for change in record.changes],
         "rebalances": [asdict(moved) for moved in record.rebalances],
         "kv_tiers": [tier._asdict() for tier in record.tiers],
@@ -100,13 +100,13 @@ def find_errors(record: DeploymentRecord) -> Iterator[Finding]:
         )
 
 
-def shown_step(results: ResultsFolder, deployment: str, phase: str) -> dict[str, Any]:
+def sampled_step(results: ResultsFolder, deployment: str, phase: str) -> dict[str, Any]:
     """Find the fields of one sampled step.
 
     Raises:
         KeyError: if there is no step of the phase.
     """
-    step: dict[str, Any] = results.facts(deployment)[SHOWN][phase]
+    step: dict[str, Any] = results.facts(deployment)[SAMPLED][phase]
     return step
 
 
@@ -114,13 +114,13 @@ def step_text(results: ResultsFolder, deployment: str, phase: str) -> str:
     """Name a sampled step by its phase, and where the run took it by its number, replica and time.
 
     >>> step = {"source": "run", "number": 7, "replica": 0, "start_s": 1.5, "num_batches": 1}
-    >>> step_text(ResultsFolder({"deployments": {"a": {SHOWN: {"decode": step}}}}), "a", "decode")
+    >>> step_text(ResultsFolder({"deployments": {"a": {SAMPLED: {"decode": step}}}}), "a", "decode")
     'decode step 7 of replica 0, at 1.5 s'
     >>> step = {"source": "representative"}
-    >>> step_text(ResultsFolder({"deployments": {"a": {SHOWN: {"decode": step}}}}), "a", "decode")
+    >>> step_text(ResultsFolder({"deployments": {"a": {SAMPLED: {"decode": step}}}}), "a", "decode")
     'representative decode step'
     """
-    step = shown_step(results, deployment, phase)
+    step = sampled_step(results, deployment, phase)
     if step["source"] != "run":
         return f"{step['source']} {phase} step"
     batch = "" if step["num_batches"] == 1 else f", fullest of {step['num_batches']} batches"
