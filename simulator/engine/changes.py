@@ -113,12 +113,12 @@ def _call_back(requests: Requests, ranks: Ranks, d: int) -> None:
 
 def lose_requests(rows: Sequence[int], place: int, at_s: float, state: LoopState) -> None:
     """Lose the requests that a replica of a pool gave back; their clients get an error."""
-    first, handing = state.first, state.handing
+    first, transfers = state.first, state.transfers
     for row in rows:
         state.pools[place].requests.each.lost_s[row] = at_s
-        if handing is not None and place == 0:
-            drop_lost(state.events, len(first.ranks.counts), handing.pool, row, at_s)
-        elif handing is not None and first.requests.each.first_s[row] >= 0:
+        if transfers is not None and place == 0:
+            drop_lost(state.events, len(first.ranks.counts), transfers.pool, row, at_s)
+        elif transfers is not None and first.requests.each.first_s[row] >= 0:
             release_sent(state.events, first, row, at_s)
         release_next(state.feed, first.requests, 1, at_s)
 
@@ -127,9 +127,9 @@ def withdraw_requests(rows: Sequence[int], at_s: float, state: LoopState) -> Non
     """Give up the places in the decode pool of requests whose prompts are computed again: they ask
     for room once more, since caches that wait for room may be in the way of these prompts.
     """
-    if state.handing is None:
+    if state.transfers is None:
         return
-    pool, num_first = state.handing.pool, len(state.first.ranks.counts)
+    pool, num_first = state.transfers.pool, len(state.first.ranks.counts)
     for row in rows:
         if remove_events(state.events, [code_of(GOES_ON, row)]):
             pool.requests.each.stage[row] = HERE

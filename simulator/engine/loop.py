@@ -80,7 +80,7 @@ from simulator.engine.table import count_profiles, price_step
 # one cache after another, and the receiving ranks share the arrivals. Compiled.
 
 
-class HandOver(NamedTuple):
+class KvTransfers(NamedTuple):
     """Decode pool that requests go to once their prompts are computed, and the links to it."""
 
     pool: Pool
@@ -117,7 +117,7 @@ class HandOver(NamedTuple):
     """Scratch space for the prompts that end in one step."""
 
 
-def start_handing(plan: DeploymentPlan, first: Pool, pool: Pool, is_carried: bool) -> HandOver:
+def start_transfers(plan: DeploymentPlan, first: Pool, pool: Pool, is_carried: bool) -> KvTransfers:
     """Make the hand-over from the first pool of a plan to its decode pool, with free links.
 
     Args:
@@ -126,7 +126,7 @@ def start_handing(plan: DeploymentPlan, first: Pool, pool: Pool, is_carried: boo
     wires = plan.transfer
     assert wires is not None
     num_replicas, num_ranks = first.ranks.each.shape
-    return HandOver(
+    return KvTransfers(
         pool=pool,
         recomputes_last=wires.recomputes_last,
         reserves_first=wires.reserves_first,
@@ -147,57 +147,57 @@ def start_handing(plan: DeploymentPlan, first: Pool, pool: Pool, is_carried: boo
 
 @jit_inner
 def _measure_left(
-    handing: HandOver, num_bytes: tuple[float, ...], num_tokens: int, computing_s: float
+    transfers: KvTransfers, num_bytes: tuple[float, ...], num_tokens: int, computing_s: float
 ) -> float:
     """Measure the seconds that a cache still takes on links when its prompt is computed."""
-    busy_s = (num_bytes[0] * num_tokens + num_bytes[1]) / handing.bytes_per_s
-    return float(seconds_left(busy_s, computing_s, handing.layers, handing.stages))
+    busy_s = (num_bytes[0] * num_tokens + num_bytes[1]) / transfers.bytes_per_s
+    return float(seconds_left(busy_s, computing_s, transfers.layers, transfers.stages))
 
 
 @jit_inner
 def find_arrival(
-    handing: HandOver, requests: Requests, replica: int, request: int, now_s: float
+    transfers: KvTransfers, requests: Requests, replica: int, request: int, now_s: float
 ) -> float:
     """Find the time at which a computed prompt's cache arrives at the decode pool, which has room
     for it from now on; called in order of time.
     """
-    row, handshake_s = requests.each[request], handing.handshake_s
+    row, handshake_s = requests.each[request], transfers.handshake_s
     ended_s = row.first_s
     computing_s = ended_s - row.scheduled_s + handshake_s
-    send_s = _measure_left(handing, handing.sent_bytes, row.num_input, computing_s)
-    receive_s = _measure_left(handing, handing.received_bytes, row.num_input, computing_s)
+    send_s = _measure_left(transfers, transfers.sent_bytes, row.num_input, computing_s)
+    receive_s = _measure_left(transfers, transfers.received_bytes, row.num_input, computing_s)
     # The GPUs of a pipeline hold the caches of all batches in flight.
-    sender = row.dp_rank % handing.free_s.shape[1]
-    start_s = max(max(ended_s + handshake_s, now_s), handing.free_s[replica, sender])
-    handing.free_s[replica, sender] = start_s + send_s
-    received_s = max(handing.received_s[0], start_s) + receive_s / handing.receivers
-    handing.received_s[0] = received_s
-    return float(max(start_s + max(send_s, receive_s), received_s) + handing.latency_s)
+    sender = row.dp_rank % transfers.free_s.shape[1]
+    start_s = max(max(ended_s + handshake_s, now_s), transfers.free_s[replica, sender])
+    transfers.free_s[replica, sender] = start_s + send_s
+    received_s = max(transfers.received_s[0], start_s) + receive_s / transfers.receivers
+    transfers.received_s[0] = received_s
+    return float(max(start_s + max(send_s, receive_s), received_s) + transfers.latency_s)
 
 
 @jit_inner
-def goes_on(handing: HandOver, request: int) -> bool:
+def goes_on(transfers: KvTransfers, request: int) -> bool:
     """Whether a request decodes elsewhere once its prompt is computed
     (:meth:`simulator.cost.transfer.Transfer.is_transferred`).
     """
-    return bool(handing.recomputes_last or handing.pool.requests.each[request].num_output > 1)
+    return bool(transfers.recomputes_last or transfers.pool.requests.each[request].num_output > 1)
 
 
 @jit_inner
-def expect_cache(handing: HandOver, request: int) -> None:
+def expect_cache(transfers: KvTransfers, request: int) -> None:
     """Queue a request for room in the decode pool, which is to receive its prompt's cache."""
-    row = handing.pool.requests.each[request]
+    row = transfers.pool.requests.each[request]
     row.stage = IN_LINE
-    row.transferred = row.num_input - handing.recomputes_last
-    row.generated = 1 - handing.recomputes_last
+    row.transferred = row.num_input - transfers.recomputes_last
+    row.generated = 1 - transfers.recomputes_last
 
 
 @jit_inner
-def handle_hand_over(
+def handle_transfer(
     events: Events,
     feed: Records,
     first: Pool,
-    handing: HandOver,
+    transfers: KvTransfers,
     kind: int,
     request: int,
     now_s: float,
@@ -206,7 +206,7 @@ def handle_hand_over(
     cache that arrives there. Returns whether it was handled; a balancer in Python may have to be
     asked first.
     """
-    pool, num_first = handing.pool, len(first.ranks.counts)
+    pool, num_first = transfers.pool, len(first.ranks.counts)
     requests = pool.requests
     row = requests.each[request]
     if kind == LEAVES:
@@ -214,14 +214,14 @@ def handle_hand_over(
         first.ranks.counts[first.requests.each[request].replica, 0].num_kept += 1
         if row.lost_s >= 0:
             release_sent(events, first, request, now_s)
-        elif not goes_on(handing, request):
+        elif not goes_on(transfers, request):
             release_sent(events, first, request, now_s)
             release_next(feed, first.requests, 1, now_s)
         elif row.stage == RESERVED:
-            send_cache(events, first, handing, request, now_s)
+            send_cache(events, first, transfers, request, now_s)
         elif row.stage == HERE:
-            expect_cache(handing, request)
-            push_event(events, now_s + handing.handshake_s, code_of(GOES_ON, request))
+            expect_cache(transfers, request)
+            push_event(events, now_s + transfers.handshake_s, code_of(GOES_ON, request))
         return True
     if kind == ARRIVES:
         pop_event(events)
@@ -249,29 +249,31 @@ def handle_hand_over(
 
 
 @jit_inner
-def use_reserved(events: Events, first: Pool, handing: HandOver, replica: int) -> None:
+def use_reserved(events: Events, first: Pool, transfers: KvTransfers, replica: int) -> None:
     """Send the caches that a step of a decode replica has reserved blocks for; requests among them
     whose prompts are not computed yet go to the first pool.
     """
-    counts, rows = handing.pool.ranks.counts[replica, 0], handing.pool.requests.each
+    counts, rows = transfers.pool.ranks.counts[replica, 0], transfers.pool.requests.each
     while counts.reserved.count > 0:
         request = pop(counts.reserved, rows)
         now_s = rows[request].reserved_s
         if first.requests.each[request].first_s >= 0:
-            send_cache(events, first, handing, request, now_s)
+            send_cache(events, first, transfers, request, now_s)
         elif first.requests.each[request].replica < 0:
             push_event(events, now_s, code_of(COMES_LATER, request))
 
 
 @jit_inner
-def send_cache(events: Events, first: Pool, handing: HandOver, request: int, now_s: float) -> None:
+def send_cache(
+    events: Events, first: Pool, transfers: KvTransfers, request: int, now_s: float
+) -> None:
     """Send the cache of a computed prompt into the blocks reserved for it."""
-    if handing.is_carried:
+    if transfers.is_carried:
         push_event(events, now_s, code_of(SENDS, request))
         return
     replica = first.requests.each[request].replica
-    comes_s = find_arrival(handing, first.requests, replica, request, now_s)
-    handing.pool.requests.each[request].arrival_s = comes_s
+    comes_s = find_arrival(transfers, first.requests, replica, request, now_s)
+    transfers.pool.requests.each[request].arrival_s = comes_s
     push_event(events, max(now_s, comes_s), code_of(ARRIVES, request))
 
 
@@ -533,12 +535,12 @@ def _await_reads(events: Events, pool: Pool, replica: int) -> None:
 
 @jit_inner
 def _lose(
-    events: Events, feed: Records, first: Pool, handing: HandOver | None, r: int, at_s: float
+    events: Events, feed: Records, first: Pool, transfers: KvTransfers | None, r: int, at_s: float
 ) -> None:
     """Lose a request that the first pool refuses, or that it has no replica for."""
     first.requests.each[r].lost_s = at_s
-    if handing is not None:
-        drop_lost(events, len(first.ranks.counts), handing.pool, r, at_s)
+    if transfers is not None:
+        drop_lost(events, len(first.ranks.counts), transfers.pool, r, at_s)
     release_next(feed, first.requests, 1, at_s)
 
 
@@ -569,7 +571,7 @@ def run_ahead(
     events: Events,
     feed: Records,
     first: Pool,
-    handing: HandOver | None,
+    transfers: KvTransfers | None,
     until_s: float,
     log: NDArray[np.float64],
     rows: int,
@@ -579,8 +581,8 @@ def run_ahead(
 
     Args:
         first: pool that requests arrive at.
-        handing: pool that they go to once their prompts are computed, ``None`` where there is none:
-            numba compiles the loop without it then.
+        transfers: those to the pool that they go to once their prompts are computed, ``None`` where
+            there is none: numba compiles the loop without it then.
         log: ``[steps, columns]`` rows for steps that are formed, of which ``rows`` are taken.
         prices_steps: whether tables price the steps; otherwise each step is reported, and the
             caller adds the event of its end.
@@ -591,8 +593,8 @@ def run_ahead(
     requests, counts, balance = first.requests, first.ranks.counts, first.balance
     num_first, work = len(counts), 0
     ended = events.code[:0]
-    if handing is not None:
-        ended = handing.ended
+    if transfers is not None:
+        ended = transfers.ended
     while True:
         if feed.num_come >= feed.used_up:
             return USED_UP, rows
@@ -608,8 +610,8 @@ def run_ahead(
             pop_event(events)
             next_s, _ = next_event(events, feed, requests.each)
             pool, place, replica, room = first, 0, number, ended
-            if handing is not None and number >= num_first:
-                pool, place, replica, room = handing.pool, 1, number - num_first, ended[:0]
+            if transfers is not None and number >= num_first:
+                pool, place, replica, room = transfers.pool, 1, number - num_first, ended[:0]
             span = Span(kind == ENDS, at_s, next_s, until_s, prices_steps, place, replica)
             state, then_s, done, rows, size = take_steps(
                 pool,
@@ -623,9 +625,9 @@ def run_ahead(
             reserves = pool.ranks.counts[replica, 0].reserved.count > 0
             if reserves and place == 0:
                 _await_reads(events, first, replica)
-            if handing is not None and place == 1 and reserves:
-                use_reserved(events, first, handing, replica)
-            if handing is not None and place == 0:
+            if transfers is not None and place == 1 and reserves:
+                use_reserved(events, first, transfers, replica)
+            if transfers is not None and place == 0:
                 for i in range(done):
                     push_event(events, then_s, code_of(LEAVES, ended[i]))
             else:
@@ -656,21 +658,21 @@ def run_ahead(
         is_new = kind in (COMES, RETURNS)
         if is_new and requests.each[number].num_input > first.limits.longest_prompt:
             feed.num_come += 1
-            _lose(events, feed, first, handing, number, at_s)
+            _lose(events, feed, first, transfers, number, at_s)
             continue
-        if handing is not None:
+        if transfers is not None:
             if kind == SENDS:
                 pop_event(events)
                 feed.asks = number
                 return CACHE_LEAVES, rows
             if kind in (LEAVES, GOES_ON, ARRIVES):
-                if not handle_hand_over(events, feed, first, handing, kind, number, at_s):
+                if not handle_transfer(events, feed, first, transfers, kind, number, at_s):
                     return ASKS, rows
                 continue
             # Whether it asks the decode pool for room before its prompt is computed.
-            if kind != COMES_LATER and handing.reserves_first and goes_on(handing, number):
+            if kind != COMES_LATER and transfers.reserves_first and goes_on(transfers, number):
                 feed.num_come += 1
-                expect_cache(handing, number)
+                expect_cache(transfers, number)
                 push_event(events, at_s, code_of(GOES_ON, number))
                 continue
         if balance.is_asked and feed.chosen < 0:
@@ -680,7 +682,7 @@ def run_ahead(
             pop_event(events)
         else:
             feed.num_come += 1
-        if handing is not None and handing.pool.requests.each[number].lost_s >= 0:
+        if transfers is not None and transfers.pool.requests.each[number].lost_s >= 0:
             feed.chosen = -1
             continue
         replica = send_request(first, number, feed, at_s)
@@ -688,4 +690,4 @@ def run_ahead(
             forms = FORMS_LATE if kind == RETURNS else FORMS
             form_soon(events, counts, replica, replica, at_s, forms)
             continue
-        _lose(events, feed, first, handing, number, at_s)
+        _lose(events, feed, first, transfers, number, at_s)

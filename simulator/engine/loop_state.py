@@ -25,7 +25,7 @@ from simulator.engine.events import (
     number_of,
     start_events,
 )
-from simulator.engine.loop import HandOver, start_handing
+from simulator.engine.loop import KvTransfers, start_transfers
 from simulator.engine.pool import Pool, PoolState
 from simulator.engine.queue import list_requests
 from simulator.engine.state import NEVER, Feed, Floats, Ints, Records, Requests, make_records
@@ -200,10 +200,10 @@ class LoopState:
         """Requests of the trace that have, or had, a row."""
         self.events = start_events(0)
         self.feed = _start_feed(trace, ingress_delay_s)
-        self._handing: HandOver | None = None
+        self._transfers: KvTransfers | None = None
         if len(self.pools) > 1:
             first, decode = (pool.compiled for pool in self.pools)
-            self._handing = start_handing(plan, first, decode, carries_caches)
+            self._transfers = start_transfers(plan, first, decode, carries_caches)
         self.move_window(0)
 
     @property
@@ -212,9 +212,9 @@ class LoopState:
         return self.pools[0].compiled
 
     @property
-    def handing(self) -> HandOver | None:
+    def transfers(self) -> KvTransfers | None:
         """Pool that they go to once their prompts are computed, and the links to it."""
-        return self._handing and self._handing._replace(pool=self.pools[1].compiled)
+        return self._transfers and self._transfers._replace(pool=self.pools[1].compiled)
 
     @property
     def num_rows(self) -> int:
@@ -257,8 +257,8 @@ class LoopState:
         """Balance over the living replicas of a pool, after some stopped or started."""
         pool = self.pools[place]
         pool.balance_again()
-        if place == 1 and self._handing is not None:
-            self._handing = self._handing._replace(receivers=max(1, pool.num_living_groups))
+        if place == 1 and self._transfers is not None:
+            self._transfers = self._transfers._replace(receivers=max(1, pool.num_living_groups))
 
     def number_of(self, place: int, replica: int) -> int:
         """Number of a pool's replica among those of all pools."""

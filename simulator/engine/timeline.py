@@ -565,7 +565,7 @@ class _Timeline:
                 state.events,
                 state.feed,
                 state.first,
-                state.handing,
+                state.transfers,
                 until_s,
                 log.rows,
                 log.num_taken,
