@@ -93,9 +93,11 @@ def environment() -> Environment:
     made.globals.update(TIMES=formats.TIMES)
 
     def each(values: Mapping[str, float], write: str) -> str:
-        """Numbers by name: one by itself, of more than two the ends."""
+        """Numbers by name: one by itself, of more than two the ends, of those alike the least."""
         names = sorted(values, key=values.__getitem__)
-        shown = values if len(names) < 3 else (names[0], names[-1])
+        shown = list(values) if len(names) < 3 else [names[0], names[-1]]
+        if values[names[-1]] <= 1.005 * values[names[0]]:
+            shown = names[:1]
         texts = {name: made.filters[write](values[name]) for name in shown}
         if len(set(texts.values())) == 1:
             return str(texts.popitem()[1])
