@@ -234,6 +234,7 @@ def test_the_waterfall_comes_first_and_its_bars_lead_from_nothing_to_all(runs):
         np.testing.assert_allclose(of_prompts.base, np.add(own.base, own.x))
         np.testing.assert_allclose(begins[1:], ends[:-1])
         waterfall = run.run["explanation"][name]["waterfalls"][0]
-        # Pieces that are too small to be seen are not drawn.
-        assert ends[-1] == pytest.approx(1e3 * waterfall["token_s"], rel=LEAST_SHOWN)
-        assert sum(of_prompts.x) == pytest.approx(1e3 * sum(waterfall["prompts"].values()))
+        least = 1e3 * LEAST_SHOWN * waterfall["token_s"]  # too small to be seen
+        assert ends[-1] == pytest.approx(1e3 * waterfall["token_s"], abs=least)
+        prompts = 1e3 * sum(waterfall["prompts"].values())
+        assert sum(of_prompts.x) == pytest.approx(prompts, abs=least)
