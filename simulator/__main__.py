@@ -1,9 +1,6 @@
 """``moesim`` and ``python -m simulator``: the command."""
 
-import gc
 import sys
-
-gc.set_threshold(100_000)  # by default a tenth of a short command is collecting nothing
 
 
 def main() -> None:
