@@ -73,8 +73,9 @@ def list_unseen(plan: DeploymentPlan, version: str = "") -> dict[Unseen, str]:
         return {}
     every, own = family.engine[ANY], family.engine.get(engine)
     found: dict[Unseen, str] = {}
-    if every.models and plan.spec.model not in _list_models():
-        title = placement.model.title or plan.spec.model
+    model = plan.spec.model
+    if every.models and model not in every.models and model not in _list_models():
+        title = placement.model.title or model
         found["model"] = f"no serving points of {title} were fitted"
     fit = placement.calibration.engine
     if every.kind == fit.kind == "assumed" or (
