@@ -172,8 +172,8 @@ class Models(Figure[Answer]):
 
     def find(self, answer: Answer) -> Finding | None:
         costs = {
-            html.unescape(label_of(row)): row.cost_per_hour
-            for row in answer.best_of_each_model.values()
+            name: row.cost_per_hour
+            for name, row in answer.best_of_each_model.items()
             if row.cost_per_hour
         }
         return Finding("figure.cost", values=costs, currency=answer.currency) if costs else None
