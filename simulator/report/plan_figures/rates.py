@@ -6,6 +6,7 @@ import math
 
 import plotly.graph_objects as go
 
+from simulator.base.findings import Finding
 from simulator.base.formats import amount, number, percent, times
 from simulator.report import style
 from simulator.report.gallery import Figure
@@ -67,6 +68,11 @@ class Rates(Figure[Answer]):
         if planned:
             drawn.add_vline(x=planned, line=DOTTED)
         return drawn
+
+    def find(self, answer: Answer) -> Finding | None:
+        points = () if answer.moe_vs_dense is None else answer.moe_vs_dense.rates
+        ratios = [row.cost_ratio for row in points if row.cost_ratio]
+        return Finding("figure.ratio", low=min(ratios), high=max(ratios)) if ratios else None
 
 
 def _said(row: RatePoint, answer: Answer) -> str:
@@ -130,6 +136,10 @@ class Losses(Figure[Answer]):
         if key == "worst_ratio":
             drawn.add_vline(x=1, line=DOTTED)
         return drawn
+
+    def find(self, answer: Answer) -> Finding | None:
+        met, tried = sum(row.met for row in answer.losses), len(answer.losses)
+        return Finding("figure.losses", met=met, tried=tried) if tried else None
 
 
 _AXES = {

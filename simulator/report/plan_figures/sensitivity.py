@@ -6,6 +6,7 @@ import math
 
 import plotly.graph_objects as go
 
+from simulator.base.findings import Finding
 from simulator.base.formats import log_ticks, times
 from simulator.report import style
 from simulator.report.gallery import Figure
@@ -134,3 +135,9 @@ class RuledOut(Figure[Answer]):
             **span,
             **log_ticks(_LEAST, max(high, 300.0)),
         )
+
+    def find(self, answer: Answer) -> Finding | None:
+        found = max(answer.ruled_out, key=lambda row: row.count, default=None)
+        if found is None:
+            return None
+        return Finding("figure.ruled_out", count=found.count, reason=found.reason)
