@@ -116,6 +116,32 @@ def test_a_seed_says_everything(tiny, fidelity):
     assert not first.steps.equals(other.steps)
 
 
+def faster(plan, tiny, what):
+    cluster, accelerator = plan.placement.cluster, plan.placement.accelerator
+    if what == "links":
+        wire = cluster.scale_up.model_copy(update={"bytes_per_s": cluster.scale_up.bytes_per_s * 2})
+        return tiny.on(plan, cluster=cluster.model_copy(update={"scale_up": wire}))
+    keys = ["memory_bytes_per_s"] if what == "memory" else ["bf16_flops_per_s", "fp8_flops_per_s"]
+    return tiny.on(
+        plan,
+        accelerator=accelerator.model_copy(
+            update={key: getattr(accelerator, key) * 2 for key in keys}
+        ),
+    )
+
+
+@pytest.mark.parametrize("split", [{"attention_dp": 2, "ep": 2}, {"tp": 4}])
+def test_better_hardware_is_never_slower(tiny, split):
+    trace = dataclasses.replace(tiny.trace(), arrival_s=np.zeros(40))
+    plan = tiny.plan("moe", **split)
+    before = run_plan(plan, trace)
+    for what in ("links", "memory", "FLOPs"):
+        after = run_plan(faster(plan, tiny, what), trace)
+        assert len(before.steps) == len(after.steps)
+        assert (after.steps["duration_s"] <= before.steps["duration_s"] * (1 + 1e-9)).all(), what
+        assert after.requests["finish_s"].max() < before.requests["finish_s"].max(), what
+
+
 def test_fewer_requests_a_second_never_wait_much_longer(tiny):
     trace, plan = tiny.trace(rate_per_s=4000), tiny.plan("moe", tp=2, ep=2)
     waits = []

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from simulator import load_scenario, run
 from simulator.base.errors import UserError
 from simulator.config.workload import SLO
 from simulator.deployment.facts import facts_of
@@ -208,3 +209,31 @@ def test_copies_of_experts_are_of_the_decode_pool_only_where_prompts_split_exper
         copying.prefill.serving.capacity.weights_bytes
         == plain.prefill.serving.capacity.weights_bytes
     )
+
+
+def test_a_retracted_request_whose_last_token_is_on_the_way_is_served():
+    """SGLang drops the token and computes it again. One of 500 requests was in no queue
+    any more.
+    """
+    lengths = {
+        "kind": "lognormal",
+        "input": {"p50": 300.0, "sigma": 0.8, "max": 4000},
+        "output": {"p50": 900.0, "sigma": 0.8, "max": 4000},
+    }
+    requests = {
+        "num_requests": 500,
+        "arrivals": {"kind": "poisson", "rate_per_s": 300.0},
+        "lengths": lengths,
+    }
+    deployment = {
+        "name": "sglang",
+        "model": "llama-3.1-8b",
+        "cluster": "h100-sxm-2",
+        "engine": "sglang",
+        "memory_fraction": 0.22,
+        "prefill": {"replicas": 1},
+    }
+    table = {"seed": 5, "workload": {"requests": requests}, "deployments": [deployment]}
+    (row,) = run(load_scenario(table)).summary.itertuples()
+    assert (row.num_requests, row.num_lost) == (500, 0)
+    assert row.num_preemptions > 50
